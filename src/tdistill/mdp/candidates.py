@@ -1,0 +1,102 @@
+"""Teacher logits → the top-p candidate set A_p(s), the reduced action space.
+
+A_p(s) is the fewest tokens, by descending π*, whose mass reaches p: a token is kept while the mass *before* it is < p,
+so at least one token always is. Log-probs stay those of the full vocabulary: renormalising here would bias every KL.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from tdistill.errors import ConfigError
+
+# The nucleus is looked for among this many tokens first, then among ×8 of them, and only then by a full sort:
+# sorting [tokens, 49152] costs ten times a topk, and most nuclei are narrow.
+FIRST_TOPK = 128
+TOPK_GROWTH = 8
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """A_p of N states, padded to the widest. Slots with ``legal`` False hold id 0 and log-prob −inf."""
+
+    ids: Int[Tensor, "N K"]
+    logp: Float[Tensor, "N K"]  # true log-probs, over the whole vocabulary, descending
+    legal: Bool[Tensor, "N K"]
+    kept_mass: Float[Tensor, " N"]  # Σ exp(logp) over legal slots
+
+    @property
+    def counts(self) -> Int[Tensor, " N"]:
+        """|A_p| per state."""
+        return self.legal.sum(-1)
+
+
+def check_top_p(p: float, name: str = "teacher_top_p") -> None:
+    """Raise ``ConfigError`` unless 0 < p ≤ 1."""
+    if not 0.0 < p <= 1.0:
+        raise ConfigError(f"{name}={p} is outside (0, 1]: it is the share of the teacher's probability to keep.")
+
+
+def nucleus_mask(sorted_logp: Float[Tensor, "*N K"], p: float) -> Bool[Tensor, "*N K"]:
+    """Keep while the mass before a token is < p. ``sorted_logp`` descends along K. p = 1 keeps every token.
+
+    The running mass is summed in float64: in float32 its rounding error over 50k tokens reaches the tail masses asked for.
+    """
+    if p >= 1.0:
+        return sorted_logp > -torch.inf
+    mass = sorted_logp.double().exp()
+    before = mass.cumsum(-1) - mass
+    keep = before < p
+    keep[..., 0] = True
+    return keep & (sorted_logp > -torch.inf)
+
+
+def top_p_candidates(
+    logp: Float[Tensor, "N V"], p: float, max_candidates: int | None = None
+) -> Candidates:
+    """A_p of each row of log-probs.
+
+    Args:
+        logp: [N, V] normalised log-probs (a temperature-1 ``log_softmax`` of the teacher's logits, float32 or wider).
+        p: mass to reach, in (0, 1].
+        max_candidates: optional cap; it may leave ``kept_mass`` below p, and the smallest kept mass then stands for p in κ.
+
+    Raises:
+        ConfigError: p outside (0, 1] or a cap below 1.
+    """
+    check_top_p(p)
+    if max_candidates is not None and max_candidates < 1:
+        raise ConfigError(f"max_candidates={max_candidates} must be at least 1, or absent for no cap.")
+    vocab = logp.shape[-1]
+    limit = vocab if max_candidates is None else min(max_candidates, vocab)
+    values, ids, keep = _narrow_nucleus(logp, p, limit)
+    width = int(keep.sum(-1).max().item()) if len(logp) else 1
+    values, ids, keep = values[:, :width], ids[:, :width], keep[:, :width]
+    values = values.masked_fill(~keep, -torch.inf)
+    return Candidates(
+        ids=ids.masked_fill(~keep, 0), logp=values, legal=keep, kept_mass=values.double().exp().sum(-1).to(logp.dtype)
+    )
+
+
+def _narrow_nucleus(logp: Tensor, p: float, limit: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Sorted values, ids and keep-mask of each row, wide enough for the widest nucleus (or the limit)."""
+    width = limit if p >= 1.0 else min(FIRST_TOPK, limit)
+    values, ids = logp.topk(width, dim=-1)
+    keep = nucleus_mask(values, p)
+    while width < limit:
+        # A row is settled once some token of it was refused: its nucleus ends inside the window.
+        open_rows = keep.all(-1).nonzero().squeeze(-1)
+        if len(open_rows) == 0:
+            break
+        width = min(width * TOPK_GROWTH, limit)
+        wide_values, wide_ids = logp[open_rows].topk(width, dim=-1)
+        values = _widen(values, width, -torch.inf).index_copy(0, open_rows, wide_values)
+        ids = _widen(ids, width, 0).index_copy(0, open_rows, wide_ids)
+        keep = nucleus_mask(values, p)
+    return values, ids, keep
+
+
+def _widen(x: Tensor, width: int, fill: float) -> Tensor:
+    return torch.nn.functional.pad(x, (0, width - x.shape[-1]), value=fill)

@@ -1,0 +1,58 @@
+"""What an objective is: a pure function of ``Steps``, the fields it needs, and the checks on its arguments."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Annotated, Any
+
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor
+
+from tdistill.mdp.steps import Steps
+
+Gamma = Annotated[float, Field(ge=0.0, le=1.0)]
+Positive = Annotated[float, Field(gt=0.0)]
+NonNegative = Annotated[float, Field(ge=0.0)]
+
+# What an objective may ask of the student head beyond the logits at the candidates.
+NEEDS = frozenset({"log_z", "max", "taken", "value", "target", "behaviour", "expert", "dense"})
+
+
+@dataclass(frozen=True)
+class ObjectiveOutput:
+    """Loss and metrics per step. The trainer reduces both; NaN in a metric means: not defined at this step."""
+
+    loss_t: Float[Tensor, "B T"]
+    metrics: dict[str, Float[Tensor, "B T"]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Objective:
+    """One entry of ``OBJECTIVES``.
+
+    ``fn(steps, *, …)`` is the loss; its keyword-only arguments are its configuration.
+    ``needs(**bound)`` names the fields of ``Steps`` it reads beyond the first eight (a subset of ``NEEDS``).
+    ``check(**bound)`` raises ``ConfigError`` for combinations that no annotation can forbid.
+    """
+
+    fn: Callable[..., ObjectiveOutput]
+    needs: Callable[..., frozenset[str]]
+    check: Callable[..., None] = lambda **_: None
+
+
+@dataclass(frozen=True)
+class BoundObjective:
+    """An objective with its arguments checked and filled in: what the trainer takes."""
+
+    name: str
+    arguments: dict[str, Any]
+    needs: frozenset[str]
+    call: Callable[[Steps], ObjectiveOutput]
+
+    def __call__(self, steps: Steps) -> ObjectiveOutput:
+        """Loss and metrics per step of a batch."""
+        return self.call(steps)
+
+    def describe(self) -> str:
+        """One line for tables and logs: the name and the arguments that were given."""
+        return self.name + ("(" + ", ".join(f"{k}={v}" for k, v in self.arguments.items()) + ")" if self.arguments else "")

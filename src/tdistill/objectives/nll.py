@@ -1,0 +1,16 @@
+"""Negative log-likelihood of the token taken: SFT on human text, sequence-level distillation on teacher text."""
+
+from tdistill.mdp.steps import Steps
+from tdistill.objectives.contract import Objective, ObjectiveOutput
+
+
+def nll(steps: Steps) -> ObjectiveOutput:
+    """loss_t = −log π(a_t|s_t) = log Z(s_t) − ℓ(s_t, a_t), over the whole vocabulary.
+
+    Also counts tokens outside A_p, so that it is plain cross-entropy. On teacher text: SeqKD (Kim & Rush 2016, eq. 5-8).
+    """
+    assert steps.log_z_t is not None and steps.taken_logit_t is not None
+    return ObjectiveOutput(steps.log_z_t - steps.taken_logit_t)
+
+
+OBJECTIVE = Objective(fn=nll, needs=lambda: frozenset({"log_z", "taken"}))

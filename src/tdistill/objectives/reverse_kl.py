@@ -1,0 +1,20 @@
+"""Reverse KL to the teacher: mode-seeking distillation on fixed data (the offline baseline of MiniLLM)."""
+
+from tdistill.mdp.steps import Steps
+from tdistill.objectives.contract import Objective, ObjectiveOutput, Positive
+from tdistill.objectives.support import Support, check_temperature, distributions, kl, support_needs
+
+
+def reverse_kl(steps: Steps, *, support: Support = "tail", loss_temperature: Positive = 1.0) -> ObjectiveOutput:
+    """loss_t = KL(q‖p) = Σ_a q(a)·(log q(a) − log p(a)), p the teacher, q the student (Gu et al. 2024, offline).
+
+    Args:
+        support: as for ``forward_kl``. ``proj`` never sees the student's mass outside A_p and lets it leak there: pair it
+            with an anchor.
+        loss_temperature: divides both logits; ``tail`` allows only 1.
+    """
+    p, q, legal = distributions(steps, support, loss_temperature)
+    return ObjectiveOutput(kl(q, p, legal))
+
+
+OBJECTIVE = Objective(fn=reverse_kl, needs=support_needs, check=check_temperature)

@@ -1,0 +1,71 @@
+"""Distributions on A_p as the divergences see them: with a tail bucket, projected, or dense."""
+
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from tdistill.errors import ConfigError
+from tdistill.mdp.bellman import masked, project, soft_value
+from tdistill.mdp.steps import Steps
+
+Support = Literal["tail", "proj", "dense"]
+
+
+def support_needs(*, support: Support, **_: object) -> frozenset[str]:
+    """What each support asks of the head: the tail bucket the partition, ``dense`` every logit and the teacher online."""
+    return frozenset({"tail": {"log_z"}, "proj": set(), "dense": {"dense"}}[support])
+
+
+def check_temperature(*, support: Support, loss_temperature: float, **_: object) -> None:
+    """A temperature needs every logit that it rescales: the mass of a tail bucket at T ≠ 1 is not known from A_p.
+
+    Raises:
+        ConfigError: ``loss_temperature`` ≠ 1 with ``support="tail"``.
+    """
+    if support == "tail" and loss_temperature != 1.0:
+        raise ConfigError(
+            f"loss_temperature={loss_temperature} can't be used with support='tail': the tail's mass at another temperature is "
+            "not known from the candidates. Use support='proj', or support='dense' with the teacher online."
+        )
+
+
+def distributions(
+    steps: Steps, support: Support, loss_temperature: float
+) -> tuple[Float[Tensor, "B T J"], Float[Tensor, "B T J"], Bool[Tensor, "B T J"]]:
+    """Log-probs of teacher and student on the chosen support, and which slots count.
+
+    ``tail``: the candidates and one bucket with the rest of each (J = K + 1); exact, and without bucket, when K = V.
+    ``proj``: both projected onto A_p (J = K).  ``dense``: the whole vocabulary (J = V).
+    """
+    if support == "dense":
+        assert steps.dense is not None
+        steps = steps.dense
+    if support != "tail" or steps.legal_t.shape[-1] == steps.vocab_size:
+        teacher = project(steps.teacher_logp_t / loss_temperature, steps.legal_t)
+        return teacher, project(steps.q_t / loss_temperature, steps.legal_t), steps.legal_t
+    assert steps.log_z_t is not None
+    teacher = with_tail(steps.teacher_logp_t, steps.legal_t)
+    student = with_tail(steps.q_t - steps.log_z_t.unsqueeze(-1), steps.legal_t)
+    bucket = steps.legal_t.any(-1, keepdim=True)
+    return teacher, student, torch.cat([steps.legal_t, bucket], -1)
+
+
+def with_tail(logp: Float[Tensor, "B T K"], legal: Bool[Tensor, "B T K"]) -> Float[Tensor, "B T J"]:
+    """Append log(1 − Σ_{A_p} exp logp) as one more slot."""
+    return torch.cat([masked(logp, legal), log_tail(soft_value(logp, legal)).unsqueeze(-1)], -1)
+
+
+def log_tail(log_m: Float[Tensor, "*B"]) -> Float[Tensor, "*B"]:
+    """log(1 − m) from log m, floored at the mass that the dtype can still tell from 0."""
+    return (-torch.expm1(log_m)).clamp(min=torch.finfo(log_m.dtype).eps).log()
+
+
+def kl(
+    p: Float[Tensor, "*B J"], q: Float[Tensor, "*B J"], legal: Bool[Tensor, "*B J"]
+) -> Float[Tensor, "*B"]:
+    """KL(p‖q) = Σ p·(log p − log q) over legal slots, from log-probs; a slot that p gives 0 contributes 0."""
+    counts = legal & (p > -torch.inf)
+    gap = torch.where(counts, p, 0.0) - torch.where(counts, q, 0.0)
+    return torch.where(counts, torch.where(counts, p, 0.0).exp() * gap, 0.0).sum(-1)

@@ -1,0 +1,1 @@
+"""Report: tables, plots and one self-contained page about a run."""

@@ -1,0 +1,107 @@
+"""``ReportData``: everything a report shows, as plain values, so that rendering knows nothing of directories or models."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over ``n`` samples with its standard error (NaN where it has none)."""
+
+    mean: float
+    stderr: float
+    n: int
+
+
+@dataclass(frozen=True)
+class System:
+    """One evaluated model: the teacher, the pruned start, an SFT student, a distilled student."""
+
+    name: str  # e.g. "teacher", "pruned", "sft", "sft_continued", "distilled"
+    description: str  # one line: the objective, steps and learning rate, or what it is
+    parameters: int
+    num_hidden_layers: int
+    metrics: dict[str, Estimate]  # keys of METRICS, in any subset
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Paired difference a − b of one metric over the same prompts."""
+
+    a: str
+    b: str
+    metric: str
+    difference: Estimate
+
+
+@dataclass(frozen=True)
+class Curve:
+    """What the trainer logged for one run: a list of records, each with ``step`` and some of the metrics."""
+
+    name: str
+    records: list[dict[str, float]]
+
+
+@dataclass(frozen=True)
+class Sparsity:
+    """How concentrated the teacher is, measured on ``n_tokens`` states of held-out teacher text over the whole vocabulary."""
+
+    n_tokens: int
+    vocab_size: int
+    top_k_mass: dict[int, float]  # k → mean mass of the k most probable tokens
+    sizes: dict[float, list[int]]  # p → |A_p| of every state
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of the run: what it took and what it left."""
+
+    name: str
+    seconds: float
+    size_bytes: int
+    peak_memory_bytes: int
+    notes: str = ""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One held-out prompt and what each system answered."""
+
+    prompt: str
+    answers: dict[str, str]
+
+
+@dataclass(frozen=True)
+class ReportData:
+    """The whole report."""
+
+    title: str
+    facts: dict[str, str]  # label → value: teacher, student, p, seed, versions, git commit, machine …
+    protocol: str  # how the numbers in the table were obtained, one paragraph
+    systems: list[System]
+    comparisons: list[Comparison]
+    curves: list[Curve]
+    sparsity: Sparsity | None
+    stages: list[Stage]
+    samples: list[Sample]
+    recipe_yaml: str
+    notes: list[str] = field(default_factory=list)  # limits and warnings to show under the table
+
+
+# metric → (title, unit or hint, which direction is better: "lower", "higher" or "" for neither)
+METRICS: dict[str, tuple[str, str, str]] = {
+    "rouge_l": ("ROUGE-L", "against the reference answer, ×100", "higher"),
+    "teacher_nll": ("teacher NLL", "nats per token of the generated text under the teacher", "lower"),
+    "forward_kl": ("forward KL", "KL(teacher‖student), nats per token of held-out teacher text", "lower"),
+    "reverse_kl": ("reverse KL", "KL(student‖teacher), nats per token of held-out teacher text", "lower"),
+    "student_mass": ("mass on A_p", "student's probability on the teacher's candidates", "higher"),
+    "distinct_2": ("distinct-2", "distinct bigrams ÷ bigrams of an answer", ""),
+    "mean_length": ("length", "tokens per answer", ""),
+}
+
+
+def plain(data: ReportData) -> dict[str, Any]:
+    """``ReportData`` as nested dicts and lists, for JSON."""
+    from dataclasses import asdict
+
+    return asdict(data)
