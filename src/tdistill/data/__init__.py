@@ -1,0 +1,1 @@
+"""Cache → examples → batches."""

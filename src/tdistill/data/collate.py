@@ -1,0 +1,58 @@
+"""Examples → one padded batch of tensors."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tdistill.padding import pad_pairs
+
+IGNORED_LABEL = -100
+
+
+class DistillCollator:
+    """Pad examples of a ``RolloutDataset`` along time and candidates.
+
+    Tensors of a batch, B responses, T steps, K candidates (B rows, L = P + T − 1 input columns; see ``padding``):
+    ``input_ids``, ``attention_mask`` [B, L] · ``taken_ids`` [B, T] · ``labels`` [B, T] the token where the step counts, else
+    −100: already shifted, so that the Trainer's own count of labels is the global count of valid steps · ``candidate_ids``,
+    ``teacher_logp``, ``legal`` [B, T, K] (absent when the teacher is online) · ``terminal``, ``teacher_taken_logp``,
+    ``behaviour_logp`` (NaN where nobody sampled) [B, T] · ``expert`` [B] ·
+    ``row`` [B] the examples' indices, to name a batch in errors.
+    """
+
+    def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Tensor]:
+        """Collate."""
+        responses = [e["response_ids"] for e in examples]
+        input_ids, attention, taken, mask = pad_pairs([e["input_ids"] for e in examples], responses)
+        steps = taken.shape[1]
+        terminal = torch.zeros_like(mask)
+        for i, example in enumerate(examples):
+            terminal[i, len(responses[i]) - 1] = bool(example["finished"])
+        batch = {
+            "input_ids": input_ids,
+            "attention_mask": attention,
+            "taken_ids": taken,
+            "labels": taken.masked_fill(~mask, IGNORED_LABEL),
+            "terminal": terminal,
+            "teacher_taken_logp": _pad([e["teacher_taken_logp"] for e in examples], (steps,), 0.0),
+            "behaviour_logp": _pad([e["behaviour_logp"] for e in examples], (steps,), np.nan),
+            "expert": torch.tensor([e["expert"] for e in examples]),
+            "row": torch.tensor([e["row"] for e in examples]),
+        }
+        if "candidate_ids" in examples[0]:
+            shape = (steps, max(e["legal"].shape[1] for e in examples))
+            batch["candidate_ids"] = _pad([e["candidate_ids"] for e in examples], shape, 0)
+            batch["teacher_logp"] = _pad([e["candidate_logp"] for e in examples], shape, -np.inf)
+            batch["legal"] = _pad([e["legal"] for e in examples], shape, False)
+        return batch
+
+
+def _pad(arrays: list[np.ndarray | None], shape: tuple[int, ...], fill: Any) -> Tensor:
+    dtype = next((a.dtype for a in arrays if a is not None), np.dtype(np.float32))
+    out = np.full((len(arrays), *shape), fill, dtype)
+    for i, array in enumerate(arrays):
+        if array is not None:
+            out[(i, *(slice(0, n) for n in array.shape))] = array
+    return torch.from_numpy(out)

@@ -1,0 +1,86 @@
+"""A roll-out cache as examples, cut at read time to any p up to its own."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from tdistill.errors import CacheError
+from tdistill.mdp.candidates import check_top_p, nucleus_mask
+from tdistill.rollout.cache import open_cache
+
+EXPERT_ORIGINS = frozenset({"teacher", "human"})
+
+
+class RolloutDataset(Dataset):
+    """One response an example, found by index; what a batch looks like is the collator's business.
+
+    Args:
+        directory: a complete cache.
+        teacher_top_p: p of the action space; by default the cache's own. 1.0: no candidates (the teacher must be online).
+        origins: keep responses of these origins only.
+        expect: settings the cache must have, such as the teacher's fingerprint.
+
+    Raises:
+        CacheError: no complete cache, a damaged or foreign one, a p above the cache's, no response of these origins.
+    """
+
+    def __init__(
+        self,
+        directory: str | Path,
+        teacher_top_p: float | None = None,
+        origins: tuple[str, ...] = ("teacher",),
+        expect: dict[str, Any] | None = None,
+    ):
+        self.manifest, table = open_cache(Path(directory), expect)
+        self.teacher_top_p = self.manifest.teacher_top_p if teacher_top_p is None else teacher_top_p
+        check_top_p(self.teacher_top_p)
+        if self.manifest.teacher_top_p < self.teacher_top_p < 1.0:
+            raise CacheError(
+                f"teacher_top_p={self.teacher_top_p} is above the {self.manifest.teacher_top_p} that {directory} was made with: "
+                "roll out again with the larger p, or use 1.0 with the teacher online."
+            )
+        keep = [i for i, origin in enumerate(table["origin"].to_pylist()) if origin in origins]
+        if not keep:
+            raise CacheError(f"{directory} has no response of origin {' or '.join(origins)}.")
+        self._table = table.take(keep).combine_chunks()
+
+    def __len__(self) -> int:
+        return len(self._table)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        row = {name: self._table[name][index] for name in self._table.column_names}
+        example = {
+            "row": index,
+            "prompt_id": row["prompt_id"].as_py(),
+            "input_ids": _array(row["prompt_ids"], np.int64),
+            "response_ids": _array(row["response_ids"], np.int64),
+            "finished": row["finished"].as_py(),
+            "expert": row["origin"].as_py() in EXPERT_ORIGINS,
+            "teacher_taken_logp": _array(row["token_logp"], np.float32),
+            "behaviour_logp": _array(row["behaviour_logp"], np.float32),
+        }
+        if self.teacher_top_p < 1.0:
+            counts = _array(row["candidate_count"], np.int64)
+            ids, logp = _array(row["candidate_ids"], np.int64), _array(row["candidate_logp"], np.float32)
+            example["candidate_ids"], example["candidate_logp"], example["legal"] = self._cut(counts, ids, logp)
+        return example
+
+    def _cut(self, counts: np.ndarray, ids: np.ndarray, logp: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Ragged candidates as [T, K] arrays, cut to this data set's p."""
+        legal = np.arange(counts.max()) < counts[:, None]
+        padded_ids, padded_logp = np.zeros(legal.shape, np.int64), np.full(legal.shape, -np.inf, np.float32)
+        padded_ids[legal], padded_logp[legal] = ids, logp
+        if self.teacher_top_p < self.manifest.teacher_top_p:
+            legal &= nucleus_mask(torch.from_numpy(padded_logp), self.teacher_top_p).numpy()
+            width = int(legal.sum(-1).max())
+            padded_ids, padded_logp, legal = padded_ids[:, :width], padded_logp[:, :width], legal[:, :width]
+            padded_ids[~legal], padded_logp[~legal] = 0, -np.inf
+        return padded_ids, padded_logp, legal
+
+
+def _array(scalar: Any, dtype: Any) -> np.ndarray | None:
+    values = scalar.values
+    return None if values is None else values.to_numpy(zero_copy_only=False).astype(dtype)

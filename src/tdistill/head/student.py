@@ -1,0 +1,137 @@
+"""The student: one ``nn.Module`` around a causal LM and an optional value head, so that DDP, FSDP and PEFT wrap all of it."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from tdistill.errors import ModelError
+from tdistill.padding import positions
+
+VALUE_HEAD_FILE = "value_head.safetensors"
+
+
+class StudentModel(nn.Module):
+    """A causal LM read as a soft Q-function at the teacher's candidates.
+
+    ``forward`` returns the student's fields of ``Steps``. Prompts are left-padded and responses right-padded (see
+    ``padding``), so that step t of every row sits in the same column and ``logits_to_keep`` gives the [B, T, V] block:
+    every architecture's own head, with its scaling and soft caps, is used as it is.
+    """
+
+    def __init__(self, lm: PreTrainedModel, value_head: bool = False):
+        super().__init__()
+        self.lm = lm
+        self.value_head = nn.Linear(lm.config.get_text_config().hidden_size, 1) if value_head else None
+        if self.value_head is not None:
+            nn.init.zeros_(self.value_head.weight)  # v ≡ 0 is the value of a soft-optimal policy: start there
+            nn.init.zeros_(self.value_head.bias)
+
+    @property
+    def config(self) -> Any:
+        """The language model's configuration."""
+        return self.lm.config
+
+    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict[str, Any] | None = None) -> None:
+        """As the language model's: the Trainer calls it."""
+        self.lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs)
+
+    def forward(
+        self,
+        input_ids: Int[Tensor, "B L"],
+        attention_mask: Int[Tensor, "B L"],
+        taken_ids: Int[Tensor, "B T"],
+        candidate_ids: Int[Tensor, "B T K"] | None = None,
+        legal: Bool[Tensor, "B T K"] | None = None,
+        needs: frozenset[str] = frozenset(),
+        vocab_size: int | None = None,
+        diagnostics: bool = False,
+    ) -> dict[str, Tensor]:
+        """Logits at the candidates, and what ``needs`` asks for beside them. float32 whatever the model computes in.
+
+        Args:
+            input_ids: [B, L] the prompt and all response tokens but the last; the last T columns score the T steps.
+            attention_mask: [B, L] 1 at real tokens.
+            taken_ids: [B, T] token ids of the response, 0 past its end.
+            candidate_ids: [B, T, K] token ids of A_p(s_t), 0 where not legal; None: every token is one, K = V.
+            legal: [B, T, K] real candidates; only the diagnostics read it.
+            needs: of ``objectives.contract.NEEDS``.
+            vocab_size: rows of the head that are real tokens; padding rows beyond it are sliced off.
+            diagnostics: add ``student_mass`` and ``entropy`` [B, T], without gradient.
+        """
+        logits, hidden = self._logits(input_ids, attention_mask, taken_ids.shape[1], "value" in needs)
+        logits = logits[..., :vocab_size].float()
+        out = {"q_t": logits if candidate_ids is None else logits.gather(-1, candidate_ids)}
+        if "log_z" in needs:
+            out["log_z_t"] = logits.logsumexp(-1)
+        if "max" in needs:
+            out["max_t"] = logits.amax(-1)
+        if "taken" in needs:
+            out["taken_logit_t"] = logits.gather(-1, taken_ids.unsqueeze(-1)).squeeze(-1)
+        if hidden is not None:
+            if self.value_head is None:
+                raise ModelError("The objective needs a value head: build the student with StudentModel(lm, value_head=True).")
+            out["value_t"] = self.value_head(hidden.float()).squeeze(-1)
+        if "dense" in needs:
+            out["logits_t"] = logits
+        if diagnostics:
+            out |= full_vocabulary_metrics(logits.detach(), out["q_t"].detach(), legal)
+        return out
+
+    def _logits(self, input_ids: Tensor, attention_mask: Tensor, steps: int, with_hidden: bool) -> tuple[Tensor, Tensor | None]:
+        result = self.lm(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=positions(attention_mask),
+            logits_to_keep=steps,
+            output_hidden_states=with_hidden,
+            use_cache=False,
+        )
+        return result.logits[:, -steps:], result.hidden_states[-1][:, -steps:] if with_hidden else None
+
+    def save_pretrained(self, directory: str | Path, state_dict: dict[str, Tensor] | None = None) -> None:
+        """An ordinary safetensors model that ``AutoModelForCausalLM`` loads, and the value head beside it.
+
+        ``state_dict`` is this module's own, gathered from shards, where the caller has it.
+        """
+        own = None if state_dict is None else {k.removeprefix("lm."): v for k, v in state_dict.items() if k.startswith("lm.")}
+        self.lm.save_pretrained(directory, state_dict=own, safe_serialization=True)
+        if self.value_head is not None:
+            weights = self.value_head.state_dict()
+            if state_dict is not None:
+                weights = {k: state_dict[f"value_head.{k}"] for k in weights}
+            save_file({k: v.contiguous() for k, v in weights.items()}, Path(directory) / VALUE_HEAD_FILE)
+
+    def load_weights(self, directory: str | Path) -> None:
+        """Read back what ``save_pretrained`` wrote, in place.
+
+        Raises:
+            ModelError: the files are missing, or are those of another architecture.
+        """
+        shards = sorted(Path(directory).glob("model*.safetensors"))
+        state = {k: v for shard in shards for k, v in load_file(shard).items()}
+        own = self.lm.state_dict()
+        tied = {own[k].data_ptr() for k in state.keys() & own.keys()}
+        missing = [k for k in own.keys() - state.keys() if own[k].data_ptr() not in tied]
+        wrong = [k for k in state if k not in own or own[k].shape != state[k].shape]
+        if not shards or missing or wrong:
+            raise ModelError(f"{directory} does not hold this student's weights: {(missing + wrong or ['no *.safetensors'])[0]}.")
+        self.lm.load_state_dict(state, strict=False)
+        if self.value_head is not None:
+            self.value_head.load_state_dict(load_file(Path(directory) / VALUE_HEAD_FILE))
+
+
+@torch.no_grad()
+def full_vocabulary_metrics(
+    logits: Float[Tensor, "B T V"], q_t: Float[Tensor, "B T K"], legal: Bool[Tensor, "B T K"] | None
+) -> dict[str, Tensor]:
+    """The student's mass on A_p, and its entropy in nats, per step."""
+    log_z = logits.logsumexp(-1, keepdim=True)
+    logp = logits - log_z
+    in_support = (q_t - log_z).exp()
+    mass = (in_support if legal is None else torch.where(legal, in_support, 0.0)).sum(-1)
+    return {"student_mass": mass, "entropy": -(logp.exp() * logp).sum(-1)}

@@ -1,0 +1,108 @@
+"""Writes a report: ``report.md`` with its figures beside it, and the self-contained ``report.html``."""
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from tdistill.report.data import METRICS, ReportData, Sample
+from tdistill.report.page import html_page
+from tdistill.report.plots import all_plots
+from tdistill.report.svg import Plot, plot_file
+from tdistill.report.tables import (
+    comparison_table,
+    metrics_of,
+    quality_table,
+    sparsity_table,
+    stages_table,
+    to_markdown,
+)
+from tdistill.report.text import escape_html, escape_markdown, visible
+
+FIGURES = ("quality", "curves", "sparsity", "time")
+
+
+def write_report(data: ReportData, out_dir: Path) -> tuple[Path, Path]:
+    """Write ``report.md``, ``figures/*.svg`` and ``report.html`` into ``out_dir``; return the paths of the two reports.
+
+    Each file is replaced in one step, so that a reader never sees half of one. The same data gives the same bytes. A figure
+    of an earlier report that this one has no data for is removed.
+    """
+    plots = all_plots(data)
+    out_dir.mkdir(parents=True, exist_ok=True)
+    for key in FIGURES:
+        path = out_dir / "figures" / f"{key}.svg"
+        if key in plots:
+            path.parent.mkdir(exist_ok=True)
+            _write(path, plot_file(plots[key]))
+        else:
+            path.unlink(missing_ok=True)
+    markdown, page = out_dir / "report.md", out_dir / "report.html"
+    _write(markdown, markdown_page(data, plots))
+    _write(page, html_page(data, plots))
+    return markdown, page
+
+
+def markdown_page(data: ReportData, plots: Mapping[str, Plot]) -> str:
+    """The report as Markdown that refers to ``figures/*.svg``; sections that have nothing to show are left out."""
+
+    def figure(key: str) -> list[str]:
+        return [f"![{escape_markdown(plots[key].caption)}](figures/{key}.svg)"] if key in plots else []
+
+    has_sizes = data.sparsity is not None and any(data.sparsity.sizes.values())
+    sparsity = [to_markdown(sparsity_table(data.sparsity))] if data.sparsity is not None and has_sizes else []
+    comparisons = comparison_table(data.comparisons)
+    sections: list[tuple[str, list[str]]] = [
+        ("Quality", _quality(data) + figure("quality") if data.systems else []),
+        ("Comparisons", [comparisons.caption, to_markdown(comparisons)] if data.comparisons else []),
+        ("Training", figure("curves")),
+        ("The teacher’s sparsity", figure("sparsity") + sparsity),
+        ("Time and size", [*figure("time"), to_markdown(stages_table(data.stages))] if data.stages else []),
+        ("Sample answers", [block for number, s in enumerate(data.samples, 1) for block in _sample(number, s)]),
+        ("Recipe", [_details("The recipe, resolved", _fenced(data.recipe_yaml, "yaml"))] if data.recipe_yaml.strip() else []),
+    ]
+    blocks = [f"# {escape_markdown(data.title)}", _bullets(data.facts)]
+    for title, body in sections:
+        blocks += [f"## {title}", *body] if body else []
+    return "\n\n".join(filter(None, blocks)) + "\n"
+
+
+def _quality(data: ReportData) -> list[str]:
+    table = quality_table(data.systems)
+    return [
+        _bullets({s.name: s.description for s in data.systems}),
+        escape_markdown(data.protocol),
+        table.caption,
+        to_markdown(table),
+        _bullets({METRICS[m][0]: METRICS[m][1] for m in metrics_of(data.systems)}),
+        "\n".join(f"- **Note:** {escape_markdown(note)}" for note in data.notes),
+    ]
+
+
+def _sample(number: int, sample: Sample) -> Sequence[str]:
+    answers = [block for name, text in sample.answers.items() for block in (f"**{escape_markdown(name)}**", _fenced(text))]
+    return [f"### Prompt {number}", _fenced(sample.prompt), *answers]
+
+
+def _bullets(items: Mapping[str, str]) -> str:
+    return "\n".join(f"- **{escape_markdown(term)}:** {escape_markdown(text)}" for term, text in items.items())
+
+
+def _fenced(text: str, language: str = "") -> str:
+    """``text`` as a code block, whose fence is longer than any run of backticks in it."""
+    longest = max(map(len, re.findall("`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}{language}\n{visible(text).rstrip()}\n{fence}"
+
+
+def _details(summary: str, body: str) -> str:
+    return f"<details>\n<summary>{escape_html(summary)}</summary>\n\n{body}\n\n</details>"
+
+
+def _write(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(text, encoding="utf-8", newline="\n")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,1 @@
+"""Prompts → responses with the teacher's candidates → cache."""

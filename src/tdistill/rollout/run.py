@@ -1,0 +1,135 @@
+"""Roll out a prompt set into a cache, shard by shard; a rerun keeps the finished ones."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+import tdistill
+from tdistill.progress import bar
+from tdistill.rollout.cache import Manifest, Response, finish_cache, shard_is_done, write_shard
+from tdistill.rollout.generate import Generated, Sampling, batch_plan, generate_batch
+from tdistill.rollout.prompts import TokenizedPrompt
+from tdistill.rollout.score import score_batch
+
+
+@dataclass(frozen=True)
+class Capture:
+    """What is recorded of every token, and in which batches."""
+
+    teacher_top_p: float
+    max_candidates: int | None
+    num_generations: int
+    batch_size: int
+    shard_batches: int  # batches in a shard: what a kill can cost
+
+
+def cache_settings(
+    sampling: Sampling, capture: Capture, fingerprints: dict[str, str], eos_ids: Sequence[int], prompts: Sequence[TokenizedPrompt]
+) -> dict[str, Any]:
+    """All that shapes a cache's content, pinned in its manifest and in every shard."""
+    return {
+        **asdict(sampling),
+        **asdict(capture),
+        **fingerprints,
+        "eos_ids": list(eos_ids),
+        "prompts": [p.prompt.prompt_id for p in prompts],
+    }
+
+
+def roll_out(
+    load_teacher: Callable[[], PreTrainedModel],
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[TokenizedPrompt],
+    directory: Path,
+    sampling: Sampling,
+    capture: Capture,
+    fingerprints: dict[str, str],
+    eos_ids: Sequence[int],
+    human: bool = False,
+    title: str = "roll-out",
+) -> Manifest:
+    """Answer every prompt ``num_generations`` times and write the cache; with ``human``, score the prompts' references instead.
+
+    Args:
+        load_teacher: called only if a shard is missing.
+        tokenizer: decodes the texts, and reads the references.
+        prompts: the prompt list; it fixes the batch plan.
+        directory: of the cache; finished shards in it are kept.
+        sampling: how responses are drawn.
+        capture: what is recorded, and the batch plan.
+        fingerprints: of ``teacher``, ``tokenizer`` and ``template``.
+        eos_ids: ids that end a response.
+        human: take the references as responses.
+        title: of the progress bar.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    plan = _human_plan(prompts, tokenizer, sampling, capture, eos_ids) if human else batch_plan(
+        prompts, capture.num_generations, capture.batch_size
+    )
+    shards = [plan[i : i + capture.shard_batches] for i in range(0, len(plan), capture.shard_batches)]
+    settings = cache_settings(sampling, capture, fingerprints, eos_ids, prompts) | {"origin": "human" if human else "teacher"}
+    missing = [i for i in range(len(shards)) if not shard_is_done(directory, i, settings)]
+    if missing:
+        model, total = load_teacher(), sum(map(len, plan))
+        done = total - sum(len(batch) for i in missing for batch in shards[i])
+        with bar(title, total, "responses", done) as progress:
+            for index in missing:
+                rows: list[Response] = []
+                for batch in shards[index]:
+                    generated = _answer(model, batch, sampling, capture, eos_ids, len(tokenizer), human)
+                    rows += [to_response(g, tokenizer, fingerprints["teacher"], "human" if human else "teacher") for g in generated]
+                    progress.advance(len(batch))
+                write_shard(directory, index, rows, settings)
+    return finish_cache(directory, settings, len(shards), {}, tdistill.__version__)
+
+
+def _answer(
+    model: PreTrainedModel, batch: Any, sampling: Sampling, capture: Capture, eos_ids: Sequence[int], vocab: int, human: bool
+) -> list[Generated]:
+    if human:
+        return score_batch(model, batch, eos_ids, vocab, capture.teacher_top_p, capture.max_candidates)
+    return generate_batch(model, batch, sampling, eos_ids, vocab, capture.teacher_top_p, capture.max_candidates)
+
+
+def _human_plan(
+    prompts: Sequence[TokenizedPrompt],
+    tokenizer: PreTrainedTokenizerBase,
+    sampling: Sampling,
+    capture: Capture,
+    eos_ids: Sequence[int],
+) -> list[list[tuple[TokenizedPrompt, list[int]]]]:
+    """(prompt, response ids) of every reference, ended by an end-of-text token unless the length limit cuts it off."""
+    end = tokenizer.eos_token_id if tokenizer.eos_token_id in eos_ids else eos_ids[0]
+    pairs = [
+        (p, [*tokenizer(text, add_special_tokens=False).input_ids, end][: sampling.max_completion_length])
+        for p in prompts
+        for text in p.prompt.references
+    ]
+    pairs.sort(key=lambda pair: (-len(pair[0].ids) - len(pair[1]), pair[0].prompt.prompt_id))
+    return [pairs[i : i + capture.batch_size] for i in range(0, len(pairs), capture.batch_size)]
+
+
+def to_response(row: Generated, tokenizer: PreTrainedTokenizerBase, policy_id: str, origin: str) -> Response:
+    """A generated or scored row in the cache's types."""
+    ends = row.tokens[:-1] if row.finished else row.tokens
+    behaviour = np.asarray(row.behaviour_logp, dtype=np.float32) if row.behaviour_logp else None
+    return Response(
+        prompt_id=row.prompt.prompt.prompt_id,
+        sample_index=row.sample_index,
+        origin=origin,
+        policy_id=policy_id if origin != "human" else "human",
+        prompt_ids=np.asarray(row.prompt.ids, dtype=np.uint32),
+        response_ids=np.asarray(row.tokens, dtype=np.uint32),
+        finished=row.finished,
+        text=tokenizer.decode(ends, skip_special_tokens=True),
+        candidate_count=np.asarray([len(c) for c in row.candidate_ids], dtype=np.int32),
+        kept_mass=np.asarray(row.kept_mass, dtype=np.float32),
+        token_logp=np.asarray(row.token_logp, dtype=np.float32),
+        behaviour_logp=behaviour,
+        candidate_ids=np.concatenate(row.candidate_ids).astype(np.uint32),
+        candidate_logp=np.concatenate(row.candidate_logp).astype(np.float16),
+    )

@@ -1,0 +1,52 @@
+"""Sampling whose noise belongs to the token, not to the batch: reproducible under any batch plan and after any resume."""
+
+import hashlib
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from tdistill.mdp.candidates import Candidates, nucleus_mask, top_p_candidates
+
+
+def token_noise(seed: int, prompt_id: str, sample_index: int, length: int) -> np.ndarray:
+    """[length] uniforms in [0, 1); the t-th depends on (seed, prompt id, sample index, t) alone (counter-based Philox)."""
+    key = hashlib.blake2b(f"{seed}|{prompt_id}|{sample_index}".encode(), digest_size=16).digest()
+    return np.random.Generator(np.random.Philox(key=int.from_bytes(key, "little"))).random(length)
+
+
+def sample_tokens(
+    logits: Float[Tensor, "N V"],
+    noise: Float[Tensor, " N"],
+    temperature: float,
+    top_p: float,
+    top_k: int,
+    nucleus: Candidates | None = None,
+) -> tuple[Int[Tensor, " N"], Float[Tensor, " N"]]:
+    """One token a row by inverse CDF, and its log-prob under the distribution sampled from.
+
+    The distribution is softmax(logits / temperature), cut to ``top_k`` (0 = no cut), then to the nucleus ``top_p``, then
+    renormalised: transformers' order. ``nucleus`` saves the work where it is that distribution's nucleus already.
+    """
+    if nucleus is not None:
+        ids, logp = nucleus.ids, nucleus.logp
+    else:
+        full = torch.log_softmax(logits / temperature, -1)
+        if top_k > 0:
+            logp, ids = full.topk(min(top_k, full.shape[-1]), -1)
+            logp = logp - logp.logsumexp(-1, keepdim=True)
+            logp = logp.masked_fill(~nucleus_mask(logp, top_p), -torch.inf)
+        elif top_p < 1.0:
+            cut = top_p_candidates(full, top_p)
+            ids, logp = cut.ids, cut.logp
+        else:
+            ids, logp = None, full  # the whole vocabulary, in id order: no sort
+    cdf = logp.double().exp().cumsum(-1)
+    target = (noise.double() * cdf[:, -1]).unsqueeze(-1)
+    # The last slot with mass bounds the index: rounding of u·total up to total must not select padding.
+    last = (logp > -torch.inf).long().cumsum(-1).argmax(-1)
+    slot = torch.minimum((cdf <= target).sum(-1), last).unsqueeze(-1)
+    token = slot if ids is None else ids.gather(-1, slot)
+    behaviour = logp.gather(-1, slot).squeeze(-1) - cdf[:, -1].log().to(logp.dtype)
+    return token.squeeze(-1), behaviour

@@ -1,0 +1,63 @@
+"""The teacher's view of text that already exists: the same candidates and log-probs that generation records."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from tdistill.mdp.candidates import Candidates, top_p_candidates
+from tdistill.padding import pad_pairs, positions
+from tdistill.rollout.generate import Generated
+from tdistill.rollout.prompts import TokenizedPrompt
+
+
+@torch.inference_mode()
+def step_logp(model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor, steps: int, vocab_size: int) -> Tensor:
+    """Log-probs [B, T, V] of a model at the last ``steps`` columns, float32, over the real tokens of its vocabulary."""
+    out = model(
+        input_ids=input_ids,
+        attention_mask=attention_mask,
+        position_ids=positions(attention_mask),
+        logits_to_keep=steps,
+        use_cache=False,
+    )
+    return torch.log_softmax(out.logits[:, -steps:, :vocab_size].float(), -1)
+
+
+@torch.inference_mode()
+def score_batch(
+    model: PreTrainedModel,
+    batch: Sequence[tuple[TokenizedPrompt, Sequence[int]]],
+    eos_ids: Sequence[int],
+    vocab_size: int,
+    candidate_top_p: float,
+    max_candidates: int | None = None,
+) -> list[Generated]:
+    """Candidates and true log-probs for given (prompt, response ids), as ``generate_batch`` would have recorded them.
+
+    A response is finished when its last token is one of ``eos_ids``. ``behaviour_logp`` stays empty: nobody sampled it here.
+    """
+    padded = pad_pairs([p.ids for p, _ in batch], [r for _, r in batch])
+    inputs, attention, taken, _ = (x.to(model.device) for x in padded)
+    logp = step_logp(model, inputs, attention, taken.shape[1], vocab_size)
+    token_logp = logp.gather(-1, taken.unsqueeze(-1)).squeeze(-1)
+    rows = []
+    for i, (prompt, response) in enumerate(batch):
+        length = len(response)
+        found: Candidates = top_p_candidates(logp[i, :length], candidate_top_p, max_candidates)
+        counts = found.counts.tolist()
+        rows.append(
+            Generated(
+                prompt=prompt,
+                sample_index=0,
+                tokens=[int(x) for x in response],
+                behaviour_logp=[],
+                token_logp=token_logp[i, :length].tolist(),
+                candidate_ids=[found.ids[t, : counts[t]].cpu().numpy() for t in range(length)],
+                candidate_logp=[found.logp[t, : counts[t]].cpu().numpy() for t in range(length)],
+                kept_mass=found.kept_mass.tolist(),
+                finished=int(response[-1]) in set(eos_ids),
+            )
+        )
+    return rows

@@ -1,0 +1,1 @@
+"""The trainer, blind to algorithms, and a run from files to files."""

@@ -1,0 +1,75 @@
+"""A batch and the student's outputs → ``Steps``."""
+
+from dataclasses import replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from tdistill.data.collate import IGNORED_LABEL
+from tdistill.mdp.steps import Steps
+from tdistill.rollout.score import step_logp
+
+# Keys of a batch that the student's forward reads.
+STUDENT_INPUTS = ("input_ids", "attention_mask", "taken_ids", "candidate_ids", "legal")
+
+
+def student_inputs(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The part of a batch that goes through the student (and through DDP's and FSDP's wrappers)."""
+    return {k: batch[k] for k in STUDENT_INPUTS if k in batch}
+
+
+def teacher_online(teacher: PreTrainedModel, batch: dict[str, Tensor], vocab_size: int) -> Float[Tensor, "B T V"]:
+    """The teacher's log-probs over the vocabulary at every step, without autograd."""
+    steps = batch["taken_ids"].shape[1]
+    # clone: tensors made in inference mode can't be saved for the backward of the loss
+    return step_logp(teacher, batch["input_ids"], batch["attention_mask"], steps, vocab_size).clone()
+
+
+def build_steps(
+    batch: dict[str, Tensor], out: dict[str, Tensor], vocab_size: int, teacher_logp: Float[Tensor, "B T V"] | None = None
+) -> Steps:
+    """Assemble the contract of the objectives.
+
+    Args:
+        batch: from ``DistillCollator``, on the student's device.
+        out: what ``StudentModel.forward`` returned.
+        vocab_size: real tokens, V.
+        teacher_logp: the online teacher's, [B, T, V]: fills ``dense``, and the whole contract where the batch has no candidates.
+    """
+    mask = batch["labels"] != IGNORED_LABEL
+    common = {
+        "log_z_t": out.get("log_z_t"),
+        "max_t": out.get("max_t"),
+        "mask_t": mask,
+        "terminal_t": batch["terminal"],
+        "taken_logit_t": out.get("taken_logit_t"),
+        "teacher_taken_logp_t": batch["teacher_taken_logp"],
+        "behaviour_logp_t": batch["behaviour_logp"],
+        "value_t": out.get("value_t"),
+        "expert_t": batch["expert"].unsqueeze(-1).expand_as(mask),
+        "vocab_size": vocab_size,
+    }
+    dense = None
+    if teacher_logp is not None:
+        logits = out.get("logits_t", out["q_t"])
+        dense = Steps(
+            q_t=logits,
+            teacher_logp_t=teacher_logp,
+            legal_t=mask.unsqueeze(-1).expand_as(teacher_logp),
+            a_t=torch.where(mask, batch["taken_ids"], -1),
+            **common,
+        )
+    if "candidate_ids" not in batch:
+        assert dense is not None
+        return replace(dense, dense=dense)
+    return Steps(
+        q_t=out["q_t"], teacher_logp_t=batch["teacher_logp"], legal_t=batch["legal"], a_t=taken_index(batch), dense=dense, **common
+    )
+
+
+def taken_index(batch: dict[str, Tensor]) -> Tensor:
+    """[B, T] where in K the token taken stands, −1 where it is no candidate."""
+    hit = (batch["candidate_ids"] == batch["taken_ids"].unsqueeze(-1)) & batch["legal"]
+    return torch.where(hit.any(-1), hit.long().argmax(-1), -1)

@@ -1,0 +1,194 @@
+"""``DistillTrainer``: a ``transformers.Trainer`` that knows batches and ``Steps``, and no algorithm."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel, Trainer, TrainingArguments
+
+from tdistill.data.collate import DistillCollator
+from tdistill.data.dataset import RolloutDataset
+from tdistill.errors import ConfigError, NonFiniteLossError
+from tdistill.head.student import StudentModel
+from tdistill.mdp.steps import Steps
+from tdistill.objectives import BoundObjective, bind
+from tdistill.training.batch import build_steps, student_inputs, teacher_online
+from tdistill.training.metrics import MetricSums, overlap_ratio, support_metrics
+
+# What every run is validated by, whatever it trains on: comparable across objectives.
+VALIDATION = {"nll": bind("nll"), "forward_kl": bind("forward_kl"), "reverse_kl": bind("reverse_kl")}
+
+
+class DistillTrainer(Trainer):
+    """Train a student on roll-outs by any objective.
+
+    Args:
+        model: a causal LM, or a ``StudentModel`` around one (which is what ``trainer.model`` is afterwards).
+        args: ``TrainingArguments``; ``remove_unused_columns`` is set to False, and a non-finite loss stops the run.
+        objective: from ``bind``.
+        train_dataset, eval_dataset: ``RolloutDataset``.
+        processing_class: the tokenizer; saved with checkpoints, and its length is the vocabulary size.
+        teacher_model: needed if the objective or a data set with p = 1 wants every logit; never under autograd.
+
+    Raises:
+        ConfigError: the objective needs what model, teacher or data do not offer.
+    """
+
+    # The loss is divided by the global count of valid steps here, so the Trainer must not divide it again.
+    loss_is_scaled_for_ga = True
+
+    def __init__(
+        self,
+        model: PreTrainedModel | StudentModel,
+        args: TrainingArguments,
+        objective: BoundObjective,
+        train_dataset: RolloutDataset | None = None,
+        eval_dataset: RolloutDataset | None = None,
+        processing_class: Any = None,
+        teacher_model: PreTrainedModel | None = None,
+        **kwargs: Any,
+    ):
+        student = model if isinstance(model, StudentModel) else StudentModel(model, value_head="value" in objective.needs)
+        if "value" in objective.needs and student.value_head is None:
+            raise ConfigError(f"{objective.name} needs a value head: pass StudentModel(lm, value_head=True).")
+        self.objective = objective
+        self._online = "dense" in objective.needs or any(
+            d is not None and d.teacher_top_p >= 1.0 for d in (train_dataset, eval_dataset)
+        )
+        if self._online and teacher_model is None:
+            raise ConfigError(f"{objective.name} on this data needs the teacher online: pass teacher_model.")
+        self.vocab_size = len(processing_class) if processing_class is not None else student.config.vocab_size
+        self._metrics = MetricSums()
+        args.remove_unused_columns = False  # the collator reads columns that no forward takes
+        args.logging_nan_inf_filter = False  # a non-finite loss is an error here, not an average
+        super().__init__(
+            model=student,
+            args=args,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            data_collator=kwargs.pop("data_collator", DistillCollator()),
+            **kwargs,
+        )
+        # Makes the Trainer count the labels over all micro-batches and processes of a step.
+        self.model_accepts_loss_kwargs = True
+        self.teacher_model = teacher_model.to(self.args.device).requires_grad_(False).eval() if teacher_model is not None else None
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """Σ loss_t·mask_t ÷ the global count of valid steps, times the number of processes (DDP averages, the count is global)."""
+        wants_diagnostics = (self.state.global_step + 1) % max(int(self.args.logging_steps), 1) == 0
+        steps, out = self._steps(model, inputs, self.objective.needs, wants_diagnostics)
+        output = self.objective(steps)
+        count = steps.mask_t.sum() if num_items_in_batch is None else num_items_in_batch
+        loss = torch.where(steps.mask_t, output.loss_t, 0.0).sum() / count
+        if self.args.average_tokens_across_devices and num_items_in_batch is not None:
+            loss = loss * self.accelerator.num_processes
+        self._record(steps, out, output.metrics)
+        return (loss, out) if return_outputs else loss
+
+    def _steps(
+        self, model: nn.Module, inputs: dict[str, Tensor], needs: frozenset[str], diagnostics: bool = False
+    ) -> tuple[Steps, dict[str, Tensor]]:
+        teacher_logp = None
+        if self._online:
+            assert self.teacher_model is not None
+            teacher_logp = teacher_online(self.teacher_model, inputs, self.vocab_size)
+        out = model(**student_inputs(inputs), needs=needs, vocab_size=self.vocab_size, diagnostics=diagnostics)
+        return build_steps(inputs, out, self.vocab_size, teacher_logp), out
+
+    @torch.no_grad()
+    def _record(self, steps: Steps, out: dict[str, Tensor], metrics: dict[str, Tensor]) -> None:
+        seen = {**metrics, **support_metrics(steps)}
+        if "student_mass" in out:
+            seen |= {"student_mass": out["student_mass"], "entropy": out["entropy"], "overlap_ratio": overlap_ratio(steps)}
+        self._metrics.add(seen, steps.mask_t)
+        self._metrics.add_row("completions/mean_length", steps.mask_t.sum(-1).float().mean())
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
+        """One micro-batch, forward and backward.
+
+        Raises:
+            NonFiniteLossError: before the optimizer touches a weight.
+        """
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        if not torch.isfinite(loss):
+            self._fail("loss", loss.item(), inputs)
+        return loss
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        if norm is not None and not math.isfinite(float(norm)):
+            self._fail("gradient norm", float(norm), None)
+        return norm
+
+    def _fail(self, what: str, value: float, inputs: dict[str, Any] | None) -> None:
+        step, batch = self.state.global_step + 1, ""
+        if inputs is not None and self.train_dataset is not None:
+            batch = " on prompts " + ", ".join(self.train_dataset[int(i)]["prompt_id"] for i in inputs["row"])
+        raise NonFiniteLossError(
+            f"The {what} became {value} at step {step}{batch}. No weight was changed by it, and the checkpoints in "
+            f"{self.args.output_dir} are kept. Lower the learning rate, or look at alpha, q_min and the anchor of the objective."
+        )
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """As the Trainer's, with the objective's metrics since the last training log."""
+        if "loss" in logs and self._metrics.keys():
+            sums = self._metrics.stacked()
+            logs |= self._metrics.read(self.accelerator.reduce(sums, "sum") if self.accelerator.num_processes > 1 else sums)
+        super().log(logs, start_time)
+
+    @torch.no_grad()
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """Mean per valid step of the objective's own loss, NLL, both KLs on candidates + tail, and the student's mass on A_p."""
+        loader = self.get_eval_dataloader(eval_dataset)
+        needs = self.objective.needs.union(*(o.needs for o in VALIDATION.values()))
+        model = self._wrap_model(self.model, training=False)
+        was_training = model.training
+        model.eval()
+        totals: dict[str, Tensor] = {}
+        for inputs in loader:
+            inputs = self._prepare_inputs(inputs)
+            with self.compute_loss_context_manager():
+                steps, out = self._steps(model, inputs, needs, diagnostics=True)
+            values = {name: objective(steps).loss_t for name, objective in VALIDATION.items()}
+            values |= {"loss": self.objective(steps).loss_t, "student_mass": out["student_mass"], "entropy": out["entropy"]}
+            table = torch.stack([torch.where(steps.mask_t, v, 0.0).sum(-1).double() for v in values.values()], -1)
+            table = torch.cat([table, steps.mask_t.sum(-1, keepdim=True)], -1)
+            gathered = self.accelerator.gather_for_metrics(table).sum(0)
+            for name, total in zip([*values, "steps"], gathered, strict=True):
+                totals[name] = totals.get(name, torch.zeros_like(total)) + total
+        model.train(was_training)
+        count = totals.pop("steps")
+        metrics = {f"{metric_key_prefix}_{k}": (v / count).item() for k, v in totals.items()}
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
+        directory = Path(output_dir or self.args.output_dir)
+        directory.mkdir(parents=True, exist_ok=True)
+        self.accelerator.unwrap_model(self.model).save_pretrained(directory, state_dict)
+        if self.processing_class is not None:
+            self.processing_class.save_pretrained(directory)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        else:
+            self.accelerator.unwrap_model(model or self.model).load_weights(resume_from_checkpoint)
+
+    def _load_best_model(self) -> None:
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            super()._load_best_model()
+        else:
+            self.accelerator.unwrap_model(self.model).load_weights(self.state.best_model_checkpoint)

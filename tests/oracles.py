@@ -1,0 +1,223 @@
+"""Slow truth: one loop per recursion and loss, on float64 scalars and whole vocabulary rows, written from the equations.
+
+Nothing here imports tdistill. Student logits are torch scalars, so that autograd of an oracle gives the oracle's gradient;
+the teacher is a list of Python floats. A token is its index in the vocabulary, a candidate set a list of tokens.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Response:
+    """One response of T tokens: T rows of student logits and teacher log-probs over V, and how it ended."""
+
+    logits: list[list[Tensor]]
+    teacher: list[list[float]]
+    tokens: list[int]
+    finished: bool  # the last token is EOS; False: cut off by length
+    candidates: list[list[int]]
+    value: list[Tensor]
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+
+def top_p_set(logp: list[float], p: float, cap: int | None = None) -> list[int]:
+    """Tokens by descending probability, kept while the mass before them is < p; never fewer than one."""
+    order = sorted((i for i, x in enumerate(logp) if x > -math.inf), key=lambda i: -logp[i])
+    kept: list[int] = []
+    before: list[float] = []
+    for token in order:
+        if kept and p < 1.0 and math.fsum(before) >= p:
+            break
+        kept.append(token)
+        before.append(math.exp(logp[token]))
+    return kept if cap is None else kept[:cap]
+
+
+def log_sum_exp(xs: list[Tensor]) -> Tensor:
+    top = max(x.item() for x in xs)
+    total = torch.zeros((), dtype=torch.float64)
+    for x in xs:
+        total = total + torch.exp(x - top)
+    return top + torch.log(total)
+
+
+def log_softmax(xs: list[Tensor], temperature: float = 1.0) -> list[Tensor]:
+    """With xs on a candidate set: the log of the projection proj_p π."""
+    scaled = [x / temperature for x in xs]
+    z = log_sum_exp(scaled)
+    return [x - z for x in scaled]
+
+
+def scalars(xs: list[float]) -> list[Tensor]:
+    return [torch.tensor(x, dtype=torch.float64) for x in xs]
+
+
+def kl(p: list[Tensor], q: list[Tensor]) -> Tensor:
+    """Σ p (log p − log q) of two lists of log-probs, 0·log 0 = 0."""
+    total = torch.zeros((), dtype=torch.float64)
+    for log_p, log_q in zip(p, q, strict=True):
+        if log_p.item() > -math.inf:
+            total = total + torch.exp(log_p) * (log_p - log_q)
+    return total
+
+
+def teacher_and_student(
+    response: Response, t: int, support: str, temperature: float = 1.0
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Log-probs of both on the whole vocabulary (dense), on A_p and a bucket for the rest (tail), or projected (proj)."""
+    student, teacher = response.logits[t], scalars(response.teacher[t])
+    inside = response.candidates[t]
+    if support == "dense":
+        return log_softmax(teacher, temperature), log_softmax(student, temperature)
+    if support == "proj":
+        return log_softmax([teacher[a] for a in inside], temperature), log_softmax([student[a] for a in inside], temperature)
+    outside = [a for a in range(len(student)) if a not in inside]
+    rows = []
+    for row in (log_softmax(teacher), log_softmax(student)):
+        bucket = [log_sum_exp([row[a] for a in outside])] if outside else []
+        rows.append([row[a] for a in inside] + bucket)
+    return rows[0], rows[1]
+
+
+def forward_kl(response: Response, *, support: str = "tail", loss_temperature: float = 1.0) -> list[Tensor]:
+    """KL(teacher ‖ student) at each step."""
+    pairs = [teacher_and_student(response, t, support, loss_temperature) for t in range(len(response))]
+    return [kl(p, q) for p, q in pairs]
+
+
+def reverse_kl(response: Response, *, support: str = "tail", loss_temperature: float = 1.0) -> list[Tensor]:
+    """KL(student ‖ teacher) at each step."""
+    pairs = [teacher_and_student(response, t, support, loss_temperature) for t in range(len(response))]
+    return [kl(q, p) for p, q in pairs]
+
+
+def nll(response: Response) -> list[Tensor]:
+    """−log π(a_t|s_t) over the whole vocabulary."""
+    return [-log_softmax(row)[token] for row, token in zip(response.logits, response.tokens, strict=True)]
+
+
+def proj_nll(response: Response, t: int) -> Tensor:
+    """−log proj_p π(a_t|s_t), for a token on A_p."""
+    inside = response.candidates[t]
+    return -log_softmax([response.logits[t][a] for a in inside])[inside.index(response.tokens[t])]
+
+
+def proj_cross_entropy(response: Response, t: int) -> Tensor:
+    """−Σ_{A_p} proj_p π*(a) log proj_p π(a)."""
+    p, q = teacher_and_student(response, t, "proj")
+    return -sum((torch.exp(log_p) * log_q for log_p, log_q in zip(p, q, strict=True)), torch.zeros(()))
+
+
+def gauge_shift(response: Response, t: int, gauge: str) -> Tensor:
+    """c(s_t) in Q(s,a) = ℓ(s,a) − c(s)."""
+    row = response.logits[t]
+    inside = [row[a] for a in response.candidates[t]]
+    if gauge == "none":
+        return torch.zeros((), dtype=torch.float64)
+    if gauge == "max":
+        return max(row, key=lambda x: x.item())
+    if gauge == "max_support":
+        return max(inside, key=lambda x: x.item())
+    if gauge == "mean_support":
+        return sum(inside[1:], inside[0]) / len(inside)
+    if gauge == "lse":
+        return log_sum_exp(row)
+    if gauge == "learned":  # Q = log proj_p π + v
+        return log_sum_exp(inside) - response.value[t]
+    raise ValueError(gauge)
+
+
+def clip_below(q: Tensor, q_min: float | None) -> Tensor:
+    """max(q, q_min); of the gradient at a clipped q, the part that makes descent raise q."""
+    if q_min is None or q.item() >= q_min:
+        return q
+    clipped = q + (q_min - q.item())
+    if clipped.requires_grad:
+        clipped.register_hook(lambda g: g if g.item() < 0 else torch.zeros_like(g))
+    return clipped
+
+
+def phi(x: Tensor, name: str, alpha: float) -> Tensor:
+    return {"linear": x, "chi2": x - x * x / (4 * alpha)}[name]
+
+
+@dataclass
+class TdStep:
+    """What top-p inverse soft Q-learning computes at one step; ``q`` and ``reward`` are None where it contributes nothing."""
+
+    loss: Tensor
+    v: Tensor
+    q: Tensor | None = None
+    reward: Tensor | None = None
+    clipped_fraction: float = 0.0
+
+
+def iq_learn(
+    response: Response,
+    *,
+    gamma: float,
+    alpha: float,
+    phi: str = "chi2",
+    gauge: str = "none",
+    estimator: str = "sampled",
+    terminal: str = "zero",
+    anchor: str = "none",
+    anchor_weight: float = 1.0,
+    q_min: float | None = None,
+) -> list[TdStep]:
+    """−φ(r_t) + V_p(s_t) − γ V_p(s_{t+1}) with r_t = Q(s_t,a_t) − γ V_p(s_{t+1}), plus the anchor."""
+    q: list[dict[int, Tensor]] = []
+    fractions = []
+    for t, inside in enumerate(response.candidates):
+        c = gauge_shift(response, t, gauge)
+        raw = {a: response.logits[t][a] - c for a in inside}
+        fractions.append(sum(q_min is not None and x.item() < q_min for x in raw.values()) / len(raw))
+        q.append({a: clip_below(x, q_min) for a, x in raw.items()})
+    v = [log_sum_exp(list(row.values())) for row in q]
+    end = torch.tensor(2 * alpha / (1 - gamma) if terminal == "absorbing" else 0.0, dtype=torch.float64)
+    steps = []
+    for t, token in enumerate(response.tokens):
+        step = TdStep(loss=torch.zeros((), dtype=torch.float64), v=v[t], clipped_fraction=fractions[t])
+        is_last = t == len(response) - 1
+        if token in q[t] and (response.finished or not is_last):
+            v_next = end if is_last else v[t + 1]
+            step.q = q[t][token]
+            step.reward = step.q - gamma * v_next
+            step.loss = v[t] - gamma * v_next - first_term(response, t, q[t], v_next, gamma, alpha, phi, estimator)
+        step.loss = step.loss + anchor_weight * anchor_term(response, t, anchor)
+        steps.append(step)
+    return steps
+
+
+def first_term(
+    response: Response, t: int, q: dict[int, Tensor], v_next: Tensor, gamma: float, alpha: float, name: str, estimator: str
+) -> Tensor:
+    """φ at the token taken, or its mean over the projected teacher."""
+    if estimator == "sampled":
+        return phi(q[response.tokens[t]] - gamma * v_next, name, alpha)
+    mass = sum(math.exp(response.teacher[t][a]) for a in q)
+    total = torch.zeros((), dtype=torch.float64)
+    for a, q_a in q.items():
+        total = total + math.exp(response.teacher[t][a]) / mass * phi(q_a - gamma * v_next, name, alpha)
+    return total
+
+
+def anchor_term(response: Response, t: int, anchor: str) -> Tensor:
+    if anchor == "none":
+        return torch.zeros((), dtype=torch.float64)
+    if anchor == "nll":
+        return nll(response)[t]
+    bernoullis = []
+    for row in (scalars(response.teacher[t]), response.logits[t]):
+        logp = log_softmax(row)
+        outside = [a for a in range(len(row)) if a not in response.candidates[t]]
+        if not outside:  # both put everything on A_p
+            return torch.zeros((), dtype=torch.float64)
+        bernoullis.append([log_sum_exp([logp[a] for a in side]) for side in (response.candidates[t], outside)])
+    return kl(*bernoullis)
