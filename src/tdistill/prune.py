@@ -8,16 +8,15 @@ from transformers import PreTrainedModel
 from tdistill.errors import ModelError
 
 
-def spread_layers(total: int, kept: int) -> list[int]:
-    """``kept`` of ``total`` layers, evenly spread, first and last among them:  round(i·(total−1)/(kept−1)).
+def outer_layers(total: int, kept: int) -> list[int]:
+    """The first ⌈kept/2⌉ and the last ⌊kept/2⌋ layers: the middle ones are missed least (measured in docs/LOG.md).
 
     Raises:
         ModelError: more layers asked for than there are, or fewer than one.
     """
     check_layer_count(total, kept)
-    if kept == 1:
-        return [0]
-    return [round(i * (total - 1) / (kept - 1)) for i in range(kept)]
+    first = (kept + 1) // 2
+    return [*range(first), *range(total - (kept - first), total)]
 
 
 def check_layer_count(total: int, kept: int) -> None:

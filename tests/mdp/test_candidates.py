@@ -155,3 +155,9 @@ def test_p_outside_its_range_is_refused_by_name(p: float) -> None:
 def test_a_cap_below_one_is_refused(cap: int) -> None:
     with pytest.raises(ConfigError, match=f"max_candidates={cap}"):
         top_p_candidates(torch.zeros(1, 4).log_softmax(-1), 0.8, cap)
+
+
+def test_tail_masses_below_float32_resolution_are_told_apart() -> None:
+    """In float32 the mass before the second token rounds to 1; summed in float64 it is 1 − 3e-8, below p."""
+    logp = torch.tensor([[-3e-8, -18.0, -20.0]], dtype=torch.float32)
+    assert nucleus_mask(logp, 1 - 2e-8).tolist() == [[True, True, False]]

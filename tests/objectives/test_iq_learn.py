@@ -211,6 +211,30 @@ def test_a_gauge_change_moves_the_reward_by_a_potential(world: builders.World) -
             assert (shifted - plain)[b, t].item() == pytest.approx((0.8 * c_tp1 - c_t).item(), abs=1e-9)
 
 
+@pytest.mark.parametrize(
+    ("alpha", "policy"),
+    [
+        (0.1, [0.35, 0.29, 0.21, 0.15]),
+        (1.0, [0.58, 0.25, 0.11, 0.06]),
+        (10.0, [0.68, 0.21, 0.08, 0.03]),
+        (100.0, [0.70, 0.20, 0.07, 0.03]),
+    ],
+)
+def test_a_finite_alpha_biases_even_a_bandit(alpha: float, policy: list[float]) -> None:
+    """The exact minimiser for one choice among four tokens, as the documentation states it."""
+    made = builders.make_world(vocab=4, lengths=(1,), finished=(True,), p=1.0)
+    made.teacher_logp[0, 0] = torch.tensor([0.70, 0.20, 0.07, 0.03], dtype=torch.float64).log()
+    objective = bind("iq_learn", alpha=alpha, gauge="none", estimator="expected", q_min=None)
+    optimizer = torch.optim.LBFGS([made.logits], max_iter=200, tolerance_grad=1e-10, line_search_fn="strong_wolfe")
+
+    def closure() -> float:
+        loss_t, made.logits.grad, _ = builders.loss_and_grads(made, objective)
+        return loss_t.item()
+
+    optimizer.step(closure)
+    assert made.logits.softmax(-1)[0, 0].tolist() == pytest.approx(policy, abs=0.005)
+
+
 # --- conventions -----------------------------------------------------------------------------------------------------
 
 

@@ -50,6 +50,14 @@ class RolloutDataset(Dataset):
     def __len__(self) -> int:
         return len(self._table)
 
+    def prompt_id(self, index: int) -> str:
+        """Of the prompt that an example answers."""
+        return self._table["prompt_id"][index].as_py()
+
+    def text(self, index: int) -> str:
+        """The response, decoded."""
+        return self._table["text"][index].as_py()
+
     def __getitem__(self, index: int) -> dict[str, Any]:
         row = {name: self._table[name][index] for name in self._table.column_names}
         example = {

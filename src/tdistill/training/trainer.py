@@ -132,7 +132,7 @@ class DistillTrainer(Trainer):
     def _fail(self, what: str, value: float, inputs: dict[str, Any] | None) -> None:
         step, batch = self.state.global_step + 1, ""
         if inputs is not None and self.train_dataset is not None:
-            batch = " on prompts " + ", ".join(self.train_dataset[int(i)]["prompt_id"] for i in inputs["row"])
+            batch = " on prompts " + ", ".join(self.train_dataset.prompt_id(int(i)) for i in inputs["row"])
         raise NonFiniteLossError(
             f"The {what} became {value} at step {step}{batch}. No weight was changed by it, and the checkpoints in "
             f"{self.args.output_dir} are kept. Lower the learning rate, or look at alpha, q_min and the anchor of the objective."

@@ -1,0 +1,131 @@
+"""A recipe: one frozen, strict model a stage. No behaviour beyond checking; ``recipe.load_recipe`` reads the file."""
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+
+class Strict(BaseModel):
+    """Unknown keys and wrong types are errors."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class DataConfig(Strict):
+    """Prompt sets: ``.jsonl``, ``.jsonl.gz`` or ``.parquet`` files, or hub data sets (``owner/name:split``)."""
+
+    train: str = Field(description="prompts to learn from")
+    valid: str = Field(description="prompts that choose checkpoints and settings")
+    test: str = Field(description="prompts that only the final evaluation sees")
+    max_train_prompts: int | None = Field(None, ge=1, description="only the first n")
+    max_valid_prompts: int | None = Field(None, ge=1)
+    max_test_prompts: int | None = Field(None, ge=1)
+    max_prompt_length: int = Field(512, ge=1, description="tokens, template included")
+    overlong: Literal["skip", "refuse"] = Field("skip", description="longer prompts are dropped and counted, or an error")
+
+
+class TeacherConfig(Strict):
+    """The model to imitate."""
+
+    teacher_model_name_or_path: str = Field(description="directory, .gguf file, packaged:smollm2, or hub id")
+    dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
+    trust_remote_code: bool = False
+
+
+class StudentConfig(Strict):
+    """The model to train: some of the teacher's layers, or a pretrained model of the same vocabulary."""
+
+    init: Literal["prune", "pretrained"] = "prune"
+    num_hidden_layers: int | None = Field(None, ge=1, description="prune: how many of the teacher's layers to keep (the outer ones)")
+    keep_layers: list[int] | None = Field(None, description="prune: which, from 0, instead of the outer ones")
+    student_model_name_or_path: str | None = Field(None, description="pretrained: directory or hub id")
+    trust_remote_code: bool = False
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "StudentConfig":
+        if self.init == "pretrained" and not self.student_model_name_or_path:
+            raise ValueError("init: pretrained needs student_model_name_or_path")
+        if self.init == "prune" and self.num_hidden_layers is None and self.keep_layers is None:
+            raise ValueError("init: prune needs num_hidden_layers or keep_layers")
+        if self.keep_layers is not None and self.num_hidden_layers not in (None, len(self.keep_layers)):
+            raise ValueError(f"num_hidden_layers={self.num_hidden_layers}, but keep_layers names {len(self.keep_layers)}")
+        return self
+
+
+class RolloutConfig(Strict):
+    """How the teacher answers the prompts, and what is recorded of every token."""
+
+    teacher_top_p: float = Field(0.8, gt=0, le=1, description="p of the action space recorded; training may use any smaller p")
+    max_candidates: int | None = Field(None, ge=1, description="cap on |A_p|")
+    temperature: float = Field(1.0, gt=0, description="of sampling")
+    top_p: float | None = Field(None, gt=0, le=1, description="of sampling; by default teacher_top_p")
+    top_k: int = Field(0, ge=0, description="of sampling; 0 = no cut")
+    num_generations: int = Field(1, ge=1, description="responses per prompt")
+    max_completion_length: int = Field(256, ge=1, description="tokens")
+    batch_size: int = Field(32, ge=1)
+    shard_batches: int = Field(4, ge=1, description="batches per shard: what a kill can cost")
+    score_references: bool = Field(False, description="score the prompts' own answers into the cache too (origin human)")
+
+    @field_validator("teacher_top_p")
+    @classmethod
+    def _cacheable(cls, p: float) -> float:
+        if p == 1.0:
+            raise ValueError("p = 1 is never cached (every token would be a candidate): roll out at p < 1 and set train.teacher_top_p: 1.0")
+        return p
+
+
+class SftConfig(Strict):
+    """Supervised fine-tuning before distillation: the same trainer with ``nll``."""
+
+    origins: list[Literal["teacher", "human"]] = Field(default=["teacher"], min_length=1, description="whose answers to learn")
+    arguments: dict[str, Any] = Field(default={}, description="passed to transformers.TrainingArguments")
+
+
+class TrainConfig(Strict):
+    """Distillation by an objective, and baselines from the same start, on the same batches, for the same steps."""
+
+    objective: dict[str, Any] | list[dict[str, Any]] = Field(description="name and arguments, or a weighted list")
+    baselines: dict[str, dict[str, Any] | list[dict[str, Any]]] = Field(default={}, description="name → objective")
+    teacher_top_p: float | None = Field(None, gt=0, le=1, description="p of the action space, up to the roll-outs'; 1.0 = teacher online")
+    origins: list[Literal["teacher", "human"]] = Field(default=["teacher"], min_length=1)
+    keep_checkpoints: bool = Field(False, description="keep optimizer checkpoints after the student is saved")
+    arguments: dict[str, Any] = Field(default={}, description="passed to transformers.TrainingArguments")
+
+    @field_validator("baselines")
+    @classmethod
+    def _names(cls, value: dict[str, Any]) -> dict[str, Any]:
+        for name in value:
+            if name in RESERVED_SYSTEMS or not name.replace("_", "").replace("-", "").isalnum():
+                raise ValueError(f"{name!r} can't name a baseline: use letters, digits, _ and -, and none of {RESERVED_SYSTEMS}")
+        return value
+
+
+RESERVED_SYSTEMS = ("teacher", "start", "sft", "distilled")
+
+
+class EvaluationConfig(Strict):
+    """What is measured on the test prompts, the same for every system."""
+
+    temperature: float = Field(1.0, gt=0)
+    top_p: float = Field(0.8, gt=0, le=1)
+    num_generations: int = Field(1, ge=1, description="answers per prompt and system")
+    max_completion_length: int | None = Field(None, ge=1, description="by default the roll-outs'")
+    batch_size: int = Field(32, ge=1)
+    dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
+    reference: Literal["teacher", "human"] = Field("teacher", description="whose answer ROUGE-L compares with")
+    num_samples_shown: int = Field(8, ge=0, description="prompts shown in the report")
+
+
+class Recipe(Strict):
+    """One experiment."""
+
+    title: str = "tdistill run"
+    output_dir: str
+    seed: int = Field(17, ge=0)
+    data: DataConfig
+    teacher: TeacherConfig
+    student: StudentConfig
+    rollout: RolloutConfig = RolloutConfig()
+    sft: SftConfig | None = Field(None, description="left out: distil from the start itself")
+    train: TrainConfig
+    evaluation: EvaluationConfig = EvaluationConfig()

@@ -1,0 +1,94 @@
+"""What a system writes on prompts it never saw, and what the teacher thinks of it."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from tdistill.evaluation.metrics import distinct_n, rouge_l, rouge_scorer
+from tdistill.progress import bar
+from tdistill.rollout.generate import Sampling, batch_plan, generate_batch
+from tdistill.rollout.prompts import TokenizedPrompt
+from tdistill.rollout.score import score_batch
+
+# Answers are sampled with a seed of their own: the teacher's must not repeat its reference.
+EVALUATION_SEED_OFFSET = 1_000_003
+# score_batch needs some p; only the token's own log-prob is read here.
+SCORED_TOP_P = 0.5
+
+
+def write_answers(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[TokenizedPrompt],
+    sampling: Sampling,
+    num_generations: int,
+    batch_size: int,
+    eos_ids: Sequence[int],
+    title: str,
+) -> list[dict[str, Any]]:
+    """One record per prompt and sample: ``prompt_id``, ``sample_index``, ``tokens``, ``finished``, ``text``."""
+    records = []
+    plan = batch_plan(prompts, num_generations, batch_size)
+    with bar(title, sum(map(len, plan)), "answers") as progress:
+        for batch in plan:
+            for row in generate_batch(model, batch, sampling, eos_ids, len(tokenizer)):
+                text = tokenizer.decode(row.tokens, skip_special_tokens=True)
+                records.append(
+                    {
+                        "prompt_id": row.prompt.prompt.prompt_id,
+                        "sample_index": row.sample_index,
+                        "tokens": row.tokens,
+                        "finished": row.finished,
+                        "text": text,
+                    }
+                )
+            progress.advance(len(batch))
+    return sorted(records, key=lambda r: (r["prompt_id"], r["sample_index"]))
+
+
+def answer_metrics(
+    records: Sequence[dict[str, Any]],
+    prompts: Sequence[TokenizedPrompt],
+    references: dict[str, list[str]],
+    teacher: PreTrainedModel,
+    eos_ids: Sequence[int],
+    vocab_size: int,
+    batch_size: int,
+    title: str,
+) -> dict[str, dict[str, float]]:
+    """Per prompt, averaged over its answers: ROUGE-L, teacher NLL per token, distinct-2, length in tokens.
+
+    Teacher NLL includes the end-of-text token, so that stopping where the teacher would counts. ROUGE-L is left out for
+    prompts without a reference.
+    """
+    by_id, scorer = {p.prompt.prompt_id: p for p in prompts}, rouge_scorer()
+    values: dict[str, dict[str, list[float]]] = {}
+    with bar(title, len(records), "answers") as progress:
+        for start in range(0, len(records), batch_size):
+            chunk = records[start : start + batch_size]
+            scored = score_batch(teacher, [(by_id[r["prompt_id"]], r["tokens"]) for r in chunk], eos_ids, vocab_size, SCORED_TOP_P)
+            for record, row in zip(chunk, scored, strict=True):
+                own = values.setdefault(record["prompt_id"], {k: [] for k in ("teacher_nll", "distinct_2", "mean_length", "rouge_l")})
+                own["teacher_nll"].append(-sum(row.token_logp) / len(row.token_logp))
+                own["distinct_2"].append(distinct_n(record["text"]))
+                own["mean_length"].append(float(len(record["tokens"])))
+                if references.get(record["prompt_id"]):
+                    own["rouge_l"].append(rouge_l(record["text"], references[record["prompt_id"]], scorer))
+            progress.advance(len(chunk))
+    names = ("rouge_l", "teacher_nll", "distinct_2", "mean_length")
+    return {n: {pid: sum(v[n]) / len(v[n]) for pid, v in values.items() if v[n]} for n in names}
+
+
+def save_jsonl(path: Path, records: Sequence[dict[str, Any]]) -> None:
+    """Write JSON lines whole or not at all."""
+    temporary = path.with_name(path.name + ".partial")
+    temporary.write_text("".join(json.dumps(r, ensure_ascii=False, sort_keys=True) + "\n" for r in records), encoding="utf-8")
+    temporary.replace(path)
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """Read JSON lines back."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]

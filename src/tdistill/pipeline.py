@@ -1,0 +1,170 @@
+"""The one way through the house: models → rollout → sft → train → evaluate → report.
+
+Every stage writes into ``output_dir/STAGE/KEY``, where KEY is a hash of all that shapes its content. So a rerun skips what is
+complete for the same settings, other settings never overwrite anything, and going back to old ones finds the old results.
+"""
+
+import hashlib
+import json
+import platform
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+import tdistill
+from tdistill.config import Recipe
+from tdistill.errors import ConfigError
+from tdistill.models import ModelSource, find_model, model_fingerprint
+from tdistill.progress import say
+from tdistill.rollout.cache import write_json
+
+MARKER, STAGE_FILE = ".tdistill", "stage.json"
+
+
+@dataclass(frozen=True)
+class StageSpec:
+    """A stage: the stages it reads, what shapes its content beside them, and the work."""
+
+    after: tuple[str, ...]
+    settings: Callable[["Run"], dict[str, Any]]
+    work: Callable[["Run", Path], dict[str, Any]]  # returns notes for stage.json
+
+
+class Run:
+    """A recipe with the places of its stages."""
+
+    def __init__(self, recipe: Recipe):
+        self.recipe = recipe
+        self.root = Path(recipe.output_dir)
+        self._keys: dict[str, str] = {}
+
+    @cached_property
+    def stages(self) -> dict[str, StageSpec]:
+        """The stages in order."""
+        from tdistill.stages import STAGES
+
+        return {k: v for k, v in STAGES.items() if k != "sft" or self.recipe.sft is not None}
+
+    @cached_property
+    def teacher_source(self) -> ModelSource:
+        """Where the teacher's files are."""
+        return find_model(self.recipe.teacher.teacher_model_name_or_path)
+
+    @cached_property
+    def teacher_fingerprint(self) -> str:
+        """Of the teacher's configuration and weights."""
+        return model_fingerprint(self.teacher_source)
+
+    def key(self, stage: str) -> str:
+        """12 hex digits over the stage's settings and those of all stages before it."""
+        if stage not in self._keys:
+            spec = self.stages[stage]
+            content = {"settings": spec.settings(self), "after": {s: self.key(s) for s in spec.after if s in self.stages}}
+            self._keys[stage] = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
+        return self._keys[stage]
+
+    def directory(self, stage: str) -> Path:
+        """Where a stage's content lies, or will."""
+        return self.root / stage / self.key(stage)
+
+    def is_complete(self, stage: str) -> bool:
+        """The stage has finished with these settings."""
+        return (self.directory(stage) / STAGE_FILE).is_file()
+
+    def prepare(self) -> None:
+        """Claim the output directory and save the resolved recipe.
+
+        Raises:
+            ConfigError: the directory holds something else, or can't be made.
+        """
+        if self.root.exists() and (not self.root.is_dir() or (any(self.root.iterdir()) and not (self.root / MARKER).exists())):
+            raise ConfigError(f"output_dir {self.root} holds something else. Choose an empty or new directory: output_dir=runs/NAME")
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            (self.root / MARKER).write_text("An output directory of tdistill.\n")
+        except OSError as error:
+            raise ConfigError(f"Can't write to output_dir {self.root}: {error.strerror}.") from error
+        (self.root / "recipe.yaml").write_text(resolved_yaml(self.recipe), encoding="utf-8")
+
+    def execute(self, stage: str) -> bool:
+        """Run one stage unless it is complete; False if it was skipped.
+
+        Raises:
+            ConfigError: a stage that it reads has not run.
+        """
+        spec, directory = self.stages[stage], self.directory(stage)
+        for before in spec.after:
+            if before in self.stages and not self.is_complete(before):
+                command = "rollout" if before == "models" else before
+                raise ConfigError(f"`{stage}` reads what `{before}` makes, which is not complete: `tdistill {command} RECIPE` first, or `tdistill run RECIPE`.")
+        if self.is_complete(stage):
+            say(f"{stage}: complete, skipped ({directory})")
+            return False
+        say(f"{stage} → {directory}")
+        directory.mkdir(parents=True, exist_ok=True)
+        started = time.perf_counter()
+        notes = spec.work(self, directory)
+        record = {
+            "stage": stage,
+            "key": self.key(stage),
+            "seconds": time.perf_counter() - started,
+            "peak_memory_bytes": peak_memory_bytes(),
+            "notes": notes,
+            "provenance": provenance(self.recipe),
+        }
+        write_json(directory / STAGE_FILE, record)
+        return True
+
+    def read_stage(self, stage: str) -> dict[str, Any]:
+        """What a complete stage noted."""
+        return json.loads((self.directory(stage) / STAGE_FILE).read_text(encoding="utf-8"))
+
+
+def resolved_yaml(recipe: Recipe) -> str:
+    """The recipe with every default filled in."""
+    return yaml.safe_dump(recipe.model_dump(), sort_keys=False, allow_unicode=True)
+
+
+def peak_memory_bytes() -> int:
+    """Largest resident memory of this process so far."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def provenance(recipe: Recipe) -> dict[str, Any]:
+    """Versions, git commit, machine and seed: what a number needs beside its recipe."""
+    import torch
+    import transformers
+
+    return {
+        "tdistill": tdistill.__version__,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "python": platform.python_version(),
+        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, {_device()}",
+        "git_commit": _git_commit(),
+        "seed": recipe.seed,
+        "recipe": recipe.model_dump(),
+    }
+
+
+def _device() -> str:
+    import torch
+
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
+
+
+def _git_commit() -> str:
+    try:
+        found = subprocess.run(["git", "describe", "--always", "--dirty", "--abbrev=12"], capture_output=True, text=True, timeout=10, check=False)
+    except OSError:
+        return "unknown"
+    return found.stdout.strip() or "unknown"

@@ -1,0 +1,44 @@
+"""What can be known to fail is found before anything long starts."""
+
+import json
+from pathlib import Path
+
+from tdistill.errors import DataError, ModelError
+from tdistill.models import find_model
+from tdistill.pipeline import Run
+from tdistill.prune import check_layer_count
+from tdistill.rollout.prompts import load_prompts
+from tdistill.stages import SPLITS
+
+
+def preflight(run: Run) -> None:
+    """Models are there, the layers asked for exist, every prompt file parses.
+
+    Raises:
+        ModelError, DataError: with what was got and what to do.
+    """
+    _check_models(run)
+    if run.is_complete("rollout"):
+        return
+    for split in SPLITS:
+        prompts = load_prompts(getattr(run.recipe.data, split))
+        if split == "test" and run.recipe.evaluation.reference == "human" and not any(p.references for p in prompts):
+            raise DataError(f"evaluation.reference: human, but {run.recipe.data.test} has no answers. Use reference: teacher.")
+
+
+def _check_models(run: Run) -> None:
+    source, student = run.teacher_source, run.recipe.student
+    if student.init == "pretrained":
+        find_model(str(student.student_model_name_or_path))
+        return
+    config = Path(source.directory) / "config.json"
+    if source.gguf_file or not config.is_file():
+        return  # the models stage reads the layer count of a GGUF, and checks it first thing
+    total = json.loads(config.read_text()).get("num_hidden_layers")
+    if total is None:
+        return
+    if student.num_hidden_layers is not None:
+        check_layer_count(total, student.num_hidden_layers)
+    wrong = [i for i in student.keep_layers or [] if not 0 <= i < total]
+    if wrong:
+        raise ModelError(f"student.keep_layers names {wrong}, but the teacher has layers 0 to {total - 1}.")

@@ -1,0 +1,26 @@
+"""Ask a saved student something."""
+
+from pathlib import Path
+
+from tdistill.errors import DataError
+from tdistill.models import eos_token_ids, find_model, load_model, load_tokenizer
+from tdistill.rollout.generate import Sampling, generate_batch
+from tdistill.rollout.prompts import Prompt, TokenizedPrompt, render
+
+
+def answer(student: Path, prompt: str, temperature: float, top_p: float, max_completion_length: int, seed: int) -> str:
+    """One sampled answer of a model directory to a prompt.
+
+    Raises:
+        ModelError: no model there.
+        DataError: an empty prompt.
+    """
+    if not prompt.strip():
+        raise DataError("The prompt is empty.")
+    source = find_model(str(student))
+    model, tokenizer = load_model(source), load_tokenizer(source)
+    asked = Prompt("sample", ({"role": "user", "content": prompt},))
+    sampling = Sampling(temperature, top_p, 0, max_completion_length, seed)
+    eos = eos_token_ids(model, tokenizer)
+    (row,) = generate_batch(model, [(TokenizedPrompt(asked, render(tokenizer, asked)), 0)], sampling, eos, len(tokenizer))
+    return tokenizer.decode(row.tokens, skip_special_tokens=True)

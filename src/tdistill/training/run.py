@@ -1,0 +1,170 @@
+"""One training run, from a start directory and caches to a saved student; a rerun resumes from its last whole checkpoint."""
+
+import json
+import math
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PrinterCallback,
+    TrainerCallback,
+    TrainingArguments,
+)
+
+from tdistill.data.dataset import RolloutDataset
+from tdistill.head.student import StudentModel
+from tdistill.models import find_model, load_model
+from tdistill.objectives import BoundObjective
+from tdistill.progress import bar
+from tdistill.rollout.cache import write_json
+from tdistill.training.trainer import DistillTrainer
+
+CHECKPOINTS, LOG_FILE = "checkpoints", "log_history.json"
+# Written last into a checkpoint: one without it was cut short and is not resumed from.
+COMPLETE = "tdistill.complete"
+
+# Ours where transformers' own default does not fit; a recipe overrides any of them.
+DEFAULT_ARGUMENTS: dict[str, Any] = {
+    "per_device_train_batch_size": 8,
+    "per_device_eval_batch_size": 16,
+    "logging_steps": 5,
+    "eval_strategy": "steps",
+    "save_strategy": "steps",
+    "save_total_limit": 2,
+    "load_best_model_at_end": True,
+    "metric_for_best_model": "eval_loss",
+    "greater_is_better": False,
+    "report_to": "none",
+    "disable_tqdm": True,
+}
+
+
+def training_arguments(arguments: dict[str, Any], output_dir: str | Path, seed: int) -> TrainingArguments:
+    """``TrainingArguments`` from our defaults, the recipe's, and what the run owns."""
+    merged = {**DEFAULT_ARGUMENTS, **arguments}
+    if merged["eval_strategy"] == "no" or merged["save_strategy"] == "no":
+        merged["load_best_model_at_end"] = False
+    if not torch.cuda.is_available():
+        merged.setdefault("use_cpu", True)
+        merged.setdefault("dataloader_pin_memory", False)
+    return TrainingArguments(output_dir=str(output_dir), seed=seed, **merged)
+
+
+def train_student(
+    start: Path,
+    directory: Path,
+    objective: BoundObjective,
+    train_dataset: RolloutDataset,
+    eval_dataset: RolloutDataset,
+    tokenizer: PreTrainedTokenizerBase,
+    arguments: dict[str, Any],
+    seed: int,
+    title: str,
+    load_teacher: Callable[[], PreTrainedModel] | None = None,
+    keep_checkpoints: bool = False,
+    trust_remote_code: bool = False,
+) -> dict[str, float]:
+    """Train and save ``directory`` as an ordinary model, with the log beside it.
+
+    Args:
+        start: model directory to start from.
+        directory: where the student goes; checkpoints lie in ``checkpoints`` below it until it is saved.
+        objective: from ``bind``.
+        train_dataset: to learn from.
+        eval_dataset: picks the best checkpoint, by ``metric_for_best_model``.
+        tokenizer: saved with the student.
+        arguments: for ``TrainingArguments``.
+        seed: of data order and dropout.
+        title: of the progress bar.
+        load_teacher: called only if the objective or p = 1 needs the teacher online.
+        keep_checkpoints: leave the checkpoints.
+        trust_remote_code: for the student's own code.
+
+    Returns:
+        The validation metrics of the student that was saved.
+    """
+    checkpoints = directory / CHECKPOINTS
+    args = training_arguments(arguments, checkpoints, seed)
+    torch.manual_seed(seed)
+    lm = load_model(find_model(str(start)), "float32", trust_remote_code).train()
+    student = StudentModel(lm, value_head="value" in objective.needs)
+    online = "dense" in objective.needs or train_dataset.teacher_top_p >= 1.0
+    trainer = DistillTrainer(
+        student,
+        args,
+        objective,
+        train_dataset,
+        eval_dataset,
+        tokenizer,
+        teacher_model=load_teacher() if online and load_teacher else None,
+        callbacks=[_MarkComplete()],
+    )
+    trainer.remove_callback(PrinterCallback)
+    steps_total = _total_steps(args, len(train_dataset))
+    resume = last_checkpoint(checkpoints)
+    with bar(title, steps_total, "step", _step_of(resume) if resume else 0) as progress:
+        trainer.add_callback(_ShowProgress(progress))
+        trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+    metrics = trainer.evaluate() if eval_dataset is not None else {}
+    student.save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    history = {
+        "objective": objective.describe(),
+        "best_step": trainer.state.best_global_step,
+        "validation": metrics,
+        "history": trainer.state.log_history,
+    }
+    write_json(directory / LOG_FILE, history)
+    if not keep_checkpoints:
+        shutil.rmtree(checkpoints, ignore_errors=True)
+    return metrics
+
+
+def read_history(directory: Path) -> dict[str, Any]:
+    """What ``train_student`` logged."""
+    return json.loads((directory / LOG_FILE).read_text(encoding="utf-8"))
+
+
+def last_checkpoint(directory: Path) -> Path | None:
+    """The newest whole checkpoint; those that a kill cut short are removed."""
+    whole = []
+    for path in sorted(directory.glob("checkpoint-*"), key=_step_of):
+        if (path / COMPLETE).exists():
+            whole.append(path)
+        else:
+            shutil.rmtree(path)
+    return whole[-1] if whole else None
+
+
+def _step_of(path: Path) -> int:
+    return int(path.name.rsplit("-", 1)[1])
+
+
+def _total_steps(args: TrainingArguments, examples: int) -> int:
+    if args.max_steps > 0:
+        return args.max_steps
+    per_step = args.per_device_train_batch_size * args.gradient_accumulation_steps * max(args.world_size, 1)
+    return math.ceil(args.num_train_epochs * math.ceil(examples / per_step))
+
+
+class _MarkComplete(TrainerCallback):
+    def on_save(self, args: TrainingArguments, state: Any, control: Any, **_: Any) -> None:
+        if state.is_world_process_zero:
+            (Path(args.output_dir) / f"checkpoint-{state.global_step}" / COMPLETE).write_text("")
+
+
+class _ShowProgress(TrainerCallback):
+    def __init__(self, progress: Any):
+        self._progress, self._note = progress, {}
+
+    def on_step_end(self, args: TrainingArguments, state: Any, control: Any, **_: Any) -> None:
+        self._progress.advance(1)
+
+    def on_log(self, args: TrainingArguments, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
+        self._note |= {k: v for k, v in (logs or {}).items() if k in ("loss", "eval_loss", "eval_forward_kl")}
+        self._progress.note("  ".join(f"{k} {v:.3f}" for k, v in self._note.items()))
