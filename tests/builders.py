@@ -166,9 +166,7 @@ def assert_equals_oracle(
     tolerance = 1e-9 if dtype == torch.float64 else 1e-5
     ours, truth = loss_and_grads(world, loss, dtype=dtype), oracle_loss_and_grads(world, oracle)
     for name, got, want in zip(("loss", "logit gradient", "value gradient"), ours, truth, strict=True):
-        torch.testing.assert_close(
-            got.double(), want, atol=tolerance, rtol=tolerance, msg=lambda text, name=name: f"{name}: {text}"
-        )
+        torch.testing.assert_close(got.double(), want, atol=tolerance, rtol=tolerance, msg=lambda text, name=name: f"{name}: {text}")
 
 
 def assert_padding_invariant(world: World, loss: Loss, pad_t: int, pad_k: int, junk: float) -> None:
@@ -197,9 +195,7 @@ def extreme_world(seed: int, lengths: Sequence[int] = (4, 3)) -> World:
     """Every logit of student and teacher, and every value, is +1e4 or −1e4."""
     world = make_world(seed, lengths, vocab=6, off_support=0.3)
     signs = [1e4 * torch.sign(x.detach()) for x in (world.logits, world.value, world.teacher_logp - world.teacher_logp.mean())]
-    return replace(
-        world, logits=signs[0].requires_grad_(), value=signs[1].requires_grad_(), teacher_logp=signs[2].log_softmax(-1)
-    )
+    return replace(world, logits=signs[0].requires_grad_(), value=signs[1].requires_grad_(), teacher_logp=signs[2].log_softmax(-1))
 
 
 def assert_finite_at_extremes(loss: Loss, seeds: int = 3) -> None:

@@ -67,9 +67,7 @@ def kl(p: list[Tensor], q: list[Tensor]) -> Tensor:
     return total
 
 
-def teacher_and_student(
-    response: Response, t: int, support: str, temperature: float = 1.0
-) -> tuple[list[Tensor], list[Tensor]]:
+def teacher_and_student(response: Response, t: int, support: str, temperature: float = 1.0) -> tuple[list[Tensor], list[Tensor]]:
     """Log-probs of both on the whole vocabulary (dense), on A_p and a bucket for the rest (tail), or projected (proj)."""
     student, teacher = response.logits[t], scalars(response.teacher[t])
     inside = response.candidates[t]

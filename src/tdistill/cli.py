@@ -111,8 +111,8 @@ def _show(current: Any) -> None:
     from tdistill.report.tables import comparison_table, quality_table, to_rich
 
     data, console = collect(current), Console()
-    console.print(to_rich(quality_table(data)))
-    console.print(to_rich(comparison_table(data)))
+    console.print(to_rich(quality_table(data.systems)))
+    console.print(to_rich(comparison_table(data.comparisons)))
     directory = current.directory("report")
     console.print(f"\nreport: {directory / 'report.html'}\n        {directory / 'report.md'}", soft_wrap=True, highlight=False)
     console.print(f"student: {current.directory('train') / 'distilled'}", soft_wrap=True, highlight=False)

@@ -25,9 +25,7 @@ def left_pad(sequences: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
     return ids, mask
 
 
-def pad_pairs(
-    prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]]
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def pad_pairs(prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """(prompt, response) pairs in the layout above.
 
     Returns:

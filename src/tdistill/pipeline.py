@@ -104,7 +104,9 @@ class Run:
         for before in spec.after:
             if before in self.stages and not self.is_complete(before):
                 command = "rollout" if before == "models" else before
-                raise ConfigError(f"`{stage}` reads what `{before}` makes, which is not complete: `tdistill {command} RECIPE` first, or `tdistill run RECIPE`.")
+                raise ConfigError(
+                    f"`{stage}` reads what `{before}` makes, which is not complete: `tdistill {command} RECIPE` first, or `tdistill run RECIPE`."
+                )
         if self.is_complete(stage):
             say(f"{stage}: complete, skipped ({directory})")
             return False
@@ -164,7 +166,9 @@ def _device() -> str:
 
 def _git_commit() -> str:
     try:
-        found = subprocess.run(["git", "describe", "--always", "--dirty", "--abbrev=12"], capture_output=True, text=True, timeout=10, check=False)
+        found = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=12"], capture_output=True, text=True, timeout=10, check=False
+        )
     except OSError:
         return "unknown"
     return found.stdout.strip() or "unknown"

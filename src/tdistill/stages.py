@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -154,7 +155,9 @@ def _rollout(run: Run, directory: Path) -> dict[str, Any]:
         human = [False, True] if c.score_references and any(p.prompt.references for p in prompts) else [False]
         for scored in human:
             name = f"{split}-human" if scored else split
-            manifest = roll_out(load, tokenizer, prompts, directory / name, sampling, capture, _fingerprints(run), info["eos_ids"], scored, name)
+            manifest = roll_out(
+                load, tokenizer, prompts, directory / name, sampling, capture, _fingerprints(run), info["eos_ids"], scored, name
+            )
             notes[name] = {**manifest.counts, "skipped_prompts": skipped, "checksum": manifest.checksum}
     return notes
 
@@ -174,9 +177,9 @@ def _fingerprints(run: Run) -> dict[str, str]:
     return {"teacher": run.teacher_fingerprint, "tokenizer": info["tokenizer"], "template": info["template"]}
 
 
-def cache(run: Run, split: str, p: float | None = None, origins: list[str] | None = None) -> RolloutDataset:
+def cache(run: Run, split: str, p: float | None = None, origins: Sequence[str] | None = None) -> RolloutDataset:
     """A split's roll-outs as a data set, checked to be this teacher's."""
-    human = origins == ["human"]
+    human = list(origins or []) == ["human"]
     directory = run.directory("rollout") / (f"{split}-human" if human else split)
     if origins and len(origins) > 1:
         raise ConfigError(f"origins {origins}: train on one of teacher and human at a time.")

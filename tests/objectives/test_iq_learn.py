@@ -271,9 +271,7 @@ def test_the_end_is_worth_nothing_or_the_absorbing_value() -> None:
     """At the end r = Q − γ·V(terminal), V(terminal) = 0 or 2α/(1−γ); earlier steps are the same."""
     made = builders.make_world(seed=7, lengths=(3,), finished=(True,), off_support=0.0)
     knobs: dict[str, Any] = {"gamma": 0.9, "alpha": 0.5, "gauge": "lse"}
-    zero, absorbing = (
-        bind("iq_learn", terminal=t, **knobs)(builders.steps_of(made)).metrics["td/reward"][0] for t in ("zero", "absorbing")
-    )
+    zero, absorbing = (bind("iq_learn", terminal=t, **knobs)(builders.steps_of(made)).metrics["td/reward"][0] for t in ("zero", "absorbing"))
     q = -oracles.nll(made.responses()[0])[2]
     assert zero[2].item() == pytest.approx(q.item(), abs=1e-12)
     assert absorbing[2].item() == pytest.approx(q.item() - 0.9 * 2 * 0.5 / 0.1, abs=1e-12)
@@ -313,9 +311,7 @@ def test_a_clipped_token_is_pulled_up_when_taken_and_left_alone_otherwise() -> N
 
 
 def test_no_clip_when_nothing_lies_below_the_floor(world: builders.World) -> None:
-    for ours, free in zip(
-        *(builders.loss_and_grads(world, bind("iq_learn", q_min=q_min)) for q_min in (-1e3, None)), strict=True
-    ):
+    for ours, free in zip(*(builders.loss_and_grads(world, bind("iq_learn", q_min=q_min)) for q_min in (-1e3, None)), strict=True):
         assert torch.equal(ours, free)
 
 

@@ -34,10 +34,7 @@ def systems() -> list[System]:
     teacher = {"rouge_l": 26.3, "teacher_nll": 0.71, "distinct_2": 0.86, "mean_length": 92.5}
     return [
         system("teacher", "HuggingFaceTB/SmolLM2-135M-Instruct", 134_515_008, 30, teacher),
-        *(
-            system(name, text, 63_714_240, 10, dict(zip(keys, values, strict=True)))
-            for name, (text, values) in students.items()
-        ),
+        *(system(name, text, 63_714_240, 10, dict(zip(keys, values, strict=True))) for name, (text, values) in students.items()),
     ]
 
 
@@ -77,9 +74,7 @@ _SIZES = ((0.5, 0.4, 0.7), (0.8, 1.3, 1.2), (0.9, 2.1, 1.6))
 
 def samples() -> list[Sample]:
     poem = "Roses are red,\n    violets are blue,\n\tindented by a tab.\n\n- and a list\n- `with code`\n```\nand a fence\n```"
-    sky = (
-        "The sky is blue because shorter wavelengths are scattered more strongly by the molecules of the air than longer ones. "
-    )
+    sky = "The sky is blue because shorter wavelengths are scattered more strongly by the molecules of the air than longer ones. "
     return [
         Sample(
             "Why is the sky blue?\nAnswer in two sentences.",

@@ -145,9 +145,7 @@ def test_every_other_text_is_escaped_too(data):
 
 
 def test_markdown_refers_to_the_figures_it_wrote(markdown, out_dir):
-    assert re.findall(r"\]\((figures/\w+\.svg)\)", markdown) == [
-        f"figures/{key}.svg" for key in ("quality", "curves", "sparsity", "time")
-    ]
+    assert re.findall(r"\]\((figures/\w+\.svg)\)", markdown) == [f"figures/{key}.svg" for key in ("quality", "curves", "sparsity", "time")]
     assert sorted(path.name for path in (out_dir / "figures").iterdir()) == [
         "curves.svg",
         "quality.svg",

@@ -111,9 +111,7 @@ def test_a_single_student_is_best_of_nothing_and_ties_are_all_best():
 
 
 def test_metrics_that_nobody_has_get_no_column():
-    table = quality_table(
-        [System("teacher", "", 1, 1, {"rouge_l": Estimate(1.0, 0.1, 4), "mean_length": Estimate(NAN, NAN, 0)})]
-    )
+    table = quality_table([System("teacher", "", 1, 1, {"rouge_l": Estimate(1.0, 0.1, 4), "mean_length": Estimate(NAN, NAN, 0)})])
     assert table.header == ["system", "parameters", "layers", "ROUGE-L ↑"]
 
 
@@ -156,9 +154,7 @@ def test_stages_end_with_their_total():
     assert all(cell.strong for cell in table.rows[-1])
 
 
-HOSTILE = Table(
-    f"caption {ATTACK}", ["a|b", "n"], [[Cell(ATTACK, strong=True), Cell("1 | 2\n3", tone="bad")]], ["left", "right"]
-)
+HOSTILE = Table(f"caption {ATTACK}", ["a|b", "n"], [[Cell(ATTACK, strong=True), Cell("1 | 2\n3", tone="bad")]], ["left", "right"])
 
 
 def test_markdown_keeps_one_row_a_line_and_takes_text_literally():

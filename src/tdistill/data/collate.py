@@ -54,5 +54,5 @@ def _pad(arrays: list[np.ndarray | None], shape: tuple[int, ...], fill: Any) -> 
     out = np.full((len(arrays), *shape), fill, dtype)
     for i, array in enumerate(arrays):
         if array is not None:
-            out[(i, *(slice(0, n) for n in array.shape))] = array
+            out[i][tuple(slice(0, n) for n in array.shape)] = array
     return torch.from_numpy(out)

@@ -68,7 +68,7 @@ class RolloutDataset(Dataset):
             "finished": row["finished"].as_py(),
             "expert": row["origin"].as_py() in EXPERT_ORIGINS,
             "teacher_taken_logp": _array(row["token_logp"], np.float32),
-            "behaviour_logp": _array(row["behaviour_logp"], np.float32),
+            "behaviour_logp": _array(row["behaviour_logp"], np.float32) if row["behaviour_logp"].is_valid else None,
         }
         if self.teacher_top_p < 1.0:
             counts = _array(row["candidate_count"], np.int64)
@@ -89,6 +89,5 @@ class RolloutDataset(Dataset):
         return padded_ids, padded_logp, legal
 
 
-def _array(scalar: Any, dtype: Any) -> np.ndarray | None:
-    values = scalar.values
-    return None if values is None else values.to_numpy(zero_copy_only=False).astype(dtype)
+def _array(scalar: Any, dtype: Any) -> np.ndarray:
+    return scalar.values.to_numpy(zero_copy_only=False).astype(dtype)

@@ -43,9 +43,7 @@ def held_out_metrics(
 
 
 @torch.inference_mode()
-def teacher_sparsity(
-    teacher: PreTrainedModel, dataset: RolloutDataset, vocab_size: int, batch_size: int
-) -> dict[str, object]:
+def teacher_sparsity(teacher: PreTrainedModel, dataset: RolloutDataset, vocab_size: int, batch_size: int) -> dict[str, object]:
     """Mean mass of the k most probable tokens, and |A_p| of every state for several p, over the whole vocabulary."""
     ks = [k for k in SPARSITY_KS if k <= vocab_size]
     mass, count = torch.zeros(len(ks), dtype=torch.float64), 0

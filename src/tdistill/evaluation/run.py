@@ -80,9 +80,19 @@ def evaluate_systems(
         if not path.exists():
             n = protocol.config.num_generations
             title = f"{system.name}: answers"
-            save_jsonl(path, write_answers(model, protocol.tokenizer, protocol.prompts, protocol.sampling, n, batch, protocol.eos_ids, title))
+            save_jsonl(
+                path,
+                write_answers(model, protocol.tokenizer, protocol.prompts, protocol.sampling, n, batch, protocol.eos_ids, title),
+            )
         scores = answer_metrics(
-            read_jsonl(path), protocol.prompts, protocol.references, teacher, protocol.eos_ids, vocab, batch, f"{system.name}: scores"
+            read_jsonl(path),
+            protocol.prompts,
+            protocol.references,
+            teacher,
+            protocol.eos_ids,
+            vocab,
+            batch,
+            f"{system.name}: scores",
         )
         held_out = held_out_metrics(model, teacher, protocol.held_out, vocab, batch, f"{system.name}: divergences")
         if system.name == "teacher":

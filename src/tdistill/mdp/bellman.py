@@ -34,9 +34,7 @@ def masked(x: Float[Tensor, "*B K"], legal: Bool[Tensor, "*B K"]) -> Float[Tenso
     return x.masked_fill(~legal, -torch.inf)
 
 
-def expectation(
-    logp: Float[Tensor, "*B K"], x: Float[Tensor, "*B K"], legal: Bool[Tensor, "*B K"]
-) -> Float[Tensor, "*B"]:
+def expectation(logp: Float[Tensor, "*B K"], x: Float[Tensor, "*B K"], legal: Bool[Tensor, "*B K"]) -> Float[Tensor, "*B"]:
     """Σ_{a∈A_p} exp(logp(a))·x(a), with slots off A_p giving exactly 0 whatever they hold."""
     zero = torch.zeros((), dtype=x.dtype, device=x.device)
     return (torch.where(legal, logp, -torch.inf).exp() * torch.where(legal, x, zero)).sum(-1)
@@ -48,9 +46,7 @@ def take(x: Float[Tensor, "*B K"], a: Int[Tensor, "*B"]) -> Float[Tensor, "*B"]:
     return torch.where(a >= 0, taken, torch.zeros_like(taken))
 
 
-def next_value(
-    v_t: Float[Tensor, "B T"], terminal_t: Bool[Tensor, "B T"], terminal_value: float = 0.0
-) -> Float[Tensor, "B T"]:
+def next_value(v_t: Float[Tensor, "B T"], terminal_t: Bool[Tensor, "B T"], terminal_value: float = 0.0) -> Float[Tensor, "B T"]:
     """V_p(s_{t+1}): the value one step later, ``terminal_value`` where the step ended the response, 0 past the end."""
     v_tp1 = torch.cat([v_t[:, 1:], torch.zeros_like(v_t[:, :1])], dim=1)
     return torch.where(terminal_t, torch.full_like(v_tp1, terminal_value), v_tp1)
@@ -62,11 +58,9 @@ def has_successor(exists_t: Bool[Tensor, "B T"], terminal_t: Bool[Tensor, "B T"]
     return terminal_t | exists_tp1
 
 
-def bellman_error(
-    q_taken_t: Float[Tensor, "B T"], v_tp1: Float[Tensor, "B T"], gamma: float
-) -> Float[Tensor, "B T"]:
+def bellman_error(q_t: Float[Tensor, "*#B"], v_tp1: Float[Tensor, "*#B"], gamma: float) -> Float[Tensor, "*B"]:
     """r_t = Q(s_t,a_t) − γ V_p(s_{t+1}): the soft Bellman error, which is the reward that Q implies (inverse Bellman operator)."""
-    return q_taken_t - gamma * v_tp1
+    return q_t - gamma * v_tp1
 
 
 def kappa(p: float, gamma: float) -> float:
@@ -79,4 +73,4 @@ def kappa(p: float, gamma: float) -> float:
         raise ConfigError(f"κ(p) needs p in (0, 1], got {p}.")
     if not 0.0 <= gamma < 1.0:
         raise ConfigError(f"κ(p) needs gamma in [0, 1), got {gamma}: at gamma=1 the bound is infinite.")
-    return -gamma / (1.0 - gamma) * math.log(p)
+    return gamma / (1.0 - gamma) * math.log(1.0 / p)

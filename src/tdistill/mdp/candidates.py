@@ -53,9 +53,7 @@ def nucleus_mask(sorted_logp: Float[Tensor, "*N K"], p: float) -> Bool[Tensor, "
     return keep & (sorted_logp > -torch.inf)
 
 
-def top_p_candidates(
-    logp: Float[Tensor, "N V"], p: float, max_candidates: int | None = None
-) -> Candidates:
+def top_p_candidates(logp: Float[Tensor, "N V"], p: float, max_candidates: int | None = None) -> Candidates:
     """A_p of each row of log-probs.
 
     Args:
@@ -75,9 +73,7 @@ def top_p_candidates(
     width = int(keep.sum(-1).max().item()) if len(logp) else 1
     values, ids, keep = values[:, :width], ids[:, :width], keep[:, :width]
     values = values.masked_fill(~keep, -torch.inf)
-    return Candidates(
-        ids=ids.masked_fill(~keep, 0), logp=values, legal=keep, kept_mass=values.double().exp().sum(-1).to(logp.dtype)
-    )
+    return Candidates(ids=ids.masked_fill(~keep, 0), logp=values, legal=keep, kept_mass=values.double().exp().sum(-1).to(logp.dtype))
 
 
 def _narrow_nucleus(logp: Tensor, p: float, limit: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -98,5 +94,5 @@ def _narrow_nucleus(logp: Tensor, p: float, limit: int) -> tuple[Tensor, Tensor,
     return values, ids, keep
 
 
-def _widen(x: Tensor, width: int, fill: float) -> Tensor:
+def _widen(x: Tensor, width: int, fill: float | int) -> Tensor:
     return torch.nn.functional.pad(x, (0, width - x.shape[-1]), value=fill)

@@ -12,7 +12,8 @@ from tdistill.mdp.steps import Steps
 
 Gamma = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
-NonNegative = Annotated[float, Field(ge=0.0)]
+NonNegative = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 # What an objective may ask of the student head beyond the logits at the candidates.
 NEEDS = frozenset({"log_z", "max", "taken", "value", "target", "behaviour", "expert", "dense"})

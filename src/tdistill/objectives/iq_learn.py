@@ -18,7 +18,7 @@ from tdistill.mdp.bellman import (
     take,
 )
 from tdistill.mdp.steps import Steps
-from tdistill.objectives.contract import Gamma, NonNegative, Objective, ObjectiveOutput, Positive
+from tdistill.objectives.contract import Finite, Gamma, NonNegative, Objective, ObjectiveOutput, Positive
 from tdistill.objectives.gauge import GAUGE_NEEDS, Gauge, gauged_q
 from tdistill.objectives.support import kl, log_tail
 
@@ -39,7 +39,7 @@ def iq_learn(
     terminal: Terminal = "zero",
     anchor: Anchor = "none",
     anchor_weight: NonNegative = 1.0,
-    q_min: float | None = -10.0,
+    q_min: Finite | None = -10.0,
 ) -> ObjectiveOutput:
     """loss_t = −φ(r_t) + V_p(s_t) − γV_p(s_{t+1}),  r_t = Q(s_t,a_t) − γV_p(s_{t+1}),  χ²: φ(x) = x − x²/(4α).
 
@@ -96,7 +96,7 @@ class _ClipBelow(torch.autograd.Function):
         return x.clamp(min=floor)
 
     @staticmethod
-    def backward(ctx, grad):  # type: ignore[no-untyped-def, override]
+    def backward(ctx, grad):  # type: ignore[no-untyped-def]
         (below,) = ctx.saved_tensors
         # Descent raises x where its gradient is negative: that much may pass. A hard clip would leave a student that is most
         # wrong without any signal.
@@ -120,8 +120,8 @@ def _anchor(steps: Steps, anchor: Anchor) -> Float[Tensor, "B T"]:
     exists = steps.exists_t
     log_m_teacher = soft_value(steps.teacher_logp_t, steps.legal_t)
     log_m = torch.where(exists, soft_value(steps.q_t, steps.legal_t) - steps.log_z_t, 0.0)
-    bernoulli = [torch.stack([m, log_tail(m)], -1) for m in (log_m_teacher, log_m)]
-    return kl(*bernoulli, legal=exists.unsqueeze(-1).expand(*exists.shape, 2))
+    p, q = (torch.stack([m, log_tail(m)], -1) for m in (log_m_teacher, log_m))
+    return kl(p, q, legal=exists.unsqueeze(-1).expand(*exists.shape, 2))
 
 
 def _needs(*, gauge: Gauge, anchor: Anchor, **_: object) -> frozenset[str]:

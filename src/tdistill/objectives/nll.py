@@ -9,7 +9,8 @@ def nll(steps: Steps) -> ObjectiveOutput:
 
     Also counts tokens outside A_p, so that it is plain cross-entropy. On teacher text: SeqKD (Kim & Rush 2016, eq. 5-8).
     """
-    assert steps.log_z_t is not None and steps.taken_logit_t is not None
+    assert steps.log_z_t is not None
+    assert steps.taken_logit_t is not None
     return ObjectiveOutput(steps.log_z_t - steps.taken_logit_t)
 
 

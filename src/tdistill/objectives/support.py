@@ -42,13 +42,14 @@ def distributions(
     if support == "dense":
         assert steps.dense is not None
         steps = steps.dense
-    if support != "tail" or steps.legal_t.shape[-1] == steps.vocab_size:
+    if support != "tail":
         teacher = project(steps.teacher_logp_t / loss_temperature, steps.legal_t)
         return teacher, project(steps.q_t / loss_temperature, steps.legal_t), steps.legal_t
     assert steps.log_z_t is not None
     teacher = with_tail(steps.teacher_logp_t, steps.legal_t)
     student = with_tail(steps.q_t - steps.log_z_t.unsqueeze(-1), steps.legal_t)
-    bucket = steps.legal_t.any(-1, keepdim=True)
+    counts = steps.legal_t.sum(-1, keepdim=True)
+    bucket = counts > 0 if steps.vocab_size is None else (counts > 0) & (counts < steps.vocab_size)
     return teacher, student, torch.cat([steps.legal_t, bucket], -1)
 
 
@@ -62,9 +63,7 @@ def log_tail(log_m: Float[Tensor, "*B"]) -> Float[Tensor, "*B"]:
     return (-torch.expm1(log_m)).clamp(min=torch.finfo(log_m.dtype).eps).log()
 
 
-def kl(
-    p: Float[Tensor, "*B J"], q: Float[Tensor, "*B J"], legal: Bool[Tensor, "*B J"]
-) -> Float[Tensor, "*B"]:
+def kl(p: Float[Tensor, "*B J"], q: Float[Tensor, "*B J"], legal: Bool[Tensor, "*B J"]) -> Float[Tensor, "*B"]:
     """KL(p‖q) = Σ p·(log p − log q) over legal slots, from log-probs; a slot that p gives 0 contributes 0."""
     counts = legal & (p > -torch.inf)
     gap = torch.where(counts, p, 0.0) - torch.where(counts, q, 0.0)

@@ -38,7 +38,10 @@ def collect(run: Run) -> ReportData:
 
 def _facts(run: Run, scores: dict[str, Any]) -> dict[str, str]:
     recipe, facts = run.recipe, provenance(run.recipe)
-    sizes = {name: f"{scores[name]['parameters'] / 1e6:.1f}M parameters, {scores[name]['num_hidden_layers']} layers" for name in ("teacher", "distilled")}
+    sizes = {
+        name: f"{scores[name]['parameters'] / 1e6:.1f}M parameters, {scores[name]['num_hidden_layers']} layers"
+        for name in ("teacher", "distilled")
+    }
     counts = run.read_stage("rollout")["notes"]["train"]
     return {
         "teacher": f"{recipe.teacher.teacher_model_name_or_path} ({sizes['teacher']})",

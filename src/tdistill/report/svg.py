@@ -131,10 +131,7 @@ def _svg(panels: Sequence[Panel], columns: int, size: tuple[int, int], legend: S
         for ax in axes[len(panels) :]:
             ax.remove()
         if legend:
-            handles = [
-                Line2D([], [], color=line.colour, linestyle=line.dash, linewidth=2, label=short(line.name, 30))
-                for line in legend
-            ]
+            handles = [Line2D([], [], color=line.colour, linestyle=line.dash, linewidth=2, label=short(line.name, 30)) for line in legend]
             figure.legend(handles=handles, loc="outside upper left", ncols=4, frameon=False)
         text = io.StringIO()
         figure.savefig(text, format="svg", metadata=_NO_METADATA)

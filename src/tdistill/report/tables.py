@@ -181,8 +181,7 @@ def stages_table(stages: Sequence[Stage]) -> Table:
         max((s.peak_memory_bytes for s in stages), default=0),
     )
     rows = [
-        [Cell(t) for t in (s.name, format_seconds(s.seconds), format_bytes(s.size_bytes), format_bytes(s.peak_memory_bytes))]
-        + [Cell(s.notes)]
+        [Cell(t) for t in (s.name, format_seconds(s.seconds), format_bytes(s.size_bytes), format_bytes(s.peak_memory_bytes))] + [Cell(s.notes)]
         for s in (*stages, total)
     ]
     rows[-1] = [Cell(cell.text, strong=True) for cell in rows[-1]]

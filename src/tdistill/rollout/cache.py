@@ -35,7 +35,10 @@ SCHEMA = pa.schema(
         ("candidate_count", pa.list_(pa.int32())),  # per token: |A_p|
         ("kept_mass", pa.list_(pa.float32())),  # per token: the teacher's mass on A_p
         ("token_logp", pa.list_(pa.float32())),  # per token: the teacher's log-prob of it, true
-        ("behaviour_logp", pa.list_(pa.float32())),  # per token: under the distribution it was sampled from; null for human text
+        (
+            "behaviour_logp",
+            pa.list_(pa.float32()),
+        ),  # per token: under the distribution it was sampled from; null for human text
         ("candidate_ids", pa.list_(pa.uint32())),  # ragged, concatenated over tokens, descending per token
         ("candidate_logp", pa.list_(pa.float16())),
     ]
@@ -107,9 +110,7 @@ def write_shard(directory: Path, index: int, rows: Iterable[Response], settings:
         temporary.replace(path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        raise CacheError(
-            f"Can't write {path}: {error.strerror or error}. Free some space and run again: finished shards are kept."
-        ) from error
+        raise CacheError(f"Can't write {path}: {error.strerror or error}. Free some space and run again: finished shards are kept.") from error
     return path
 
 

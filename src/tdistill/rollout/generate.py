@@ -75,9 +75,7 @@ def generate_batch(
     """
     device = model.device
     rows = [Generated(p, i, [], [], [], [], [], []) for p, i in batch]
-    noise = np.stack(
-        [token_noise(sampling.seed, r.prompt.prompt.prompt_id, r.sample_index, sampling.max_completion_length) for r in rows]
-    )
+    noise = np.stack([token_noise(sampling.seed, r.prompt.prompt.prompt_id, r.sample_index, sampling.max_completion_length) for r in rows])
     input_ids, attention = (x.to(device) for x in left_pad([r.prompt.ids for r in rows]))
     cache = DynamicCache(config=model.config)
     live, alive = list(range(len(rows))), torch.ones(len(rows), dtype=torch.bool)
@@ -121,9 +119,7 @@ def _draw(
     candidates = None if top_p is None else top_p_candidates(logp, top_p, cap)
     same = sampling.temperature == 1.0 and sampling.top_k == 0 and sampling.top_p == top_p and cap is None
     uniforms = torch.as_tensor(noise, device=logits.device)
-    tokens, behaviour = sample_tokens(
-        logits, uniforms, sampling.temperature, sampling.top_p, sampling.top_k, candidates if same else None
-    )
+    tokens, behaviour = sample_tokens(logits, uniforms, sampling.temperature, sampling.top_p, sampling.top_k, candidates if same else None)
     return tokens, candidates, logp.gather(-1, tokens.unsqueeze(-1)).squeeze(-1), behaviour
 
 

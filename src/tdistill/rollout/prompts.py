@@ -142,8 +142,10 @@ def _user(where: str, column: str, text: Any) -> dict[str, str]:
 
 
 def _from_messages(where: str, messages: Any, completion: Any) -> tuple[list[dict[str, str]], list[str]]:
-    ok = isinstance(messages, list) and messages and all(
-        isinstance(m, dict) and isinstance(m.get("role"), str) and isinstance(m.get("content"), str) for m in messages
+    ok = (
+        isinstance(messages, list)
+        and messages
+        and all(isinstance(m, dict) and isinstance(m.get("role"), str) and isinstance(m.get("content"), str) for m in messages)
     )
     if not ok:
         raise DataError(f"{where}: messages must be a non-empty list of {{role, content}}, got {messages!r:.80}.")

@@ -28,7 +28,11 @@ class Capture:
 
 
 def cache_settings(
-    sampling: Sampling, capture: Capture, fingerprints: dict[str, str], eos_ids: Sequence[int], prompts: Sequence[TokenizedPrompt]
+    sampling: Sampling,
+    capture: Capture,
+    fingerprints: dict[str, str],
+    eos_ids: Sequence[int],
+    prompts: Sequence[TokenizedPrompt],
 ) -> dict[str, Any]:
     """All that shapes a cache's content, pinned in its manifest and in every shard."""
     return {
@@ -67,8 +71,10 @@ def roll_out(
         title: of the progress bar.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    plan = _human_plan(prompts, tokenizer, sampling, capture, eos_ids) if human else batch_plan(
-        prompts, capture.num_generations, capture.batch_size
+    plan = (
+        _human_plan(prompts, tokenizer, sampling, capture, eos_ids)
+        if human
+        else batch_plan(prompts, capture.num_generations, capture.batch_size)
     )
     shards = [plan[i : i + capture.shard_batches] for i in range(0, len(plan), capture.shard_batches)]
     settings = cache_settings(sampling, capture, fingerprints, eos_ids, prompts) | {"origin": "human" if human else "teacher"}

@@ -1,6 +1,7 @@
 """A batch and the student's outputs → ``Steps``."""
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -27,9 +28,7 @@ def teacher_online(teacher: PreTrainedModel, batch: dict[str, Tensor], vocab_siz
     return step_logp(teacher, batch["input_ids"], batch["attention_mask"], steps, vocab_size).clone()
 
 
-def build_steps(
-    batch: dict[str, Tensor], out: dict[str, Tensor], vocab_size: int, teacher_logp: Float[Tensor, "B T V"] | None = None
-) -> Steps:
+def build_steps(batch: dict[str, Tensor], out: dict[str, Tensor], vocab_size: int, teacher_logp: Float[Tensor, "B T V"] | None = None) -> Steps:
     """Assemble the contract of the objectives.
 
     Args:
@@ -39,7 +38,7 @@ def build_steps(
         teacher_logp: the online teacher's, [B, T, V]: fills ``dense``, and the whole contract where the batch has no candidates.
     """
     mask = batch["labels"] != IGNORED_LABEL
-    common = {
+    common: dict[str, Any] = {
         "log_z_t": out.get("log_z_t"),
         "max_t": out.get("max_t"),
         "mask_t": mask,
@@ -65,7 +64,12 @@ def build_steps(
         assert dense is not None
         return replace(dense, dense=dense)
     return Steps(
-        q_t=out["q_t"], teacher_logp_t=batch["teacher_logp"], legal_t=batch["legal"], a_t=taken_index(batch), dense=dense, **common
+        q_t=out["q_t"],
+        teacher_logp_t=batch["teacher_logp"],
+        legal_t=batch["legal"],
+        a_t=taken_index(batch),
+        dense=dense,
+        **common,
     )
 
 

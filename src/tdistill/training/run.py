@@ -160,7 +160,8 @@ class _MarkComplete(TrainerCallback):
 
 class _ShowProgress(TrainerCallback):
     def __init__(self, progress: Any):
-        self._progress, self._note = progress, {}
+        self._progress = progress
+        self._note: dict[str, float] = {}
 
     def on_step_end(self, args: TrainingArguments, state: Any, control: Any, **_: Any) -> None:
         self._progress.advance(1)

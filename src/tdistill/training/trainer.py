@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel, Trainer, TrainingArguments
+from transformers import PreTrainedModel, Trainer, TrainerControl, TrainingArguments
 
 from tdistill.data.collate import DistillCollator
 from tdistill.data.dataset import RolloutDataset
@@ -54,9 +54,7 @@ class DistillTrainer(Trainer):
         if "value" in objective.needs and student.value_head is None:
             raise ConfigError(f"{objective.name} needs a value head: pass StudentModel(lm, value_head=True).")
         self.objective = objective
-        self._online = "dense" in objective.needs or any(
-            d is not None and d.teacher_top_p >= 1.0 for d in (train_dataset, eval_dataset)
-        )
+        self._online = "dense" in objective.needs or any(d is not None and d.teacher_top_p >= 1.0 for d in (train_dataset, eval_dataset))
         if self._online and teacher_model is None:
             raise ConfigError(f"{objective.name} on this data needs the teacher online: pass teacher_model.")
         self.vocab_size = len(processing_class) if processing_class is not None else student.config.vocab_size
@@ -146,9 +144,7 @@ class DistillTrainer(Trainer):
         super().log(logs, start_time)
 
     @torch.no_grad()
-    def evaluate(
-        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
-    ) -> dict[str, float]:
+    def evaluate(self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval") -> dict[str, float]:
         """Mean per valid step of the objective's own loss, NLL, both KLs on candidates + tail, and the student's mass on A_p."""
         loader = self.get_eval_dataloader(eval_dataset)
         needs = self.objective.needs.union(*(o.needs for o in VALIDATION.values()))
@@ -171,7 +167,7 @@ class DistillTrainer(Trainer):
         count = totals.pop("steps")
         metrics = {f"{metric_key_prefix}_{k}": (v / count).item() for k, v in totals.items()}
         self.log(metrics)
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        self.control: TrainerControl = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:

