@@ -105,7 +105,8 @@ class Run:
             if before in self.stages and not self.is_complete(before):
                 command = "rollout" if before == "models" else before
                 raise ConfigError(
-                    f"`{stage}` reads what `{before}` makes, which is not complete: `tdistill {command} RECIPE` first, or `tdistill run RECIPE`."
+                    f"`{stage}` reads what `{before}` makes, which is not complete: "
+                    f"`tdistill {command} RECIPE` first, or `tdistill run RECIPE`."
                 )
         if self.is_complete(stage):
             say(f"{stage}: complete, skipped ({directory})")

@@ -43,11 +43,12 @@ def _facts(run: Run, scores: dict[str, Any]) -> dict[str, str]:
         for name in ("teacher", "distilled")
     }
     counts = run.read_stage("rollout")["notes"]["train"]
+    per_token = counts["candidates"] / counts["tokens"]
     return {
         "teacher": f"{recipe.teacher.teacher_model_name_or_path} ({sizes['teacher']})",
         "student": sizes["distilled"],
         "objective": scores["distilled"]["description"],
-        "roll-outs": f"{counts['responses']} answers, {counts['tokens']} tokens, {counts['candidates'] / counts['tokens']:.1f} candidates a token",
+        "roll-outs": f"{counts['responses']} answers, {counts['tokens']} tokens, {per_token:.1f} candidates a token",
         "top-p": f"{recipe.train.teacher_top_p or recipe.rollout.teacher_top_p:g} (roll-outs hold {recipe.rollout.teacher_top_p:g})",
         "seed": str(recipe.seed),
         "versions": f"tdistill {facts['tdistill']}, torch {facts['torch']}, transformers {facts['transformers']}",
