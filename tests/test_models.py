@@ -83,17 +83,17 @@ def test_a_directory_with_pickled_weights_only_is_refused(tiny_teacher, tmp_path
     with pytest.raises(ModelError, match="no \\*\\.safetensors"):
         find_model(str(tmp_path))
     (tmp_path / "pytorch_model.bin").write_bytes(b"\x80\x04.")
-    with pytest.raises(ModelError, match="only pickled weights \\(pytorch_model.bin\\)"):
+    with pytest.raises(ModelError, match=r"only pickled weights \(pytorch_model.bin\)"):
         find_model(str(tmp_path))
 
 
 def test_a_directory_without_a_config_is_refused(tmp_path):
-    with pytest.raises(ModelError, match="holds no config.json"):
+    with pytest.raises(ModelError, match=r"holds no config\.json"):
         find_model(str(tmp_path))
 
 
 def test_an_unknown_packaged_model_names_the_known_ones():
-    with pytest.raises(ModelError, match="Unknown packaged model 'packaged:gpt5'. Known: packaged:smollm2"):
+    with pytest.raises(ModelError, match=r"Unknown packaged model 'packaged:gpt5'. Known: packaged:smollm2"):
         find_model("packaged:gpt5")
 
 

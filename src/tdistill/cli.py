@@ -86,6 +86,9 @@ def _open(recipe: Path, overrides: list[str] | None) -> Any:
     from tdistill.recipe import load_recipe
 
     loaded = load_recipe(recipe, overrides)
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # ours are enough
     from tdistill.pipeline import Run
     from tdistill.preflight import preflight
 

@@ -47,6 +47,8 @@ class StudentConfig(Strict):
             raise ValueError("init: pretrained needs student_model_name_or_path")
         if self.init == "prune" and self.num_hidden_layers is None and self.keep_layers is None:
             raise ValueError("init: prune needs num_hidden_layers or keep_layers")
+        if self.keep_layers is not None and (not self.keep_layers or len(set(self.keep_layers)) != len(self.keep_layers)):
+            raise ValueError(f"keep_layers must name different layers, at least one, got {self.keep_layers}")
         if self.keep_layers is not None and self.num_hidden_layers not in (None, len(self.keep_layers)):
             raise ValueError(f"num_hidden_layers={self.num_hidden_layers}, but keep_layers names {len(self.keep_layers)}")
         return self
@@ -77,7 +79,7 @@ class RolloutConfig(Strict):
 class SftConfig(Strict):
     """Supervised fine-tuning before distillation: the same trainer with ``nll``."""
 
-    origins: list[Literal["teacher", "human"]] = Field(default=["teacher"], min_length=1, description="whose answers to learn")
+    origins: list[Literal["teacher", "human"]] = Field(default=["teacher"], min_length=1, max_length=1, description="whose answers to learn")
     arguments: dict[str, Any] = Field(default={}, description="passed to transformers.TrainingArguments")
 
 
@@ -87,9 +89,14 @@ class TrainConfig(Strict):
     objective: dict[str, Any] | list[dict[str, Any]] = Field(description="name and arguments, or a weighted list")
     baselines: dict[str, dict[str, Any] | list[dict[str, Any]]] = Field(default={}, description="name → objective")
     teacher_top_p: float | None = Field(None, gt=0, le=1, description="p of the action space, up to the roll-outs'; 1.0 = teacher online")
-    origins: list[Literal["teacher", "human"]] = Field(default=["teacher"], min_length=1)
+    origins: list[Literal["teacher", "human"]] = Field(default=["teacher"], min_length=1, max_length=1)
     keep_checkpoints: bool = Field(False, description="keep optimizer checkpoints after the student is saved")
     arguments: dict[str, Any] = Field(default={}, description="passed to transformers.TrainingArguments")
+
+    @field_validator("objective", mode="before")
+    @classmethod
+    def _by_name(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
 
     @field_validator("baselines")
     @classmethod

@@ -5,8 +5,10 @@ import importlib.util
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from tdistill.errors import ModelError
@@ -92,12 +94,27 @@ def _refuse_pickle(source: ModelSource) -> None:
         raise ModelError(f"{source.directory} holds {why}.")
 
 
+def read_config(directory: Path) -> dict[str, Any]:
+    """A model directory's ``config.json``.
+
+    Raises:
+        ModelError: it is no JSON object.
+    """
+    try:
+        config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ModelError(f"{directory / 'config.json'} is not JSON: {error}") from error
+    if not isinstance(config, dict):
+        raise ModelError(f"{directory / 'config.json'} must hold an object, got {type(config).__name__}.")
+    return config
+
+
 def model_fingerprint(source: ModelSource) -> str:
     """16 hex digits that change with the configuration or the weights (an even sample of blocks of files over 16 MiB)."""
     digest = hashlib.sha256()
     files = [source.gguf_file] if source.gguf_file else sorted(p.name for p in source.directory.glob("*.safetensors"))
     if not source.gguf_file:
-        config = json.loads((source.directory / "config.json").read_text())
+        config = read_config(source.directory)
         for volatile in ("transformers_version", "_name_or_path", "dtype", "torch_dtype"):
             config.pop(volatile, None)
         digest.update(json.dumps(config, sort_keys=True).encode())
@@ -134,7 +151,7 @@ def load_model(source: ModelSource, dtype: str = "float32", trust_remote_code: b
             use_safetensors=None if source.gguf_file else True,
             **source.load_kwargs,
         )
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"Can't load {source.name!r} as a causal language model: {error}") from error
     _forget_quantization(model)
     return model.eval()

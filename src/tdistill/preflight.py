@@ -1,14 +1,13 @@
 """What can be known to fail is found before anything long starts."""
 
-import json
 from pathlib import Path
 
 from tdistill.errors import DataError, ModelError
-from tdistill.models import find_model
+from tdistill.models import find_model, read_config
 from tdistill.pipeline import Run
 from tdistill.prune import check_layer_count
 from tdistill.rollout.prompts import load_prompts
-from tdistill.stages import SPLITS
+from tdistill.stages import SPLITS, check_context
 
 
 def preflight(run: Run) -> None:
@@ -34,7 +33,9 @@ def _check_models(run: Run) -> None:
     config = Path(source.directory) / "config.json"
     if source.gguf_file or not config.is_file():
         return  # the models stage reads the layer count of a GGUF, and checks it first thing
-    total = json.loads(config.read_text()).get("num_hidden_layers")
+    values = read_config(source.directory)
+    check_context(run, values)
+    total = values.get("num_hidden_layers")
     if total is None:
         return
     if student.num_hidden_layers is not None:

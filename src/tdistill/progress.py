@@ -1,6 +1,5 @@
 """Progress bars with rates and time left; one line per stage where there is no terminal."""
 
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -17,7 +16,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
-console = Console(file=sys.stderr, highlight=False)
+console = Console(stderr=True, highlight=False)
 
 
 class _Rate(ProgressColumn):

@@ -143,6 +143,10 @@ def _check_arguments(arguments: dict[str, Any], place: str) -> None:
             raise ConfigError(f"{place}.{key}' is set by tdistill itself: leave it out.")
         if key not in known:
             raise ConfigError(f"{place}.{key}' is no argument of transformers.TrainingArguments.{nearest(key, known)}")
+    for key, least in {"learning_rate": 0.0, "per_device_train_batch_size": 1, "gradient_accumulation_steps": 1}.items():
+        value = arguments.get(key, 1)
+        if isinstance(value, bool) or not isinstance(value, int | float) or value < least:
+            raise ConfigError(f"{place}.{key}' must be a number, at least {least:g}, got {value!r}.")
     if not isinstance(arguments.get("max_steps", 1), int) or arguments.get("max_steps", -1) == 0:
         raise ConfigError(f"{place}.max_steps' must be a whole number above 0, got {arguments['max_steps']!r}.")
     from tdistill.training.run import training_arguments

@@ -22,6 +22,7 @@ from tdistill.models import (
     load_model,
     load_tokenizer,
     model_fingerprint,
+    read_config,
     tokenizer_fingerprint,
 )
 from tdistill.objectives import bind
@@ -142,7 +143,7 @@ def read_prompts(run: Run, split: str, tokenizer: PreTrainedTokenizerBase) -> tu
 def _rollout(run: Run, directory: Path) -> dict[str, Any]:
     recipe, tokenizer, info = run.recipe, _tokenizer(run), _info(run)
     c = recipe.rollout
-    _check_context(run)
+    check_context(run, read_config(run.directory("models") / "start"))
     load = lru_cache(partial(_load_teacher, run))
     sampling = Sampling(c.temperature, c.top_p or c.teacher_top_p, c.top_k, c.max_completion_length, recipe.seed)
     capture = Capture(c.teacher_top_p, c.max_candidates, c.num_generations, c.batch_size, c.shard_batches)
@@ -162,8 +163,9 @@ def _rollout(run: Run, directory: Path) -> dict[str, Any]:
     return notes
 
 
-def _check_context(run: Run) -> None:
-    data, config = run.recipe.data, json.loads((run.directory("models") / "start" / "config.json").read_text())
+def check_context(run: Run, config: dict[str, Any]) -> None:
+    """Raise ``DataError`` if prompts and answers at their longest do not fit the model's context."""
+    data = run.recipe.data
     context = config.get("max_position_embeddings") or config.get("n_positions")
     wanted = data.max_prompt_length + run.recipe.rollout.max_completion_length
     if context and wanted > context:

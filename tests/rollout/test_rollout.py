@@ -127,7 +127,7 @@ def test_another_seed_draws_other_tokens(teacher, tokenizer, prompts):
 def test_noise_belongs_to_seed_prompt_sample_and_step():
     long = token_noise(1, "a", 0, 64)
     np.testing.assert_array_equal(token_noise(1, "a", 0, 10), long[:10])
-    assert ((0 <= long) & (long < 1)).all()
+    assert ((long >= 0) & (long < 1)).all()
     for other in (token_noise(2, "a", 0, 64), token_noise(1, "b", 0, 64), token_noise(1, "a", 1, 64)):
         assert not np.isclose(other, long).any()
 

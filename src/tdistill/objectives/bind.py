@@ -63,7 +63,7 @@ def _split_term(term: Term) -> tuple[float, str, dict[str, Any]]:
 
 def _bind_one(name: str, arguments: Mapping[str, Any]) -> BoundObjective:
     registry = _registry()
-    if name not in registry:
+    if not isinstance(name, str) or name not in registry:
         raise ConfigError(f"Unknown objective {name!r}.{nearest(str(name), registry)}")
     entry = registry[name]
     given = _check_arguments(name, entry.fn, arguments)

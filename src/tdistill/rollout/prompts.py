@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import json
+import zlib
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -72,22 +73,26 @@ def _read_jsonl(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     if not path.is_file():
         raise DataError(f"No prompt file at {path}.")
     opener = gzip.open if path.suffix == ".gz" else open
-    with opener(path, "rb") as handle:
-        for number, raw in enumerate(handle, start=1):
-            where = f"{path}, line {number}"
-            try:
-                line = raw.decode("utf-8")
-            except UnicodeDecodeError as error:
-                raise DataError(f"{where}: not UTF-8 (byte {error.start} is 0x{raw[error.start]:02x}).") from None
-            if not line.strip():
-                continue
-            try:
-                record = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise DataError(f"{where}: not JSON: {error.msg} at column {error.colno}.") from None
-            if not isinstance(record, dict):
-                raise DataError(f"{where}: expected an object with {COLUMNS}, got {type(record).__name__}.")
-            yield where, record
+    try:
+        with opener(path, "rb") as handle:
+            lines = handle.readlines()
+    except (EOFError, zlib.error, OSError) as error:
+        raise DataError(f"{path} can't be read: {error}") from error
+    for number, raw in enumerate(lines, start=1):
+        where = f"{path}, line {number}"
+        try:
+            line = raw.decode("utf-8-sig" if number == 1 else "utf-8")
+        except UnicodeDecodeError as error:
+            raise DataError(f"{where}: not UTF-8 (byte {error.start} is 0x{raw[error.start]:02x}).") from None
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise DataError(f"{where}: not JSON: {error.msg} at column {error.colno}.") from None
+        if not isinstance(record, dict):
+            raise DataError(f"{where}: expected an object with {COLUMNS}, got {type(record).__name__}.")
+        yield where, record
 
 
 def _read_parquet(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -1,0 +1,26 @@
+"""The result rows of a finished run, as JSON lines: `python benchmarks/rows.py RECIPE [KEY=VALUE]... > docs/results/NAME.jsonl`."""
+
+import json
+import sys
+from dataclasses import asdict
+
+from tdistill.pipeline import Run
+from tdistill.recipe import load_recipe
+from tdistill.report.collect import collect
+
+
+def main() -> None:
+    run = Run(load_recipe(sys.argv[1], sys.argv[2:]))
+    data, provenance = collect(run), run.read_stage("evaluate")["provenance"]
+    for system in data.systems:
+        row = {"system": system.name, "objective": system.description, "parameters": system.parameters}
+        row |= {"metrics": {k: asdict(v) for k, v in system.metrics.items()}, "provenance": provenance}
+        print(json.dumps(row, sort_keys=True, ensure_ascii=False))
+    for c in data.comparisons:
+        print(json.dumps({"a": c.a, "b": c.b, "metric": c.metric, "paired_difference": asdict(c.difference)}, sort_keys=True))
+    for stage in data.stages:
+        print(json.dumps({"stage": stage.name, "seconds": stage.seconds, "peak_memory_bytes": stage.peak_memory_bytes}, sort_keys=True))
+
+
+if __name__ == "__main__":
+    main()
