@@ -15,6 +15,8 @@ from tdistill.rollout.cache import write_json
 from tdistill.rollout.generate import Sampling
 from tdistill.rollout.prompts import TokenizedPrompt
 
+# Responses whose [T, V] log-probs are in memory at once, of teacher and student: 50 of them took 10 GB.
+SCORED_AT_ONCE = 8
 SCORES, ANSWERS, SPARSITY = "scores", "answers", "sparsity.json"
 
 
@@ -73,7 +75,7 @@ def evaluate_systems(
     teacher = load_teacher()
     vocab, batch = len(protocol.tokenizer), protocol.config.batch_size
     if not (directory / SPARSITY).exists():
-        write_json(directory / SPARSITY, teacher_sparsity(teacher, protocol.held_out, vocab, batch))
+        write_json(directory / SPARSITY, teacher_sparsity(teacher, protocol.held_out, vocab, SCORED_AT_ONCE))
     for system in todo:
         model = teacher if system.name == "teacher" else system.load()
         path = directory / ANSWERS / f"{system.name}.jsonl"
@@ -94,7 +96,7 @@ def evaluate_systems(
             batch,
             f"{system.name}: scores",
         )
-        held_out = held_out_metrics(model, teacher, protocol.held_out, vocab, batch, f"{system.name}: divergences")
+        held_out = held_out_metrics(model, teacher, protocol.held_out, vocab, SCORED_AT_ONCE, f"{system.name}: divergences")
         if system.name == "teacher":
             held_out = {"student_mass": held_out["student_mass"]}
         record = {
