@@ -93,7 +93,7 @@ def evaluate_systems(
             teacher,
             protocol.eos_ids,
             vocab,
-            batch,
+            SCORED_AT_ONCE,
             f"{system.name}: scores",
         )
         held_out = held_out_metrics(model, teacher, protocol.held_out, vocab, SCORED_AT_ONCE, f"{system.name}: divergences")
