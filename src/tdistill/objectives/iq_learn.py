@@ -48,7 +48,7 @@ def iq_learn(
     token lies outside A_p, and the last step of a response cut off by length, contribute 0. Order: gauge, clip, V_p.
 
     Args:
-        alpha: scale of φ in nats. The defaults are the paper's, .1 among them, which destroys small students (docs/results.md).
+        alpha: scale of φ in nats. The default is the paper's .1, which weighs r² far above the likelihood: choose it by validation.
         gauge: c(s) in Q = ℓ − c, see ``gauged_q``.
         estimator: ``sampled`` takes φ at the token taken; ``expected`` averages it over proj_p π*, which lets untaken tokens
             share the successor of the token taken (less noise; biased for nonlinear φ).

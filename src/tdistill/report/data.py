@@ -1,7 +1,6 @@
 """``ReportData``: everything a report shows, as plain values, so that rendering knows nothing of directories or models."""
 
 from dataclasses import dataclass, field
-from typing import Any
 
 
 @dataclass(frozen=True)
@@ -98,10 +97,3 @@ METRICS: dict[str, tuple[str, str, str]] = {
     "distinct_2": ("distinct-2", "distinct bigrams ÷ bigrams of an answer", ""),
     "mean_length": ("length", "tokens per answer", ""),
 }
-
-
-def plain(data: ReportData) -> dict[str, Any]:
-    """``ReportData`` as nested dicts and lists, for JSON."""
-    from dataclasses import asdict
-
-    return asdict(data)
