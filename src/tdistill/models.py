@@ -153,14 +153,17 @@ def load_model(source: ModelSource, dtype: str = "float32", trust_remote_code: b
         )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"Can't load {source.name!r} as a causal language model: {error}") from error
-    _forget_quantization(model)
+    if source.gguf_file:
+        _forget_gguf(model)
     return model.eval()
 
 
-def _forget_quantization(model: PreTrainedModel) -> None:
-    # The weights were dequantised on loading, but the config still calls them GGUF and refuses to be saved.
-    if getattr(model.config, "quantization_config", None) is not None and not getattr(model, "is_quantized", False):
+def _forget_gguf(model: PreTrainedModel) -> None:
+    # The weights were dequantised on loading, but config and model still call themselves GGUF: whoever loads what is saved from
+    # here would look for packed weights.
+    if getattr(model.config, "quantization_config", None) is not None:
         del model.config.quantization_config
+    model.is_quantized = False
     model.hf_quantizer = None
 
 

@@ -7,7 +7,7 @@ from tdistill.models import find_model, read_config
 from tdistill.pipeline import Run
 from tdistill.prune import check_layer_count
 from tdistill.rollout.prompts import load_prompts
-from tdistill.stages import SPLITS, check_context
+from tdistill.stages.rollout import SPLITS, check_context
 
 
 def preflight(run: Run) -> None:

@@ -41,6 +41,7 @@ class Protocol:
     eos_ids: Sequence[int]
     max_completion_length: int
     seed: int
+    split: str = "test"
 
     @property
     def sampling(self) -> Sampling:
@@ -52,7 +53,7 @@ class Protocol:
         """One paragraph for the report."""
         c = self.config
         return (
-            f"{len(self.prompts)} test prompts, never trained or selected on; {c.num_generations} answer(s) a prompt, sampled at temperature "
+            f"{len(self.prompts)} {self.split} prompts, never trained on; {c.num_generations} answer(s) a prompt, sampled at temperature "
             f"{c.temperature:g} from the nucleus {c.top_p:g}, up to {self.max_completion_length} tokens, seed {self.sampling.seed}, models in "
             f"{c.dtype}. ROUGE-L is against the {c.reference}'s answer. Both KLs and the mass on A_p are exact, over the whole "
             f"vocabulary, per token of {len(self.held_out)} held-out teacher answers. ± is one standard error over prompts; "

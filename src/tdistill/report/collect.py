@@ -9,7 +9,8 @@ from tdistill.evaluation.metrics import estimate, paired_difference
 from tdistill.evaluation.run import ANSWERS, SPARSITY, read_scores
 from tdistill.pipeline import Run, provenance, resolved_yaml
 from tdistill.report.data import METRICS, Comparison, Curve, ReportData, Sample, Sparsity, Stage, System
-from tdistill.stages import protocol, train_systems
+from tdistill.stages.evaluate import protocol
+from tdistill.stages.train import train_systems
 from tdistill.training.run import read_history
 
 

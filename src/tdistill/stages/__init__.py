@@ -1,0 +1,17 @@
+"""What each stage does; ``pipeline`` decides whether it has to."""
+
+from tdistill.pipeline import StageSpec
+from tdistill.stages.evaluate import evaluate_settings, make_evaluation
+from tdistill.stages.models import make_models, models_settings
+from tdistill.stages.report import make_report, report_settings
+from tdistill.stages.rollout import make_rollouts, rollout_settings
+from tdistill.stages.train import make_sft, make_students, sft_settings, train_settings
+
+STAGES: dict[str, StageSpec] = {
+    "models": StageSpec((), models_settings, make_models),
+    "rollout": StageSpec(("models",), rollout_settings, make_rollouts),
+    "sft": StageSpec(("models", "rollout"), sft_settings, make_sft),
+    "train": StageSpec(("models", "rollout", "sft"), train_settings, make_students),
+    "evaluate": StageSpec(("models", "rollout", "sft", "train"), evaluate_settings, make_evaluation),
+    "report": StageSpec(("evaluate",), report_settings, make_report),
+}

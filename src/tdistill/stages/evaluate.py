@@ -1,0 +1,63 @@
+"""``evaluate``: every system of a run by one protocol."""
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from tdistill.errors import DataError
+from tdistill.evaluation.run import EvaluatedSystem, Protocol, evaluate_systems
+from tdistill.models import find_model, load_model
+from tdistill.objectives import bind
+from tdistill.pipeline import Run
+from tdistill.stages.models import load_teacher, models_info, student_tokenizer
+from tdistill.stages.rollout import cache, read_prompts
+from tdistill.stages.train import train_systems
+
+
+def evaluate_settings(run: Run) -> dict[str, Any]:
+    """What shapes the evaluation."""
+    return {"evaluation": run.recipe.evaluation.model_dump(), "seed": run.recipe.seed}
+
+
+def systems(run: Run) -> list[EvaluatedSystem]:
+    """Everything the report compares, the teacher first."""
+    dtype, trust = run.recipe.evaluation.dtype, run.recipe.student.trust_remote_code
+
+    def load(directory: Path) -> PreTrainedModel:
+        return load_model(find_model(str(directory)), dtype, trust)
+
+    found = [
+        EvaluatedSystem("teacher", run.teacher_source.name, partial(load_teacher, run, dtype)),
+        EvaluatedSystem("start", "the student before any training", partial(load, run.directory("models") / "start")),
+    ]
+    if "sft" in run.stages:
+        found.append(EvaluatedSystem("sft", "the start after supervised fine-tuning", partial(load, run.directory("sft"))))
+    for name, objective in train_systems(run).items():
+        found.append(EvaluatedSystem(name, bind(objective).describe(), partial(load, run.directory("train") / name)))
+    return found
+
+
+def protocol(run: Run, split: str = "test") -> Protocol:
+    """What is the same for every system. ``split="valid"`` is for choosing settings."""
+    recipe, tokenizer = run.recipe, student_tokenizer(run)
+    prompts, _ = read_prompts(run, split, tokenizer)
+    held_out = cache(run, split)
+    if recipe.evaluation.reference == "human":
+        references = {p.prompt.prompt_id: list(p.prompt.references) for p in prompts}
+        if not any(references.values()):
+            raise DataError(f"evaluation.reference: human, but {getattr(recipe.data, split)} has no answers. Use reference: teacher.")
+    else:
+        references = {p.prompt.prompt_id: [] for p in prompts}
+        for i in range(len(held_out)):
+            references[held_out.prompt_id(i)].append(held_out.text(i))
+    length = recipe.evaluation.max_completion_length or recipe.rollout.max_completion_length
+    return Protocol(recipe.evaluation, prompts, held_out, references, tokenizer, models_info(run)["eos_ids"], length, recipe.seed, split)
+
+
+def make_evaluation(run: Run, directory: Path) -> dict[str, Any]:
+    """Measure every system."""
+    shared = protocol(run)
+    evaluate_systems(systems(run), partial(load_teacher, run, run.recipe.evaluation.dtype), shared, directory)
+    return {"protocol": shared.describe(), "systems": [s.name for s in systems(run)]}

@@ -1,0 +1,75 @@
+"""``sft`` and ``train``: students from the cache."""
+
+import json
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from tdistill.config import SftConfig, TrainConfig
+from tdistill.model_card import write_model_card
+from tdistill.objectives import bind
+from tdistill.pipeline import Run
+from tdistill.stages.models import load_teacher, student_tokenizer
+from tdistill.stages.rollout import cache
+from tdistill.training.run import train_student
+
+
+def sft_settings(run: Run) -> dict[str, Any]:
+    """What shapes the SFT student."""
+    assert run.recipe.sft is not None
+    return {"sft": run.recipe.sft.model_dump(), "seed": run.recipe.seed}
+
+
+def make_sft(run: Run, directory: Path) -> dict[str, Any]:
+    """Fine-tune the start by ``nll``."""
+    assert run.recipe.sft is not None
+    return _train_one(run, run.directory("models") / "start", directory, "sft", {"name": "nll"}, run.recipe.sft)
+
+
+def train_settings(run: Run) -> dict[str, Any]:
+    """What shapes the students."""
+    return {"train": run.recipe.train.model_dump(), "seed": run.recipe.seed}
+
+
+def train_systems(run: Run) -> dict[str, Any]:
+    """Name → objective of all that the train stage makes: the baselines, then the distilled student."""
+    return {**run.recipe.train.baselines, "distilled": run.recipe.train.objective}
+
+
+def start_directory(run: Run) -> Path:
+    """Where distillation starts: the SFT student, or the pruned or pretrained start."""
+    return run.directory("sft") if "sft" in run.stages else run.directory("models") / "start"
+
+
+def make_students(run: Run, directory: Path) -> dict[str, Any]:
+    """Train baselines and the distilled student from the same start; what is done is kept."""
+    notes = {}
+    for name, objective in train_systems(run).items():
+        target = directory / name
+        if (target / "done.json").exists():
+            notes[name] = json.loads((target / "done.json").read_text())
+            continue
+        notes[name] = _train_one(run, start_directory(run), target, name, objective, run.recipe.train)
+        (target / "done.json").write_text(json.dumps(notes[name]))
+    return notes
+
+
+def _train_one(run: Run, start: Path, directory: Path, name: str, objective: Any, config: SftConfig | TrainConfig) -> dict[str, Any]:
+    p = config.teacher_top_p if isinstance(config, TrainConfig) else None
+    origins, bound, tokenizer = list(config.origins), bind(objective), student_tokenizer(run)
+    metrics = train_student(
+        start,
+        directory,
+        bound,
+        cache(run, "train", p, origins),
+        cache(run, "valid", p, origins),
+        tokenizer,
+        config.arguments,
+        run.recipe.seed,
+        name,
+        load_teacher=partial(load_teacher, run),
+        keep_checkpoints=isinstance(config, TrainConfig) and config.keep_checkpoints,
+        trust_remote_code=run.recipe.student.trust_remote_code,
+    )
+    write_model_card(directory, run, name, bound.describe(), metrics)
+    return {"objective": bound.describe(), "validation": metrics}
