@@ -20,6 +20,10 @@ class CacheError(TdistillError):
     """A roll-out cache is damaged, incomplete, or made with other settings."""
 
 
+class OutputError(TdistillError):
+    """The output directory can't take what a stage makes."""
+
+
 class ModelError(TdistillError):
     """A model cannot be found, loaded or pruned as asked."""
 

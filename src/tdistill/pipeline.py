@@ -4,29 +4,35 @@ Every stage writes into ``output_dir/STAGE/KEY``, where KEY is a hash of all tha
 complete for the same settings, other settings never overwrite anything, and going back to old ones finds the old results.
 """
 
+import errno
 import hashlib
 import json
+import os
 import platform
 import resource
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import yaml
+from safetensors import SafetensorError
 
 import tdistill
 from tdistill.config import Recipe
-from tdistill.errors import ConfigError
+from tdistill.errors import ConfigError, OutputError
 from tdistill.models import ModelSource, find_model, model_fingerprint
 from tdistill.progress import say
 from tdistill.rollout.cache import write_json
 
 MARKER, STAGE_FILE = ".tdistill", "stage.json"
+# torch.save does not say why it could not write.
+TORCH_CANT_WRITE = ("PytorchStreamWriter failed writing", "inline_container.cc", "iostream error")
 
 
 @dataclass(frozen=True)
@@ -114,7 +120,8 @@ class Run:
         say(f"{stage} → {directory}")
         directory.mkdir(parents=True, exist_ok=True)
         started = time.perf_counter()
-        notes = spec.work(self, directory)
+        with disk_errors(directory):
+            notes = spec.work(self, directory)
         record = {
             "stage": stage,
             "key": self.key(stage),
@@ -129,6 +136,31 @@ class Run:
     def read_stage(self, stage: str) -> dict[str, Any]:
         """What a complete stage noted."""
         return json.loads((self.directory(stage) / STAGE_FILE).read_text(encoding="utf-8"))
+
+
+@contextmanager
+def disk_errors(directory: Path) -> Iterator[None]:
+    """Turn a full disk, in whose words it may come, into ``OutputError``."""
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        if not _disk_is_full(error):
+            raise
+        raise OutputError(
+            f"The disk is full: can't write to {directory} ({error}). Free some space, or move output_dir, and run again: what is "
+            "complete is kept, and training goes on from its last whole checkpoint."
+        ) from error
+
+
+def _disk_is_full(error: Exception) -> bool:
+    # safetensors and torch.save say in words of their own what an OSError says by number.
+    numbers = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
+    text = str(error)
+    return (
+        (isinstance(error, OSError) and error.errno in numbers)
+        or any(f"os error {n}" in text or os.strerror(n) in text for n in numbers)
+        or any(words in text for words in TORCH_CANT_WRITE)
+    )
 
 
 def resolved_yaml(recipe: Recipe) -> str:

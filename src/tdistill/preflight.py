@@ -1,8 +1,7 @@
 """What can be known to fail is found before anything long starts."""
 
-from pathlib import Path
-
 from tdistill.errors import DataError, ModelError
+from tdistill.gguf_header import gguf_config
 from tdistill.models import find_model, read_config
 from tdistill.pipeline import Run
 from tdistill.prune import check_layer_count
@@ -30,10 +29,7 @@ def _check_models(run: Run) -> None:
     if student.init == "pretrained":
         find_model(str(student.student_model_name_or_path))
         return
-    config = Path(source.directory) / "config.json"
-    if source.gguf_file or not config.is_file():
-        return  # the models stage reads the layer count of a GGUF, and checks it first thing
-    values = read_config(source.directory)
+    values = gguf_config(source.directory / source.gguf_file) if source.gguf_file else read_config(source.directory)
     check_context(run, values)
     total = values.get("num_hidden_layers")
     if total is None:

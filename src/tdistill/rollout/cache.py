@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,6 @@ from tdistill.errors import CacheError
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
 SETTINGS_KEY = b"tdistill.settings"
-# float16 keeps 11 bits: a log-prob in [-16, -8) is off by at most 2^-8 nats, in [-32, -16) by 2^-7.
 SCHEMA = pa.schema(
     [
         ("prompt_id", pa.string()),
@@ -73,8 +72,8 @@ class Manifest:
     counts: dict[str, int]
     shards: dict[str, str]  # file → SHA-256
     tdistill_version: str
+    candidate_logp_max_error: float  # nats: half the spacing of float16 at the least probable candidate
     schema_version: int = SCHEMA_VERSION
-    notes: dict[str, Any] = field(default_factory=dict)
 
     @property
     def teacher_top_p(self) -> float:
@@ -96,7 +95,7 @@ def write_shard(directory: Path, index: int, rows: Iterable[Response], settings:
     """Write one shard whole or not at all.
 
     Raises:
-        CacheError: the disk is full or can't be written; the partial file is removed.
+        OSError: the disk is full or can't be written; the partial file is removed.
     """
     records = [_record(row) for row in rows]
     table = pa.Table.from_pylist(records, schema=SCHEMA.with_metadata({SETTINGS_KEY: _canonical(settings)}))
@@ -108,9 +107,9 @@ def write_shard(directory: Path, index: int, rows: Iterable[Response], settings:
             handle.flush()
             os.fsync(handle.fileno())
         temporary.replace(path)
-    except OSError as error:
+    except OSError:
         temporary.unlink(missing_ok=True)
-        raise CacheError(f"Can't write {path}: {error.strerror or error}. Free some space and run again: finished shards are kept.") from error
+        raise
     return path
 
 
@@ -146,10 +145,10 @@ def shard_is_done(directory: Path, index: int, settings: dict[str, Any]) -> bool
     return True
 
 
-def finish_cache(directory: Path, settings: dict[str, Any], shards: int, notes: dict[str, Any], version: str) -> Manifest:
+def finish_cache(directory: Path, settings: dict[str, Any], shards: int, version: str) -> Manifest:
     """Count and checksum the shards, and write the manifest: from here on the cache is complete."""
     names = [shard_name(i) for i in range(shards)]
-    columns = pq.read_table([directory / n for n in names], columns=["finished", "candidate_count"])
+    columns = pq.read_table([directory / n for n in names], columns=["finished", "candidate_count", "candidate_logp"])
     per_row = [np.asarray(c) for c in columns["candidate_count"].to_pylist()]
     manifest = Manifest(
         settings=settings,
@@ -161,10 +160,14 @@ def finish_cache(directory: Path, settings: dict[str, Any], shards: int, notes: 
         },
         shards={n: _sha256(directory / n) for n in names},
         tdistill_version=version,
-        notes=notes,
+        candidate_logp_max_error=_float16_error(min(c.values.to_numpy().min() for c in columns["candidate_logp"].chunks)),
     )
     write_json(directory / MANIFEST, asdict(manifest))
     return manifest
+
+
+def _float16_error(logp: float) -> float:
+    return float(np.spacing(np.float16(abs(logp)))) / 2.0
 
 
 def open_cache(directory: Path, expect: dict[str, Any] | None = None, verify: bool = True) -> "tuple[Manifest, pa.Table]":

@@ -90,7 +90,7 @@ def roll_out(
                     rows += [to_response(g, tokenizer, fingerprints["teacher"], "human" if human else "teacher") for g in generated]
                     progress.advance(len(batch))
                 write_shard(directory, index, rows, settings)
-    return finish_cache(directory, settings, len(shards), {}, tdistill.__version__)
+    return finish_cache(directory, settings, len(shards), tdistill.__version__)
 
 
 def _answer(

@@ -20,6 +20,7 @@ from tdistill.models import (
 from tdistill.pipeline import Run
 from tdistill.progress import say
 from tdistill.prune import check_layer_count, outer_layers, prune_layers
+from tdistill.rollout.cache import write_json
 from tdistill.rollout.prompts import template_fingerprint
 
 INFO_FILE = "models.json"
@@ -63,7 +64,7 @@ def make_models(run: Run, directory: Path) -> dict[str, Any]:
         "layers": layers,
         "parameters": {"teacher": _size(teacher), "start": _size(start)},
     }
-    (directory / INFO_FILE).write_text(json.dumps(info))
+    write_json(directory / INFO_FILE, info)
     return {"layers": layers, "parameters": info["parameters"]}
 
 

@@ -72,7 +72,12 @@ def make_rollouts(run: Run, directory: Path) -> dict[str, Any]:
         for scored in human:
             name = f"{split}-human" if scored else split
             manifest = roll_out(load, tokenizer, prompts, directory / name, sampling, capture, fingerprints(run), info["eos_ids"], scored, name)
-            notes[name] = {**manifest.counts, "skipped_prompts": skipped, "checksum": manifest.checksum}
+            notes[name] = {
+                **manifest.counts,
+                "skipped_prompts": skipped,
+                "checksum": manifest.checksum,
+                "candidate_logp_max_error": manifest.candidate_logp_max_error,
+            }
     return notes
 
 

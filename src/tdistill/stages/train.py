@@ -9,9 +9,12 @@ from tdistill.config import SftConfig, TrainConfig
 from tdistill.model_card import write_model_card
 from tdistill.objectives import bind
 from tdistill.pipeline import Run
+from tdistill.rollout.cache import write_json
 from tdistill.stages.models import load_teacher, student_tokenizer
 from tdistill.stages.rollout import cache
 from tdistill.training.run import train_student
+
+DONE = "done.json"  # written last by a student of the train stage
 
 
 def sft_settings(run: Run) -> dict[str, Any]:
@@ -46,11 +49,11 @@ def make_students(run: Run, directory: Path) -> dict[str, Any]:
     notes = {}
     for name, objective in train_systems(run).items():
         target = directory / name
-        if (target / "done.json").exists():
-            notes[name] = json.loads((target / "done.json").read_text())
+        if (target / DONE).exists():
+            notes[name] = json.loads((target / DONE).read_text())
             continue
         notes[name] = _train_one(run, start_directory(run), target, name, objective, run.recipe.train)
-        (target / "done.json").write_text(json.dumps(notes[name]))
+        write_json(target / DONE, notes[name])
     return notes
 
 
