@@ -43,7 +43,8 @@ def main() -> None:
     for stage in ("models", "rollout", "sft"):
         run.execute(stage)
     shared = protocol(run, options.split)
-    root = run.root / "objectives" / run.key("sft")
+    p = run.recipe.train.teacher_top_p or run.recipe.rollout.teacher_top_p
+    root = run.root / "objectives" / f"{run.key('sft')}-p{p:g}"
     scores = root / "evaluated" / f"{options.split}-{shared.config.num_generations}"
     teacher = lru_cache(partial(load_teacher, run, run.recipe.evaluation.dtype))
     load = partial(load_model, dtype=run.recipe.evaluation.dtype)
