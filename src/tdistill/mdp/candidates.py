@@ -48,9 +48,8 @@ def nucleus_mask(sorted_logp: Float[Tensor, "*N K"], p: float) -> Bool[Tensor, "
         return sorted_logp > -torch.inf
     mass = sorted_logp.double().exp()
     before = mass.cumsum(-1) - mass
-    keep = before < p
-    keep[..., 0] = True
-    return keep & (sorted_logp > -torch.inf)
+    # Nothing stands before the first token, so at least one is kept.
+    return (before < p) & (sorted_logp > -torch.inf)
 
 
 def top_p_candidates(logp: Float[Tensor, "N V"], p: float, max_candidates: int | None = None) -> Candidates:

@@ -18,14 +18,13 @@ from tdistill.mdp.bellman import (
     take,
 )
 from tdistill.mdp.steps import Steps
+from tdistill.objectives.anchor import ANCHOR_NEEDS, Anchor, anchor_loss
 from tdistill.objectives.contract import Finite, Gamma, NonNegative, Objective, ObjectiveOutput, Positive
 from tdistill.objectives.gauge import GAUGE_NEEDS, Gauge, gauged_q
-from tdistill.objectives.support import kl, log_tail
 
 Phi = Literal["chi2", "linear"]
 Estimator = Literal["sampled", "expected"]
 Terminal = Literal["zero", "absorbing"]
-Anchor = Literal["none", "tail", "nll"]
 
 
 def iq_learn(
@@ -71,7 +70,7 @@ def iq_learn(
     counts_t = (steps.a_t >= 0) & has_successor(steps.exists_t, steps.terminal_t)
     loss_t = torch.where(counts_t, -first_t + v_t - gamma * v_tp1, 0.0)
     if anchor != "none":
-        loss_t = loss_t + anchor_weight * _anchor(steps, anchor)
+        loss_t = loss_t + anchor_weight * anchor_loss(steps, anchor)
     undefined = torch.full_like(v_t, math.nan)
     metrics = {
         "td/q": torch.where(counts_t, take(q_t, steps.a_t), undefined),
@@ -112,21 +111,8 @@ def _terminal_value(terminal: Terminal, alpha: float, gamma: float) -> float:
     return 0.0 if terminal == "zero" else 2.0 * alpha / (1.0 - gamma)
 
 
-def _anchor(steps: Steps, anchor: Anchor) -> Float[Tensor, "B T"]:
-    assert steps.log_z_t is not None
-    if anchor == "nll":
-        assert steps.taken_logit_t is not None
-        return steps.log_z_t - steps.taken_logit_t
-    exists = steps.exists_t
-    log_m_teacher = soft_value(steps.teacher_logp_t, steps.legal_t)
-    log_m = torch.where(exists, soft_value(steps.q_t, steps.legal_t) - steps.log_z_t, 0.0)
-    p, q = (torch.stack([m, log_tail(m)], -1) for m in (log_m_teacher, log_m))
-    return kl(p, q, legal=exists.unsqueeze(-1).expand(*exists.shape, 2))
-
-
 def _needs(*, gauge: Gauge, anchor: Anchor, **_: object) -> frozenset[str]:
-    anchors: dict[str, set[str]] = {"none": set(), "tail": {"log_z"}, "nll": {"log_z", "taken"}}
-    return GAUGE_NEEDS[gauge] | anchors[anchor]
+    return GAUGE_NEEDS[gauge] | ANCHOR_NEEDS[anchor]
 
 
 def _check(*, terminal: Terminal, phi: Phi, alpha: float, gamma: float, **_: object) -> None:
