@@ -7,6 +7,7 @@ output_dir, so that a rerun skips what is there. `--rows FILE` writes the rows a
 """
 
 import argparse
+import hashlib
 import json
 import time
 from collections.abc import Iterator
@@ -43,8 +44,7 @@ def main() -> None:
     for stage in ("models", "rollout", "sft"):
         run.execute(stage)
     shared = protocol(run, options.split)
-    p = run.recipe.train.teacher_top_p or run.recipe.rollout.teacher_top_p
-    root = run.root / "objectives" / f"{run.key('sft')}-p{p:g}"
+    root = run.root / "objectives" / run_key(run)
     scores = root / "evaluated" / f"{options.split}-{shared.config.num_generations}"
     teacher = lru_cache(partial(load_teacher, run, run.recipe.evaluation.dtype))
     load = partial(load_model, dtype=run.recipe.evaluation.dtype)
@@ -66,6 +66,13 @@ def main() -> None:
             say(_line(read_scores(scores, directory.name)))
             if options.rows:
                 options.rows.write_text("".join(json.dumps(r, sort_keys=True) + "\n" for r in rows(root, scores, methods, shared)))
+
+
+def run_key(run: Run) -> str:
+    """Changes with the SFT student, the training arguments and p: students of other settings lie elsewhere."""
+    p = run.recipe.train.teacher_top_p or run.recipe.rollout.teacher_top_p
+    arguments = json.dumps(run.recipe.train.arguments, sort_keys=True)
+    return f"{run.key('sft')}-p{p:g}-{hashlib.sha256(arguments.encode()).hexdigest()[:6]}"
 
 
 def rows(root: Path, scores: Path, methods: dict[str, Any], shared: Protocol) -> Iterator[dict[str, Any]]:
@@ -110,7 +117,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--methods", type=Path, default=Path(__file__).with_suffix(".yaml"))
     parser.add_argument("--only", help="comma-separated names")
     parser.add_argument("--rows", type=Path, help="write the rows here")
-    return parser.parse_args()
+    return parser.parse_intermixed_args()
 
 
 if __name__ == "__main__":
