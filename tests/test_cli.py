@@ -78,6 +78,12 @@ BAD_OVERRIDES = {
     "unknown objective": (["train.objective.name=iq_lern"], "Unknown objective 'iq_lern'. Did you mean 'iq_learn'?"),
     "objective argument": (["train.objective.gama=0.5"], "Objective 'iq_learn' has no argument 'gama'. Did you mean 'gamma'?"),
     "bad baseline": (["train.baselines.sft_continued.name=nl"], "'train.baselines.sft_continued': Unknown objective 'nl'"),
+    "candidate rule": (["train.candidate_rule={name: adaptiv, value: 0.1}"], "'train.candidate_rule.name'"),
+    "candidate rule's value": (["train.candidate_rule={name: top_k, value: 2.5}"], "top_k: value must be a whole number ≥ 1, got 2.5"),
+    "candidate rule at p = 1": (
+        ["train.candidate_rule={name: top_k, value: 2}", "train.teacher_top_p=1.0"],
+        "'train.candidate_rule' cuts cached candidates, but 'train.teacher_top_p' is 1",
+    ),
     "too many layers": (["student.num_hidden_layers=9"], "num_hidden_layers=9, but the teacher has 4 layers: ask for 1 to 4"),
     "layer that is not there": (
         ["student.keep_layers=[0, 7]"],

@@ -83,12 +83,20 @@ class SftConfig(Strict):
     arguments: dict[str, Any] = Field(default={}, description="passed to transformers.TrainingArguments")
 
 
+class CandidateRuleConfig(Strict):
+    """A cut of the top-p candidates; see ``mdp.candidates.CandidateRule`` for what each means."""
+
+    name: Literal["top_k", "min_p", "adaptive"]
+    value: float = Field(gt=0, description="top_k: tokens; min_p: share of the first token's probability; adaptive: nats per candidate")
+
+
 class TrainConfig(Strict):
     """Distillation by an objective, and baselines from the same start, on the same batches, for the same steps."""
 
     objective: dict[str, Any] | list[dict[str, Any]] = Field(description="name and arguments, or a weighted list")
     baselines: dict[str, dict[str, Any] | list[dict[str, Any]]] = Field(default={}, description="name → objective")
     teacher_top_p: float | None = Field(None, gt=0, le=1, description="p of the action space, up to the roll-outs'; 1.0 = teacher online")
+    candidate_rule: CandidateRuleConfig | None = Field(None, description="cut the candidates further than p")
     origins: list[Literal["teacher", "human"]] = Field(default=["teacher"], min_length=1, max_length=1)
     keep_checkpoints: bool = Field(False, description="keep optimizer checkpoints after the student is saved")
     arguments: dict[str, Any] = Field(default={}, description="passed to transformers.TrainingArguments")

@@ -115,6 +115,7 @@ def check_recipe(recipe: Recipe, where: str = "recipe") -> None:
     Raises:
         ConfigError: with what to change.
     """
+    from tdistill.mdp.candidates import CandidateRule
     from tdistill.objectives import bind
 
     for name, objective in {"train.objective": recipe.train.objective, **recipe.train.baselines}.items():
@@ -126,6 +127,13 @@ def check_recipe(recipe: Recipe, where: str = "recipe") -> None:
     p, cached = recipe.train.teacher_top_p, recipe.rollout.teacher_top_p
     if p is not None and cached < p < 1.0:
         raise ConfigError(f"{where}: 'train.teacher_top_p' is {p}, above the roll-outs' {cached}: lower it, or roll out with more.")
+    if recipe.train.candidate_rule is not None:
+        if p == 1.0:
+            raise ConfigError(f"{where}: 'train.candidate_rule' cuts cached candidates, but 'train.teacher_top_p' is 1: lower it.")
+        try:
+            CandidateRule(recipe.train.candidate_rule.name, recipe.train.candidate_rule.value)
+        except ConfigError as error:
+            raise ConfigError(f"{where}: 'train.candidate_rule': {error}") from None
     if "human" in [*recipe.train.origins, *(recipe.sft.origins if recipe.sft else [])] and not recipe.rollout.score_references:
         raise ConfigError(f"{where}: training on origin human needs 'rollout.score_references: true'.")
     for section in ("sft", "train"):

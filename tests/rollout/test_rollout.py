@@ -7,7 +7,7 @@ import torch
 
 from tdistill.data.dataset import RolloutDataset
 from tdistill.errors import CacheError, ConfigError
-from tdistill.mdp.candidates import top_p_candidates
+from tdistill.mdp.candidates import CandidateRule, top_p_candidates
 from tdistill.models import find_model, load_model, load_tokenizer, model_fingerprint, tokenizer_fingerprint
 from tdistill.rollout.cache import MANIFEST, open_cache, shard_name
 from tdistill.rollout.generate import Sampling, batch_plan, generate_batch
@@ -192,6 +192,23 @@ def test_a_cache_cut_to_a_smaller_p_has_the_candidates_of_that_p(finished, teach
             np.testing.assert_array_equal(mine, theirs)
             np.testing.assert_allclose(example["candidate_logp"][t][example["legal"][t]], logp[t, mine], atol=2**-8)
     assert differing <= 0.02 * steps
+
+
+@pytest.mark.parametrize("rule", [CandidateRule("top_k", 2), CandidateRule("min_p", 0.5), CandidateRule("adaptive", 0.1)])
+def test_a_rule_cuts_the_candidates_of_every_step(finished, rule):
+    cut, whole = RolloutDataset(finished[0], rule=rule), RolloutDataset(finished[0])
+    for i in range(len(cut)):
+        a, b = cut[i], whole[i]
+        kept = rule.mask(torch.from_numpy(b["candidate_logp"])).numpy()
+        assert kept.sum() < b["legal"].sum()
+        np.testing.assert_array_equal(a["legal"].sum(-1), kept.sum(-1))
+        np.testing.assert_array_equal(a["candidate_ids"][a["legal"]], b["candidate_ids"][kept])
+        assert a["legal"].shape[1] == kept.sum(-1).max()
+
+
+def test_a_rule_needs_cached_candidates(finished):
+    with pytest.raises(ConfigError, match="set teacher_top_p below 1"):
+        RolloutDataset(finished[0], teacher_top_p=1.0, rule=CandidateRule("top_k", 2))
 
 
 def test_p_1_has_no_candidates(finished):

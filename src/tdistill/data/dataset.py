@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from tdistill.errors import CacheError
-from tdistill.mdp.candidates import check_top_p, nucleus_mask
+from tdistill.errors import CacheError, ConfigError
+from tdistill.mdp.candidates import CandidateRule, check_top_p, nucleus_mask
 from tdistill.rollout.cache import open_cache
 
 EXPERT_ORIGINS = frozenset({"teacher", "human"})
@@ -22,6 +22,7 @@ class RolloutDataset(Dataset):
         teacher_top_p: p of the action space; by default the cache's own. 1.0: no candidates (the teacher must be online).
         origins: keep responses of these origins only.
         expect: settings the cache must have, such as the teacher's fingerprint.
+        rule: cuts the candidates further.
 
     Raises:
         CacheError: no complete cache, a damaged or foreign one, a p above the cache's, no response of these origins.
@@ -33,10 +34,14 @@ class RolloutDataset(Dataset):
         teacher_top_p: float | None = None,
         origins: tuple[str, ...] = ("teacher",),
         expect: dict[str, Any] | None = None,
+        rule: CandidateRule | None = None,
     ):
         self.manifest, table = open_cache(Path(directory), expect)
         self.teacher_top_p = self.manifest.teacher_top_p if teacher_top_p is None else teacher_top_p
         check_top_p(self.teacher_top_p)
+        self.rule = rule
+        if rule is not None and self.teacher_top_p >= 1.0:
+            raise ConfigError(f"A candidate rule ({rule.name}) cuts cached candidates: set teacher_top_p below 1, got {self.teacher_top_p}.")
         if self.manifest.teacher_top_p < self.teacher_top_p < 1.0:
             raise CacheError(
                 f"teacher_top_p={self.teacher_top_p} is above the {self.manifest.teacher_top_p} that {directory} was made with: "
@@ -77,15 +82,17 @@ class RolloutDataset(Dataset):
         return example
 
     def _cut(self, counts: np.ndarray, ids: np.ndarray, logp: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Ragged candidates as [T, K] arrays, cut to this data set's p."""
+        """Ragged candidates as [T, K] arrays, cut to this data set's p and rule."""
         legal = np.arange(counts.max()) < counts[:, None]
         padded_ids, padded_logp = np.zeros(legal.shape, np.int64), np.full(legal.shape, -np.inf, np.float32)
         padded_ids[legal], padded_logp[legal] = ids, logp
         if self.teacher_top_p < self.manifest.teacher_top_p:
             legal &= nucleus_mask(torch.from_numpy(padded_logp), self.teacher_top_p).numpy()
-            width = int(legal.sum(-1).max())
-            padded_ids, padded_logp, legal = padded_ids[:, :width], padded_logp[:, :width], legal[:, :width]
-            padded_ids[~legal], padded_logp[~legal] = 0, -np.inf
+        if self.rule is not None:
+            legal &= self.rule.mask(torch.from_numpy(padded_logp)).numpy()
+        width = int(legal.sum(-1).max())
+        padded_ids, padded_logp, legal = padded_ids[:, :width], padded_logp[:, :width], legal[:, :width]
+        padded_ids[~legal], padded_logp[~legal] = 0, -np.inf
         return padded_ids, padded_logp, legal
 
 

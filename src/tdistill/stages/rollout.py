@@ -8,8 +8,10 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from tdistill.config import CandidateRuleConfig
 from tdistill.data.dataset import RolloutDataset
 from tdistill.errors import ConfigError, DataError
+from tdistill.mdp.candidates import CandidateRule
 from tdistill.models import read_config
 from tdistill.pipeline import Run
 from tdistill.progress import say
@@ -98,10 +100,13 @@ def fingerprints(run: Run) -> dict[str, str]:
     return {"teacher": run.teacher_fingerprint, "tokenizer": info["tokenizer"], "template": info["template"]}
 
 
-def cache(run: Run, split: str, p: float | None = None, origins: Sequence[str] | None = None) -> RolloutDataset:
+def cache(
+    run: Run, split: str, p: float | None = None, origins: Sequence[str] | None = None, rule: CandidateRuleConfig | None = None
+) -> RolloutDataset:
     """A split's roll-outs as a data set, checked to be this teacher's."""
     human = list(origins or []) == ["human"]
     directory = run.directory("rollout") / (f"{split}-human" if human else split)
     if origins and len(origins) > 1:
         raise ConfigError(f"origins {origins}: train on one of teacher and human at a time.")
-    return RolloutDataset(directory, p, tuple(origins or ["teacher"]), fingerprints(run))
+    cut = CandidateRule(rule.name, rule.value) if rule else None
+    return RolloutDataset(directory, p, tuple(origins or ["teacher"]), fingerprints(run), cut)

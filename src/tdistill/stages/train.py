@@ -58,14 +58,14 @@ def make_students(run: Run, directory: Path) -> dict[str, Any]:
 
 
 def _train_one(run: Run, start: Path, directory: Path, name: str, objective: Any, config: SftConfig | TrainConfig) -> dict[str, Any]:
-    p = config.teacher_top_p if isinstance(config, TrainConfig) else None
+    p, rule = (config.teacher_top_p, config.candidate_rule) if isinstance(config, TrainConfig) else (None, None)
     origins, bound, tokenizer = list(config.origins), bind(objective), student_tokenizer(run)
     metrics = train_student(
         start,
         directory,
         bound,
-        cache(run, "train", p, origins),
-        cache(run, "valid", p, origins),
+        cache(run, "train", p, origins, rule),
+        cache(run, "valid", p, origins, rule),
         tokenizer,
         config.arguments,
         run.recipe.seed,
