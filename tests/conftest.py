@@ -85,7 +85,7 @@ def tiny_recipe_dict(teacher: Path, directory: Path) -> dict:
         "sft": {"arguments": dict(arguments)},
         "train": {
             "objective": {"name": "iq_learn", "alpha": 10.0, "anchor": "tail"},
-            "baselines": {"sft_continued": {"name": "nll"}},
+            "baselines": {"sft_continued": {"objective": {"name": "nll"}, "arguments": {"max_steps": 3}}},
             "arguments": dict(arguments),
         },
         "evaluation": {"dtype": "float32", "top_p": 0.8, "batch_size": 4, "num_samples_shown": 2},

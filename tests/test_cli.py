@@ -77,7 +77,12 @@ BAD_OVERRIDES = {
     "alpha": (["train.objective.alpha=-1.0"], "'train.objective': Objective 'iq_learn': alpha=-1.0 is not allowed"),
     "unknown objective": (["train.objective.name=iq_lern"], "Unknown objective 'iq_lern'. Did you mean 'iq_learn'?"),
     "objective argument": (["train.objective.gama=0.5"], "Objective 'iq_learn' has no argument 'gama'. Did you mean 'gamma'?"),
-    "bad baseline": (["train.baselines.sft_continued.name=nl"], "'train.baselines.sft_continued': Unknown objective 'nl'"),
+    "bad baseline": (["train.baselines.sft_continued.objective.name=nl"], "'train.baselines.sft_continued': Unknown objective 'nl'"),
+    "bad baseline, alone": (["train.baselines={other: {name: nl}}"], "'train.baselines.other': Unknown objective 'nl'"),
+    "baseline's argument": (
+        ["train.baselines.sft_continued.arguments={learning_rat: 1e-4}"],
+        "'train.baselines.sft_continued.arguments.learning_rat' is no argument",
+    ),
     "candidate rule": (["train.candidate_rule={name: adaptiv, value: 0.1}"], "'train.candidate_rule.name'"),
     "candidate rule's value": (["train.candidate_rule={name: top_k, value: 2.5}"], "top_k: value must be a whole number ≥ 1, got 2.5"),
     "candidate rule at p = 1": (
@@ -129,6 +134,9 @@ def test_run_makes_everything_and_a_rerun_skips_everything(tiny_recipe, monkeypa
         assert len(list((root / stage).glob("*/stage.json"))) == 1, stage
     for pattern in ("sft/*/model.safetensors", "train/*/distilled/model.safetensors", "report/*/report.html", "report/*/report.md"):
         assert len(list(root.glob(pattern))) == 1, pattern
+    for name, steps in {"distilled": 4, "sft_continued": 3}.items():
+        history = json.loads(next(root.glob(f"train/*/{name}/log_history.json")).read_text())["history"]
+        assert max(entry["step"] for entry in history) == steps
     scores = {p.stem for p in root.glob("evaluate/*/scores/*.json")}
     assert scores == {"teacher", "start", "sft", "sft_continued", "distilled"}
     before = files_of(root)

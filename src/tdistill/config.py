@@ -90,11 +90,18 @@ class CandidateRuleConfig(Strict):
     value: float = Field(gt=0, description="top_k: tokens; min_p: share of the first token's probability; adaptive: nats per candidate")
 
 
-class TrainConfig(Strict):
-    """Distillation by an objective, and baselines from the same start, on the same batches, for the same steps."""
+class BaselineConfig(Strict):
+    """A student trained for comparison. In a recipe its objective may stand alone."""
 
     objective: dict[str, Any] | list[dict[str, Any]] = Field(description="name and arguments, or a weighted list")
-    baselines: dict[str, dict[str, Any] | list[dict[str, Any]]] = Field(default={}, description="name → objective")
+    arguments: dict[str, Any] = Field(default={}, description="what differs from train.arguments, such as a learning rate of its own")
+
+
+class TrainConfig(Strict):
+    """Distillation by an objective, and baselines from the same start, on the same batches."""
+
+    objective: dict[str, Any] | list[dict[str, Any]] = Field(description="name and arguments, or a weighted list")
+    baselines: dict[str, BaselineConfig] = Field(default={}, description="name → objective, or objective and arguments")
     teacher_top_p: float | None = Field(None, gt=0, le=1, description="p of the action space, up to the roll-outs'; 1.0 = teacher online")
     candidate_rule: CandidateRuleConfig | None = Field(None, description="cut the candidates further than p")
     origins: list[Literal["teacher", "human"]] = Field(default=["teacher"], min_length=1, max_length=1)
@@ -106,13 +113,15 @@ class TrainConfig(Strict):
     def _by_name(cls, value: Any) -> Any:
         return {"name": value} if isinstance(value, str) else value
 
-    @field_validator("baselines")
+    @field_validator("baselines", mode="before")
     @classmethod
-    def _names(cls, value: dict[str, Any]) -> dict[str, Any]:
-        for name in value:
+    def _baselines(cls, value: Any) -> Any:
+        for name in value if isinstance(value, dict) else ():
             if name in RESERVED_SYSTEMS or not name.replace("_", "").replace("-", "").isalnum():
                 raise ValueError(f"{name!r} can't name a baseline: use letters, digits, _ and -, and none of {RESERVED_SYSTEMS}")
-        return value
+        if not isinstance(value, dict):
+            return value
+        return {k: v if isinstance(v, dict | BaselineConfig) and "objective" in dict(v) else {"objective": v} for k, v in value.items()}
 
 
 RESERVED_SYSTEMS = ("teacher", "start", "sft", "distilled")

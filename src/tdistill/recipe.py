@@ -118,7 +118,7 @@ def check_recipe(recipe: Recipe, where: str = "recipe") -> None:
     from tdistill.mdp.candidates import CandidateRule
     from tdistill.objectives import bind
 
-    for name, objective in {"train.objective": recipe.train.objective, **recipe.train.baselines}.items():
+    for name, objective in {"train.objective": recipe.train.objective, **{k: b.objective for k, b in recipe.train.baselines.items()}}.items():
         try:
             bind(objective)
         except ConfigError as error:
@@ -140,6 +140,8 @@ def check_recipe(recipe: Recipe, where: str = "recipe") -> None:
         config = getattr(recipe, section)
         if config is not None:
             _check_arguments(config.arguments, f"{where}: '{section}.arguments")
+    for name, baseline in recipe.train.baselines.items():
+        _check_arguments({**recipe.train.arguments, **baseline.arguments}, f"{where}: 'train.baselines.{name}.arguments")
 
 
 def _check_arguments(arguments: dict[str, Any], place: str) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
+from tdistill.config import BaselineConfig
 from tdistill.errors import DataError
 from tdistill.evaluation.run import EvaluatedSystem, Protocol, evaluate_systems
 from tdistill.models import find_model, load_model
@@ -34,9 +35,14 @@ def systems(run: Run) -> list[EvaluatedSystem]:
     ]
     if "sft" in run.stages:
         found.append(EvaluatedSystem("sft", "the start after supervised fine-tuning", partial(load, run.directory("sft"))))
-    for name, objective in train_systems(run).items():
-        found.append(EvaluatedSystem(name, bind(objective).describe(), partial(load, run.directory("train") / name)))
+    for name, system in train_systems(run).items():
+        found.append(EvaluatedSystem(name, _described(system), partial(load, run.directory("train") / name)))
     return found
+
+
+def _described(system: BaselineConfig) -> str:
+    own = ", ".join(f"{k} {v:g}" if isinstance(v, float) else f"{k} {v}" for k, v in system.arguments.items())
+    return bind(system.objective).describe() + (f" ({own})" if own else "")
 
 
 def protocol(run: Run, split: str = "test") -> Protocol:

@@ -5,7 +5,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tdistill.config import SftConfig, TrainConfig
+from tdistill.config import BaselineConfig, SftConfig, TrainConfig
 from tdistill.model_card import write_model_card
 from tdistill.objectives import bind
 from tdistill.pipeline import Run
@@ -34,9 +34,9 @@ def train_settings(run: Run) -> dict[str, Any]:
     return {"train": run.recipe.train.model_dump(), "seed": run.recipe.seed}
 
 
-def train_systems(run: Run) -> dict[str, Any]:
-    """Name → objective of all that the train stage makes: the baselines, then the distilled student."""
-    return {**run.recipe.train.baselines, "distilled": run.recipe.train.objective}
+def train_systems(run: Run) -> dict[str, BaselineConfig]:
+    """Name → objective and own arguments of all that the train stage makes: the baselines, then the distilled student."""
+    return {**run.recipe.train.baselines, "distilled": BaselineConfig(objective=run.recipe.train.objective)}
 
 
 def start_directory(run: Run) -> Path:
@@ -47,17 +47,19 @@ def start_directory(run: Run) -> Path:
 def make_students(run: Run, directory: Path) -> dict[str, Any]:
     """Train baselines and the distilled student from the same start; what is done is kept."""
     notes = {}
-    for name, objective in train_systems(run).items():
+    for name, system in train_systems(run).items():
         target = directory / name
         if (target / DONE).exists():
             notes[name] = json.loads((target / DONE).read_text())
             continue
-        notes[name] = _train_one(run, start_directory(run), target, name, objective, run.recipe.train)
+        notes[name] = _train_one(run, start_directory(run), target, name, system.objective, run.recipe.train, system.arguments)
         write_json(target / DONE, notes[name])
     return notes
 
 
-def _train_one(run: Run, start: Path, directory: Path, name: str, objective: Any, config: SftConfig | TrainConfig) -> dict[str, Any]:
+def _train_one(
+    run: Run, start: Path, directory: Path, name: str, objective: Any, config: SftConfig | TrainConfig, own: dict[str, Any] | None = None
+) -> dict[str, Any]:
     p, rule = (config.teacher_top_p, config.candidate_rule) if isinstance(config, TrainConfig) else (None, None)
     origins, bound, tokenizer = list(config.origins), bind(objective), student_tokenizer(run)
     metrics = train_student(
@@ -67,7 +69,7 @@ def _train_one(run: Run, start: Path, directory: Path, name: str, objective: Any
         cache(run, "train", p, origins, rule),
         cache(run, "valid", p, origins, rule),
         tokenizer,
-        config.arguments,
+        {**config.arguments, **(own or {})},
         run.recipe.seed,
         name,
         load_teacher=partial(load_teacher, run),
