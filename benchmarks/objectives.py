@@ -2,7 +2,7 @@
 
 `python benchmarks/objectives.py RECIPE --split valid --seeds 17 [--only NAME,…]` trains what `benchmarks/objectives.yaml` lists
 (or `--methods FILE`) from the recipe's SFT student, evaluates each on a prompt set, and keeps everything under the recipe's
-output_dir, so that a rerun skips what is there. `--rows FILE` writes the rows as JSON lines. Settings are chosen on `valid`;
+output_dir, so that a rerun skips what is there and prints the table. `--rows FILE` writes JSON lines. Settings are chosen on `valid`;
 `test` is for what was chosen.
 """
 
@@ -16,6 +16,7 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 
 from tdistill.evaluation.metrics import estimate, paired_difference
@@ -64,8 +65,10 @@ def main() -> None:
             found = EvaluatedSystem(directory.name, objective.describe(), partial(load, find_model(str(directory))))
             evaluate_systems([found], teacher, shared, scores)
             say(_line(read_scores(scores, directory.name)))
+            lines = list(rows(root, scores, methods, shared))
             if options.rows:
-                options.rows.write_text("".join(json.dumps(r, sort_keys=True) + "\n" for r in rows(root, scores, methods, shared)))
+                options.rows.write_text("".join(json.dumps(r, sort_keys=True) + "\n" for r in lines))
+    print(table(lines))
 
 
 def run_key(run: Run) -> str:
@@ -76,36 +79,73 @@ def run_key(run: Run) -> str:
 
 
 def rows(root: Path, scores: Path, methods: dict[str, Any], shared: Protocol) -> Iterator[dict[str, Any]]:
-    """One row per system, and its paired difference from SFT continued with the same seed."""
+    """The protocol, one row a system, then one a method: averaged over its seeds, and less SFT continued with the same seeds."""
+    yield {"protocol": shared.describe()}
+    found: dict[str, dict[int, dict[str, Any]]] = {}
     for path in sorted((scores / "scores").glob("*.json")):
         record = read_scores(scores, path.stem)
-        row: dict[str, Any] = {"system": path.stem, "protocol": shared.describe(), "metrics": _metrics(record)}
+        row: dict[str, Any] = {"system": path.stem, "metrics": _metrics(record["scores"])}
         name, _, seed = path.stem.rpartition("-")
         if name in methods and (root / path.stem / TRAINED).exists():
-            row |= {"method": name, "seed": int(seed), "objective": record["description"]}
-            row |= json.loads((root / path.stem / TRAINED).read_text())
-            row["best_step"] = read_history(root / path.stem)["best_step"]
-            other = scores / "scores" / f"{BASELINE}-{seed}.json"
-            if name != BASELINE and other.exists():
-                row["minus_sft_continued"] = _differences(record, read_scores(scores, other.stem))
+            found.setdefault(name, {})[int(seed)] = record["scores"]
+            trained, history = json.loads((root / path.stem / TRAINED).read_text()), read_history(root / path.stem)
+            provenance = trained["provenance"]
+            row |= {"method": name, "seed": int(seed), "objective": record["description"], "best_step": history["best_step"]}
+            row |= {"training_seconds": trained["seconds"], "arguments": provenance["recipe"]["train"]["arguments"]}
+            row |= {k: provenance[k] for k in ("git_commit", "machine", "torch", "transformers", "tdistill")}
+        yield row
+    for name, by_seed in found.items():
+        row = {"method": name, "seeds": sorted(by_seed), "metrics": _metrics(_average(by_seed))}
+        row["sd_over_seeds"] = {k: _spread([estimate(list(s[k].values())).mean for s in by_seed.values()]) for k in row["metrics"]}
+        common = sorted(by_seed.keys() & found.get(BASELINE, {}).keys())
+        if name != BASELINE and common:
+            mine, theirs = (_average({s: by[s] for s in common}) for by in (by_seed, found[BASELINE]))
+            row["minus_sft_continued"] = {"seeds": common, "metrics": _differences(mine, theirs)}
         yield row
 
 
-def _metrics(record: dict[str, Any]) -> dict[str, Any]:
-    return {k: asdict(estimate(list(v.values()))) for k, v in record["scores"].items() if v}
+def _average(by_seed: dict[int, dict[str, dict[str, float]]]) -> dict[str, dict[str, float]]:
+    """Metric → prompt → mean over seeds."""
+    records = list(by_seed.values())
+    return {metric: {prompt: float(np.mean([r[metric][prompt] for r in records])) for prompt in records[0][metric]} for metric in records[0]}
 
 
-def _differences(record: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+def _spread(means: list[float]) -> float | None:
+    return float(np.std(means, ddof=1)) if len(means) > 1 else None
+
+
+def _metrics(scores: dict[str, dict[str, float]]) -> dict[str, Any]:
+    return {k: asdict(estimate(list(v.values()))) for k, v in scores.items() if v}
+
+
+def _differences(mine: dict[str, dict[str, float]], theirs: dict[str, dict[str, float]]) -> dict[str, Any]:
     found = {}
-    for metric, a in record["scores"].items():
-        b = other["scores"][metric]
-        shared = sorted(a.keys() & b.keys())
-        found[metric] = asdict(paired_difference([a[p] for p in shared], [b[p] for p in shared]))
+    for metric, a in mine.items():
+        shared = sorted(a.keys() & theirs[metric].keys())
+        found[metric] = asdict(paired_difference([a[p] for p in shared], [theirs[metric][p] for p in shared]))
     return found
 
 
+def table(lines: list[dict[str, Any]]) -> str:
+    """The methods as a Markdown table: mean, ± one standard error over prompts, spread over seeds in brackets."""
+    shown = ("forward_kl", "reverse_kl", "teacher_nll", "rouge_l", "distinct_2")
+    out = ["| method | seeds | " + " | ".join(shown) + " | Δ forward_kl | Δ teacher_nll |", "|---" * (len(shown) + 4) + "|"]
+    for row in (r for r in lines if "seeds" in r):
+        cells = [f"`{row['method']}`", str(len(row["seeds"]))]
+        for key in shown:
+            m, sd = row["metrics"][key], row["sd_over_seeds"][key]
+            digits = 1 if key == "rouge_l" else 3
+            cells.append(f"{m['mean']:.{digits}f} ± {m['stderr']:.{digits}f}" + (f" [{sd:.{digits}f}]" if sd is not None else ""))
+        differences = row.get("minus_sft_continued", {}).get("metrics", {})
+        for key in ("forward_kl", "teacher_nll"):
+            d = differences.get(key)
+            cells.append(f"{d['mean']:+.3f} ± {d['stderr']:.3f}" if d else "–")
+        out.append("| " + " | ".join(cells) + " |")
+    return "\n".join(out)
+
+
 def _line(record: dict[str, Any]) -> str:
-    return f"{record['name']:28s}" + "  ".join(f"{k} {v['mean']:.3f}±{v['stderr']:.3f}" for k, v in _metrics(record).items())
+    return f"{record['name']:28s}" + "  ".join(f"{k} {v['mean']:.3f}±{v['stderr']:.3f}" for k, v in _metrics(record["scores"]).items())
 
 
 def _options() -> argparse.Namespace:

@@ -12,7 +12,7 @@ from torch.nn.functional import pad
 from tdistill.mdp.steps import Steps
 from tdistill.objectives import ObjectiveOutput
 
-EVERY_NEED = frozenset({"log_z", "max", "taken", "value", "dense"})
+EVERY_NEED = frozenset({"log_z", "max", "taken", "value", "behaviour", "expert", "dense"})
 Loss = Callable[[Steps], ObjectiveOutput]
 
 
@@ -27,6 +27,8 @@ class World:
     lengths: tuple[int, ...]
     finished: tuple[bool, ...]
     p: float
+    behaviour_logp: Tensor  # [B, T] of the token taken, under the distribution that it was drawn from
+    expert: tuple[bool, ...]  # written by the teacher, not by the student
 
     def responses(self) -> list[oracles.Response]:
         out = []
@@ -40,6 +42,7 @@ class World:
                     finished=self.finished[b],
                     candidates=[oracles.top_p_set(row, self.p) for row in teacher],
                     value=list(self.value[b, :length].unbind()),
+                    expert=self.expert[b],
                 )
             )
         return out
@@ -57,6 +60,7 @@ def make_world(
     p: float = 0.8,
     scale: float = 1.5,
     off_support: float = 0.3,
+    expert: Sequence[bool] | None = None,
 ) -> World:
     """Random rows of a teacher and a student; a share of the tokens taken lies outside A_p wherever something does."""
     g = torch.Generator().manual_seed(seed)
@@ -76,6 +80,8 @@ def make_world(
         lengths=tuple(lengths),
         finished=tuple(finished),
         p=p,
+        behaviour_logp=-torch.rand(shape[:2], generator=g, dtype=torch.float64) * 3.0,
+        expert=(True,) * len(lengths) if expert is None else tuple(expert),
     )
 
 
@@ -84,8 +90,9 @@ def worlds(draw: st.DrawFn, vocab: int = 6) -> World:
     """Ragged batches of every shape: one to three responses of one to four tokens, finished or cut off."""
     lengths = draw(st.lists(st.integers(1, 4), min_size=1, max_size=3))
     finished = [draw(st.booleans()) for _ in lengths]
+    expert = [draw(st.booleans()) for _ in lengths]
     p = draw(st.sampled_from([0.05, 0.5, 0.8, 0.95, 1.0]))
-    return make_world(draw(st.integers(0, 10_000)), lengths, finished, vocab=vocab, p=p)
+    return make_world(draw(st.integers(0, 10_000)), lengths, finished, vocab=vocab, p=p, expert=expert)
 
 
 def steps_of(
@@ -110,7 +117,7 @@ def steps_of(
         a_t[b, t] = inside.index(token) if token in inside else -1
     terminal = exists & (torch.arange(n_t) == torch.tensor(world.lengths).unsqueeze(-1) - 1)
     terminal &= torch.tensor(world.finished).unsqueeze(-1)
-    logits = world.logits.to(dtype)
+    logits, taken = world.logits.to(dtype), world.tokens.unsqueeze(-1)
 
     def in_t(x: Tensor, fill: float | bool = junk) -> Tensor:
         return pad(x, (0, 0) * (x.dim() - 2) + (0, pad_t), value=fill)
@@ -124,8 +131,11 @@ def steps_of(
         a_t=in_t(a_t, -1),
         mask_t=in_t(exists, False),
         terminal_t=in_t(terminal, False),
-        taken_logit_t=in_t(logits.gather(-1, world.tokens.unsqueeze(-1)).squeeze(-1)) if "taken" in needs else None,
+        taken_logit_t=in_t(logits.gather(-1, taken).squeeze(-1)) if "taken" in needs else None,
+        teacher_taken_logp_t=in_t(world.teacher_logp.to(dtype).gather(-1, taken).squeeze(-1)),
+        behaviour_logp_t=in_t(world.behaviour_logp.to(dtype)) if "behaviour" in needs else None,
         value_t=in_t(world.value.to(dtype)) if "value" in needs else None,
+        expert_t=in_t(torch.tensor(world.expert).unsqueeze(-1).expand(n_b, n_t), True) if "expert" in needs else None,
         vocab_size=vocab if vocab_size is None else vocab_size,
     )
     if "dense" not in needs:
@@ -179,7 +189,7 @@ def assert_padding_invariant(world: World, loss: Loss, pad_t: int, pad_k: int, j
 
 def assert_masked_gradient_is_zero(world: World, loss: Loss) -> None:
     """Every slot off A_p, and every field at a step that is padding, gets exactly zero gradient."""
-    built = steps_of(world, frozenset({"log_z", "max", "taken", "value"}), pad_t=2, pad_k=2)
+    built = steps_of(world, EVERY_NEED - {"dense"}, pad_t=2, pad_k=2)
     names = ("q_t", "log_z_t", "max_t", "taken_logit_t", "value_t")
     leaves = {name: getattr(built, name).detach().requires_grad_() for name in names}
     steps = replace(built, **leaves)
@@ -193,7 +203,7 @@ def assert_masked_gradient_is_zero(world: World, loss: Loss) -> None:
 
 def extreme_world(seed: int, lengths: Sequence[int] = (4, 3)) -> World:
     """Every logit of student and teacher, and every value, is +1e4 or −1e4."""
-    world = make_world(seed, lengths, vocab=6, off_support=0.3)
+    world = make_world(seed, lengths, vocab=6, off_support=0.3, expert=[b % 2 == 0 for b in range(len(lengths))])
     signs = [1e4 * torch.sign(x.detach()) for x in (world.logits, world.value, world.teacher_logp - world.teacher_logp.mean())]
     return replace(world, logits=signs[0].requires_grad_(), value=signs[1].requires_grad_(), teacher_logp=signs[2].log_softmax(-1))
 

@@ -21,6 +21,7 @@ class Response:
     finished: bool  # the last token is EOS; False: cut off by length
     candidates: list[list[int]]
     value: list[Tensor]
+    expert: bool = True  # written by the teacher, not by the student
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -129,81 +130,6 @@ def gauge_shift(response: Response, t: int, gauge: str) -> Tensor:
     if gauge == "learned":  # Q = log proj_p π + v
         return log_sum_exp(inside) - response.value[t]
     raise ValueError(gauge)
-
-
-def clip_below(q: Tensor, q_min: float | None) -> Tensor:
-    """max(q, q_min); of the gradient at a clipped q, the part that makes descent raise q."""
-    if q_min is None or q.item() >= q_min:
-        return q
-    clipped = q + (q_min - q.item())
-    if clipped.requires_grad:
-        clipped.register_hook(lambda g: g if g.item() < 0 else torch.zeros_like(g))
-    return clipped
-
-
-def phi(x: Tensor, name: str, alpha: float) -> Tensor:
-    return {"linear": x, "chi2": x - x * x / (4 * alpha)}[name]
-
-
-@dataclass
-class TdStep:
-    """What top-p inverse soft Q-learning computes at one step; ``q`` and ``reward`` are None where it contributes nothing."""
-
-    loss: Tensor
-    v: Tensor
-    q: Tensor | None = None
-    reward: Tensor | None = None
-    clipped_fraction: float = 0.0
-
-
-def iq_learn(
-    response: Response,
-    *,
-    gamma: float,
-    alpha: float,
-    phi: str = "chi2",
-    gauge: str = "none",
-    estimator: str = "sampled",
-    terminal: str = "zero",
-    anchor: str = "none",
-    anchor_weight: float = 1.0,
-    q_min: float | None = None,
-) -> list[TdStep]:
-    """−φ(r_t) + V_p(s_t) − γ V_p(s_{t+1}) with r_t = Q(s_t,a_t) − γ V_p(s_{t+1}), plus the anchor."""
-    q: list[dict[int, Tensor]] = []
-    fractions = []
-    for t, inside in enumerate(response.candidates):
-        c = gauge_shift(response, t, gauge)
-        raw = {a: response.logits[t][a] - c for a in inside}
-        fractions.append(sum(q_min is not None and x.item() < q_min for x in raw.values()) / len(raw))
-        q.append({a: clip_below(x, q_min) for a, x in raw.items()})
-    v = [log_sum_exp(list(row.values())) for row in q]
-    end = torch.tensor(2 * alpha / (1 - gamma) if terminal == "absorbing" else 0.0, dtype=torch.float64)
-    steps = []
-    for t, token in enumerate(response.tokens):
-        step = TdStep(loss=torch.zeros((), dtype=torch.float64), v=v[t], clipped_fraction=fractions[t])
-        is_last = t == len(response) - 1
-        if token in q[t] and (response.finished or not is_last):
-            v_next = end if is_last else v[t + 1]
-            step.q = q[t][token]
-            step.reward = step.q - gamma * v_next
-            step.loss = v[t] - gamma * v_next - first_term(response, t, q[t], v_next, gamma, alpha, phi, estimator)
-        step.loss = step.loss + anchor_weight * anchor_term(response, t, anchor)
-        steps.append(step)
-    return steps
-
-
-def first_term(
-    response: Response, t: int, q: dict[int, Tensor], v_next: Tensor, gamma: float, alpha: float, name: str, estimator: str
-) -> Tensor:
-    """φ at the token taken, or its mean over the projected teacher."""
-    if estimator == "sampled":
-        return phi(q[response.tokens[t]] - gamma * v_next, name, alpha)
-    mass = sum(math.exp(response.teacher[t][a]) for a in q)
-    total = torch.zeros((), dtype=torch.float64)
-    for a, q_a in q.items():
-        total = total + math.exp(response.teacher[t][a]) / mass * phi(q_a - gamma * v_next, name, alpha)
-    return total
 
 
 def anchor_term(response: Response, t: int, anchor: str) -> Tensor:

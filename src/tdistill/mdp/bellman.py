@@ -1,4 +1,4 @@
-"""Projection, soft value, soft Bellman error and the bound κ(p) on the top-p action space."""
+"""Projection, soft value, soft Bellman error, λ-return and the bound κ(p) on the top-p action space."""
 
 import math
 
@@ -61,6 +61,26 @@ def has_successor(exists_t: Bool[Tensor, "B T"], terminal_t: Bool[Tensor, "B T"]
 def bellman_error(q_t: Float[Tensor, "*#B"], v_tp1: Float[Tensor, "*#B"], gamma: float) -> Float[Tensor, "*B"]:
     """r_t = Q(s_t,a_t) − γ V_p(s_{t+1}): the soft Bellman error, which is the reward that Q implies (inverse Bellman operator)."""
     return q_t - gamma * v_tp1
+
+
+def lambda_return(
+    reward_t: Float[Tensor, "B T"],
+    value_t: Float[Tensor, "B T"],
+    baseline_t: Float[Tensor, "B T"],
+    trace_t: Float[Tensor, "B T"],
+    gamma: float,
+) -> Float[Tensor, "B T"]:
+    """G_t = r_t + γ[v_t + c_t(G_{t+1} − b_t)], backwards, with G = 0 past the last step.
+
+    v bootstraps what follows the reward, and c (λ times a ratio, or 0 where the trace is cut) says how much of the return's excess
+    over b replaces it. With v = b the value of the next state, c = 0 is one step and c = 1 the sum of all rewards.
+    """
+    following = torch.zeros_like(reward_t[:, 0])
+    returns = []
+    for reward, value, baseline, trace in zip(*(reversed(x.unbind(1)) for x in (reward_t, value_t, baseline_t, trace_t)), strict=True):
+        following = reward + gamma * (value + trace * (following - baseline))
+        returns.append(following)
+    return torch.stack(returns[::-1], 1)
 
 
 def kappa(p: float, gamma: float) -> float:

@@ -19,6 +19,8 @@ GAUGE_NEEDS: dict[str, frozenset[str]] = {
     "lse": frozenset({"log_z"}),
     "learned": frozenset({"value"}),
 }
+# Under the other gauges Q or V_p is held below a bound, or V_p is a function of the policy alone: no target can be regressed to.
+FreeGauge = Literal["none", "learned"]
 
 
 def gauged_q(steps: Steps, gauge: Gauge) -> Float[Tensor, "B T K"]:

@@ -1,6 +1,7 @@
 """Distributions on A_p as the divergences see them: with a tail bucket, projected, or dense."""
 
-from typing import Literal
+import math
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float
@@ -29,6 +30,17 @@ def check_temperature(*, support: Support, loss_temperature: float, **_: object)
             f"loss_temperature={loss_temperature} can't be used with support='tail': the tail's mass at another temperature is "
             "not known from the candidates. Use support='proj', or support='dense' with the teacher online."
         )
+
+
+def check_skew(*, skew: float, **rest: Any) -> None:
+    """A skew divergence mixes a share ``skew`` of one model into the other; at 1 nothing is left to compare.
+
+    Raises:
+        ConfigError: ``skew`` outside [0, 1), or what ``check_temperature`` refuses.
+    """
+    check_temperature(**rest)
+    if not 0.0 <= skew < 1.0:
+        raise ConfigError(f"skew must lie in [0, 1), got {skew}: 0 is the plain KL divergence, and at 1 both sides are the same.")
 
 
 def distributions(
@@ -68,3 +80,13 @@ def kl(p: Float[Tensor, "*B J"], q: Float[Tensor, "*B J"], legal: Bool[Tensor, "
     counts = legal & (p > -torch.inf)
     gap = torch.where(counts, p, 0.0) - torch.where(counts, q, 0.0)
     return torch.where(counts, torch.where(counts, p, 0.0).exp() * gap, 0.0).sum(-1)
+
+
+def log_mixture(p: Float[Tensor, "*B J"], q: Float[Tensor, "*B J"], weight: float) -> Float[Tensor, "*B J"]:
+    """log(λ·exp p + (1−λ)·exp q) slot by slot, λ = ``weight`` in [0, 1]; at 0 and 1 it is q and p themselves."""
+    if weight in (0.0, 1.0):
+        return p if weight else q
+    # Two −inf give NaN gradients: such slots compute on zeros and are overwritten.
+    empty = (p == -torch.inf) & (q == -torch.inf)
+    mixture = torch.logaddexp(torch.where(empty, 0.0, p) + math.log(weight), torch.where(empty, 0.0, q) + math.log1p(-weight))
+    return torch.where(empty, -torch.inf, mixture)

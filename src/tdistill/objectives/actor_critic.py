@@ -1,0 +1,81 @@
+"""Actor-critic reverse KL: every token answers for the divergence of the states that it leads to."""
+
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from tdistill.mdp.bellman import has_successor, lambda_return, next_value
+from tdistill.mdp.steps import Steps
+from tdistill.objectives.contract import Gamma, NonNegative, Objective, ObjectiveOutput, Positive, UnitInterval
+from tdistill.objectives.support import Support, distributions, kl, support_needs
+
+
+def actor_critic(
+    steps: Steps,
+    *,
+    gamma: Gamma = 0.99,
+    lambda_: UnitInterval = 0.95,
+    rho_max: Positive = 1.0,
+    value_coef: NonNegative = 0.5,
+    support: Support = "tail",
+) -> ObjectiveOutput:
+    """loss_t = KL(q‖p)_t − γρ_t·sg(Ĝ_{t+1} − u(s_t))·log π(a_t|s_t) + value_coef·½(u(s_t) − sg û_t)².
+
+    The policy gradient of the discounted reverse KL along the student's own text, E_π Σ_t γ^t KL(q‖p)_t, with a critic. The value head
+    u(s_t) predicts the part of the return that a_t decides: −KL_{t+1} − γKL_{t+2} − …, not −KL_t, whose gradient is exact. The returns are
+
+        Ĝ_t = −KL_t + γ[u(s_t) + λρ_t(Ĝ_{t+1} − u(s_t))],  Ĝ = 0 after EOS;      û_t = u(s_t) + ρ_t(Ĝ_{t+1} − u(s_t)),
+
+    V-trace with both truncations at ``rho_max`` (Espeholt et al. 2018, eq. 1); with ρ = 1, û_t = Ĝ_{t+1} is the λ-return. At the last
+    state of a response cut off by length the return bootstraps, Ĝ_t = −KL_t + γu(s_t), and its step has the KL term alone. A token
+    outside A_p counts as any other: log π is over the vocabulary. γ = 0 has the policy gradient of ``reverse_kl``; on-policy and λ = 1
+    the expected gradient is that of the sequence-level reverse KL: MiniLLM's single-step and long-term terms (Gu et al. 2024).
+
+    Args:
+        lambda_: 0 is one step, 1 the whole return, in [0, 1].
+        rho_max: ρ_t = min(rho_max, π(a_t)/behaviour(a_t)); ``inf`` does not truncate. Where nobody sampled the token (human text) the
+            ratio counts as 1.
+        value_coef: weight of the critic's loss. 0.5 as in Espeholt et al. (2018).
+        support: of the KL, as for ``reverse_kl``.
+    """
+    assert steps.value_t is not None
+    assert steps.taken_logit_t is not None
+    assert steps.log_z_t is not None
+    p, q, legal = distributions(steps, support, 1.0)
+    kl_t = kl(q, p, legal)
+    acts_t = has_successor(steps.exists_t, steps.terminal_t)
+    u_t = torch.where(steps.exists_t, steps.value_t, 0.0)
+    logp_t = steps.taken_logit_t - steps.log_z_t
+    rho_t = torch.where(acts_t, truncated_ratio(steps, rho_max), 0.0)
+    stopped_u_t = u_t.detach()
+    return_t = lambda_return(-kl_t.detach(), stopped_u_t, stopped_u_t, lambda_ * rho_t, gamma)
+    advantage_t = next_value(return_t, steps.terminal_t) - stopped_u_t
+    critic_t = 0.5 * (u_t - (stopped_u_t + rho_t * advantage_t)).square()
+    loss_t = kl_t + torch.where(acts_t, -gamma * rho_t * advantage_t * logp_t + value_coef * critic_t, 0.0)
+    metrics = {
+        "td/v": torch.where(steps.exists_t, u_t, torch.nan),
+        "td/reward": torch.where(steps.exists_t, -kl_t, torch.nan),
+        "td/bellman_error": torch.where(acts_t, advantage_t.square(), torch.nan),
+        "td/rho": torch.where(acts_t, rho_t, torch.nan),
+        "td/off_support_fraction": (steps.a_t < 0).to(u_t.dtype),
+    }
+    return ObjectiveOutput(loss_t, {k: v.detach() for k, v in metrics.items()})
+
+
+def truncated_ratio(steps: Steps, rho_max: float) -> Float[Tensor, "B T"]:
+    """ρ_t = min(rho_max, π(a_t|s_t)/behaviour(a_t|s_t)), without gradient; a ratio of 1 where the behaviour is NaN."""
+    assert steps.taken_logit_t is not None
+    assert steps.log_z_t is not None
+    assert steps.behaviour_logp_t is not None
+    logp_t, behaviour_t = (steps.taken_logit_t - steps.log_z_t).detach(), steps.behaviour_logp_t
+    log_ratio_t = torch.where(behaviour_t.isnan(), 0.0, logp_t - behaviour_t)
+    return log_ratio_t.clamp(max=math.log(rho_max)).exp()
+
+
+def _needs(*, support: Support, **_: object) -> frozenset[str]:
+    return support_needs(support=support) | {"value", "taken", "log_z", "behaviour"}
+
+
+OBJECTIVE = Objective(fn=actor_critic, needs=_needs)

@@ -1,0 +1,47 @@
+"""Which steps a TD loss counts, what the end is worth, and what is logged of them."""
+
+import math
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from tdistill.errors import ConfigError
+from tdistill.mdp.bellman import has_successor, next_value
+from tdistill.mdp.steps import Steps
+
+
+def counted(steps: Steps) -> Bool[Tensor, "B T"]:
+    """The token taken lies on A_p and the step has a successor: not the last of a response cut off by length."""
+    return (steps.a_t >= 0) & has_successor(steps.exists_t, steps.terminal_t)
+
+
+def successor_value(v_t: Float[Tensor, "B T"], steps: Steps, expert_t: Bool[Tensor, "B T"], end: float) -> Float[Tensor, "B T"]:
+    """V_p(s_{t+1}), with V(terminal) = ``end`` where a response of the expert ended and 0 where another did."""
+    return torch.where(steps.terminal_t & expert_t, end, next_value(v_t, steps.terminal_t))
+
+
+def expert_flags(steps: Steps) -> Bool[Tensor, "B T"]:
+    """Which steps the teacher, or a human, took.
+
+    Raises:
+        ConfigError: the batch does not say.
+    """
+    if steps.expert_t is None:
+        raise ConfigError("This objective tells the expert's steps from others: give Steps.expert_t, True where the teacher wrote the token.")
+    return steps.expert_t
+
+
+def td_metrics(
+    steps: Steps, q_t: Float[Tensor, "B T"], v_t: Float[Tensor, "B T"], reward_t: Float[Tensor, "B T"], error_t: Float[Tensor, "B T"]
+) -> dict[str, Float[Tensor, "B T"]]:
+    """Q, implied reward and squared Bellman error of the token taken, where the step counts; V and the share off A_p everywhere."""
+    counts_t = counted(steps)
+    undefined = torch.full_like(v_t, math.nan)
+    return {
+        "td/q": torch.where(counts_t, q_t, undefined),
+        "td/v": v_t,
+        "td/reward": torch.where(counts_t, reward_t, undefined),
+        "td/bellman_error": torch.where(counts_t, error_t.square(), undefined),
+        "td/off_support_fraction": (steps.a_t < 0).to(v_t.dtype),
+    }

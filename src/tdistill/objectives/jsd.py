@@ -1,0 +1,35 @@
+"""Generalised Jensen-Shannon divergence: between forward and reverse KL, bounded in between."""
+
+from typing import Any
+
+from tdistill.errors import ConfigError
+from tdistill.mdp.steps import Steps
+from tdistill.objectives.contract import Finite, Objective, ObjectiveOutput, Positive
+from tdistill.objectives.support import Support, check_temperature, distributions, kl, log_mixture, support_needs
+
+
+def jsd(steps: Steps, *, beta: Finite = 0.5, support: Support = "tail", loss_temperature: Positive = 1.0) -> ObjectiveOutput:
+    """loss_t = β·KL(p‖M) + (1−β)·KL(q‖M),  M = β·p + (1−β)·q, p the teacher, q the student (Agarwal et al. 2024, GKD).
+
+    β = 0 is KL(p‖q) and β = 1 is KL(q‖p), as TRL's GKD trainer has it: the limits of loss/β and of loss/(1−β), since the
+    equation itself gives 0 there. In between the loss is at most the entropy of (β, 1−β).
+
+    Args:
+        beta: the teacher's share of M, in [0, 1]; the default is TRL's.
+        support: as for ``forward_kl``; ``tail`` is a lower bound of ``dense``.
+        loss_temperature: divides both logits; ``tail`` allows only 1.
+    """
+    p, q, legal = distributions(steps, support, loss_temperature)
+    if beta in (0.0, 1.0):
+        return ObjectiveOutput(kl(q, p, legal) if beta else kl(p, q, legal))
+    m = log_mixture(p, q, beta)
+    return ObjectiveOutput(beta * kl(p, m, legal) + (1.0 - beta) * kl(q, m, legal))
+
+
+def _check(*, beta: float, **rest: Any) -> None:
+    check_temperature(**rest)
+    if not 0.0 <= beta <= 1.0:
+        raise ConfigError(f"beta of jsd must lie in [0, 1], got {beta}: 0 is KL(teacher‖student), 1 is KL(student‖teacher).")
+
+
+OBJECTIVE = Objective(fn=jsd, needs=support_needs, check=_check)

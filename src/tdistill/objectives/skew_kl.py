@@ -1,0 +1,22 @@
+"""Skew KL: forward KL to a mixture of student and teacher, which bounds what a missing token can cost."""
+
+from tdistill.mdp.steps import Steps
+from tdistill.objectives.contract import Finite, Objective, ObjectiveOutput, Positive
+from tdistill.objectives.support import Support, check_skew, distributions, kl, log_mixture, support_needs
+
+
+def skew_kl(steps: Steps, *, skew: Finite = 0.1, support: Support = "tail", loss_temperature: Positive = 1.0) -> ObjectiveOutput:
+    """loss_t = KL(p‖λp + (1−λ)q), p the teacher, q the student, λ = ``skew`` (Ko et al. 2024, DistiLLM).
+
+    λ = 0 is ``forward_kl``; for λ > 0 the loss is at most −log λ, however little the student gives to a token.
+
+    Args:
+        skew: λ, the teacher's share of the mixture, in [0, 1); the default is the paper's.
+        support: as for ``forward_kl``; ``tail`` is a lower bound of ``dense``.
+        loss_temperature: divides both logits; ``tail`` allows only 1.
+    """
+    p, q, legal = distributions(steps, support, loss_temperature)
+    return ObjectiveOutput(kl(p, log_mixture(p, q, skew), legal))
+
+
+OBJECTIVE = Objective(fn=skew_kl, needs=support_needs, check=check_skew)

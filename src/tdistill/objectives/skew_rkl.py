@@ -1,0 +1,22 @@
+"""Skew reverse KL: reverse KL to a mixture of teacher and student, which bounds what an unlikely token can cost."""
+
+from tdistill.mdp.steps import Steps
+from tdistill.objectives.contract import Finite, Objective, ObjectiveOutput, Positive
+from tdistill.objectives.support import Support, check_skew, distributions, kl, log_mixture, support_needs
+
+
+def skew_rkl(steps: Steps, *, skew: Finite = 0.1, support: Support = "tail", loss_temperature: Positive = 1.0) -> ObjectiveOutput:
+    """loss_t = KL(q‖(1−λ)p + λq), p the teacher, q the student, λ = ``skew`` (Ko et al. 2024, DistiLLM).
+
+    λ = 0 is ``reverse_kl``; for λ > 0 the loss is at most −log λ, however little the teacher gives to a token.
+
+    Args:
+        skew: λ, the student's share of the mixture, in [0, 1); the default is the paper's.
+        support: as for ``reverse_kl``; ``tail`` is a lower bound of ``dense``.
+        loss_temperature: divides both logits; ``tail`` allows only 1.
+    """
+    p, q, legal = distributions(steps, support, loss_temperature)
+    return ObjectiveOutput(kl(q, log_mixture(q, p, skew), legal))
+
+
+OBJECTIVE = Objective(fn=skew_rkl, needs=support_needs, check=check_skew)

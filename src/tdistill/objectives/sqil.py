@@ -1,0 +1,56 @@
+"""Soft Q imitation learning (Reddy, Dragan & Levine 2020): soft Q-learning with reward 1 for the expert's steps and 0 for others."""
+
+from tdistill.mdp.steps import Steps
+from tdistill.objectives.anchor import Anchor
+from tdistill.objectives.contract import Gamma, NonNegative, Objective, ObjectiveOutput
+from tdistill.objectives.gauge import FreeGauge
+from tdistill.objectives.q_regression import (
+    Other,
+    RegressionTerminal,
+    check_discount,
+    q_regression,
+    q_regression_needs,
+)
+
+
+def sqil(
+    steps: Steps,
+    *,
+    gamma: Gamma = 0.99,
+    other: Other = "untaken",
+    other_weight: NonNegative = 1.0,
+    gauge: FreeGauge = "none",
+    terminal: RegressionTerminal = "absorbing",
+    stop_target: bool = False,
+    anchor: Anchor = "none",
+    anchor_weight: NonNegative = 1.0,
+) -> ObjectiveOutput:
+    """loss_t = (Q(s_t,a_t) − (1 + γV_p(s_{t+1})))² at the expert's steps + λ·(Q − γV_p(s_{t+1}))² at others (Algorithm 1).
+
+    Q then counts, discounted, the steps on which the student stays with the expert. γ = 0 regresses Q to 1 and 0. Steps whose token
+    lies outside A_p, and the last step of a response cut off by length, contribute 0.
+
+    Args:
+        other: what the other steps are, see ``q_regression``: ``untaken`` the candidates that the expert did not take, weighted by
+            the student's policy, so that the teacher's text is enough; ``rollouts`` the student's own steps in the batch.
+        other_weight: λ, the weight of the other steps. The default is the paper's.
+        gauge: ``none`` Q = the logit, ``learned`` Q = log proj_p π + v(s).
+        terminal: V of the end: ``absorbing`` 1/(1−γ) for the expert and 0 for others (γ < 1), or ``zero``.
+        stop_target: no gradient through V_p(s_{t+1}). The paper's squared soft Bellman error has it.
+        anchor: holds the student's mass outside A_p, see ``anchor_loss``; times ``anchor_weight``.
+    """
+    return q_regression(
+        steps,
+        rewards=(1.0, 0.0),
+        gamma=gamma,
+        terminal=terminal,
+        other=other,
+        other_weight=other_weight,
+        gauge=gauge,
+        stop_target=stop_target,
+        anchor=anchor,
+        anchor_weight=anchor_weight,
+    )
+
+
+OBJECTIVE = Objective(fn=sqil, needs=q_regression_needs, check=check_discount)

@@ -1,0 +1,23 @@
+"""Total variation distance: the largest difference in probability that the two give to any set of tokens."""
+
+import torch
+
+from tdistill.mdp.steps import Steps
+from tdistill.objectives.contract import Objective, ObjectiveOutput, Positive
+from tdistill.objectives.support import Support, check_temperature, distributions, support_needs
+
+
+def tvd(steps: Steps, *, support: Support = "tail", loss_temperature: Positive = 1.0) -> ObjectiveOutput:
+    """loss_t = ½ Σ_a |p(a) − q(a)|, p the teacher, q the student (Wen et al. 2023, f-distill). Symmetric, in [0, 1].
+
+    Its gradient does not shrink as q → p (|x| has a kink at 0, where the gradient is taken as 0).
+
+    Args:
+        support: as for ``forward_kl``; ``tail`` is a lower bound of ``dense``.
+        loss_temperature: divides both logits; ``tail`` allows only 1.
+    """
+    p, q, legal = distributions(steps, support, loss_temperature)
+    return ObjectiveOutput(0.5 * torch.where(legal, (p.exp() - q.exp()).abs(), 0.0).sum(-1))
+
+
+OBJECTIVE = Objective(fn=tvd, needs=support_needs, check=check_temperature)

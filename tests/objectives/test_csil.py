@@ -1,0 +1,186 @@
+"""Coherent soft imitation learning against the loops, its fixed point, its reductions and its conventions."""
+
+import itertools
+from dataclasses import replace
+from typing import Any
+
+import builders
+import oracles
+import oracles_returns
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from tdistill.errors import ConfigError
+from tdistill.objectives import bind
+
+KNOBS = [
+    dict(zip(("gauge", "stop_target", "anchor"), values, strict=True))
+    for values in itertools.product(["none", "learned"], [True, False], ["none", "tail", "nll"])
+]
+
+
+def knob_id(knobs: dict[str, Any]) -> str:
+    return "-".join(str(v) for v in knobs.values())
+
+
+def oracle(**knobs: Any) -> Any:
+    return lambda response: [step.loss for step in oracles_returns.csil(response, **knobs)]
+
+
+def loss_of(world: builders.World, **knobs: Any) -> Tensor:
+    return builders.loss_and_grads(world, bind("csil", **knobs))[0]
+
+
+@pytest.fixture
+def world() -> builders.World:
+    return builders.make_world(seed=21, lengths=(4, 3, 2), finished=(True, False, True), p=0.8)
+
+
+# --- the loops -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("gamma", [0.0, 0.9, 1.0])
+@pytest.mark.parametrize("knobs", KNOBS, ids=knob_id)
+def test_equals_the_oracle(world: builders.World, knobs: dict[str, Any], gamma: float, dtype: torch.dtype) -> None:
+    given_knobs = {"gamma": gamma, "anchor_weight": 0.7, **knobs}
+    builders.assert_equals_oracle(world, bind("csil", **given_knobs), oracle(**given_knobs), dtype)
+
+
+def test_metrics_equal_the_oracle(world: builders.World) -> None:
+    metrics = bind("csil", gamma=0.9)(builders.steps_of(world)).metrics
+    assert not any(x.requires_grad for x in metrics.values())
+    for b, response in enumerate(world.responses()):
+        for t, step in enumerate(oracles_returns.csil(response, gamma=0.9)):
+            error = float("nan") if step.error is None else step.error.item()
+            want = {
+                "td/q": float("nan") if step.q is None else step.q.item(),
+                "td/v": step.v.item(),
+                "td/reward": float("nan") if step.reward is None else step.reward,
+                "td/bellman_error": error**2,
+                "td/off_support_fraction": float(response.tokens[t] not in response.candidates[t]),
+            }
+            assert {key: x[b, t].item() for key, x in metrics.items()} == pytest.approx(want, abs=1e-9, nan_ok=True)
+
+
+@pytest.mark.parametrize("gauge", ["none", "learned"])
+@pytest.mark.parametrize("anchor", ["none", "tail", "nll"])
+def test_gradcheck(gauge: str, anchor: str) -> None:
+    """Of the loss with the whole gradient; a stopped target has one on purpose that finite differences don't."""
+    made = builders.make_world(seed=2, lengths=(3, 1), finished=(True, True), vocab=4)
+    builders.assert_gradcheck(made, bind("csil", gauge=gauge, anchor=anchor, stop_target=False))
+
+
+# --- what it reduces to ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stop_target", [True, False])
+@pytest.mark.parametrize("gamma", [0.0, 0.7, 1.0])
+@pytest.mark.parametrize("p", [0.5, 0.8, 1.0])
+def test_the_teacher_with_no_value_is_a_fixed_point(p: float, gamma: float, stop_target: bool) -> None:
+    made = builders.make_world(seed=3, lengths=(4, 3), finished=(True, False), p=p)
+    made.logits.data.copy_(made.teacher_logp + 1.7)
+    made.value.data.zero_()
+    loss_t, *grads = builders.loss_and_grads(made, bind("csil", gamma=gamma, stop_target=stop_target))
+    assert all(x.abs().max() < 1e-12 for x in (loss_t, *grads))
+
+
+def test_a_perfect_policy_with_a_wrong_value_pays_its_inconsistency() -> None:
+    """Under π = π* what is left is ½(v_t − γv_{t+1})²."""
+    made = builders.make_world(seed=4, lengths=(3,), finished=(True,), off_support=0.0)
+    made.logits.data.copy_(made.teacher_logp)
+    v = torch.cat([made.value.detach()[0], torch.zeros(1)])
+    torch.testing.assert_close(loss_of(made, gamma=0.9)[0], 0.5 * (v[:-1] - 0.9 * v[1:]).square(), atol=1e-12, rtol=0)
+
+
+def test_gamma_0_is_a_regression_of_the_log_probability(world: builders.World) -> None:
+    """γ = 0: ½(Q − log proj_p π*)², with the same gradient whether the target is stopped or not; no later state enters."""
+    stopped, whole = (builders.loss_and_grads(world, bind("csil", gamma=0.0, stop_target=s)) for s in (True, False))
+    for a, b in zip(stopped, whole, strict=True):
+        assert torch.equal(a, b)
+    made = builders.make_world(seed=1, lengths=(3,), finished=(True,), off_support=0.0)
+    for gamma, blind in ((0.0, True), (0.5, False)):
+        loss_t = bind("csil", gamma=gamma, stop_target=False)(builders.steps_of(made)).loss_t
+        grad, grad_v = torch.autograd.grad(loss_t[0, 0], (made.logits, made.value))
+        assert grad[0, 0].ne(0).any()
+        assert grad_v[0, 1].eq(0) == blind
+        assert grad_v[0, 2] == 0
+
+
+def test_p_1_is_soft_q_learning_over_the_vocabulary() -> None:
+    made = builders.make_world(seed=5, lengths=(3,), finished=(True,), p=1.0)
+    v = torch.cat([made.logits.detach().logsumexp(-1)[0], torch.zeros(1)])
+    q, r = (x.detach().gather(-1, made.tokens.unsqueeze(-1))[0, :, 0] for x in (made.logits, made.teacher_logp))
+    want = 0.5 * (q - r - 0.9 * v[1:]).square()
+    torch.testing.assert_close(loss_of(made, gamma=0.9, gauge="none")[0], want, atol=1e-12, rtol=0)
+
+
+def test_a_stopped_target_never_reaches_the_next_state() -> None:
+    made = builders.make_world(seed=6, lengths=(2,), finished=(True,), off_support=0.0)
+    for stop, blind in ((True, True), (False, False)):
+        loss_t = bind("csil", gauge="none", stop_target=stop)(builders.steps_of(made)).loss_t
+        (grad,) = torch.autograd.grad(loss_t[0, 0], made.logits)
+        assert grad[0, 0].ne(0).any()
+        assert grad[0, 1].eq(0).all() == blind
+
+
+# --- conventions -----------------------------------------------------------------------------------------------------
+
+
+def test_steps_off_support_and_the_end_of_a_cut_off_pay_nothing_and_serve_the_one_before() -> None:
+    made = builders.make_world(seed=7, lengths=(3,), finished=(False,), off_support=0.0)
+    inside = made.responses()[0].candidates[1]
+    tokens = made.tokens.clone()
+    tokens[0, 1] = next(a for a in range(made.logits.shape[-1]) if a not in inside)
+    off = replace(made, tokens=tokens)
+    assert loss_of(made)[0].ne(0).tolist() == [True, True, False]
+    assert loss_of(off)[0].ne(0).tolist() == [True, False, False]
+    assert loss_of(off)[0, 0] == loss_of(made)[0, 0]
+    loss_t = bind("csil", stop_target=False)(builders.steps_of(off)).loss_t
+    assert torch.autograd.grad(loss_t[0, 0], made.value)[0][0, 1] != 0
+    assert loss_of(replace(made, finished=(True,)))[0, 2] != 0
+
+
+@pytest.mark.parametrize("gauge", ["max", "lse", "max_support", "mean_support"])
+def test_a_gauge_that_binds_the_value_to_the_policy_is_refused(gauge: str) -> None:
+    with pytest.raises(ConfigError, match=r"csil.*gauge.*'none' or 'learned'"):
+        bind("csil", gauge=gauge)
+
+
+@pytest.mark.parametrize("anchor", ["tail", "nll"])
+def test_the_anchor_holds_every_step(world: builders.World, anchor: str) -> None:
+    added = loss_of(world, anchor=anchor, anchor_weight=2.0) - loss_of(world)
+    for b, response in enumerate(world.responses()):
+        for t in range(len(response)):
+            assert added[b, t].item() == pytest.approx(2.0 * oracles.anchor_term(response, t, anchor).item(), abs=1e-9)
+
+
+# --- robustness ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("knobs", KNOBS, ids=knob_id)
+def test_reads_no_more_than_it_needs(knobs: dict[str, Any]) -> None:
+    bound = bind("csil", **knobs)
+    lean, full = (builders.steps_of(builders.make_world(), needs=n) for n in (bound.needs, builders.EVERY_NEED))
+    assert torch.equal(bound(lean).loss_t, bound(full).loss_t)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    made=builders.worlds(),
+    pad_t=st.integers(0, 3),
+    pad_k=st.integers(0, 3),
+    junk=st.sampled_from([0.0, -90.0, 1e4]),
+    knobs=st.sampled_from(KNOBS),
+)
+def test_padding_changes_nothing(made: builders.World, pad_t: int, pad_k: int, junk: float, knobs: dict[str, Any]) -> None:
+    builders.assert_padding_invariant(made, bind("csil", **knobs), pad_t, pad_k, junk)
+
+
+@pytest.mark.parametrize("knobs", KNOBS, ids=knob_id)
+def test_masked_slots_get_no_gradient_and_extremes_stay_finite(world: builders.World, knobs: dict[str, Any]) -> None:
+    builders.assert_masked_gradient_is_zero(world, bind("csil", **knobs))
+    builders.assert_finite_at_extremes(bind("csil", **knobs), seeds=1)
