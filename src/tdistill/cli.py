@@ -31,7 +31,7 @@ Overrides = Annotated[
 def run(recipe: RecipeArgument, overrides: Overrides = None) -> None:
     """Run all stages, skipping those already complete for the same settings, and print the result."""
     current = _open(recipe, overrides)
-    for stage in current.stages:
+    for stage in current.way:
         current.execute(stage)
     _show(current)
 
@@ -68,6 +68,14 @@ def report(recipe: RecipeArgument, overrides: Overrides = None) -> None:
 
 
 @app.command()
+def sparsity(recipe: RecipeArgument, overrides: Overrides = None) -> None:
+    """Show how concentrated the teacher is, what each p costs and hides, and recommend one."""
+    current = _stages(recipe, overrides, "models", "rollout", "sparsity")
+    directory, notes = current.directory("sparsity"), current.read_stage("sparsity")["notes"]
+    typer.echo(f"{notes['reason']}\n\npage: {directory / notes['page']}\n      {directory / notes['markdown']}")
+
+
+@app.command()
 def sample(
     student: Annotated[Path, typer.Argument(help="a saved student (or any model directory)")],
     prompt: Annotated[str, typer.Argument(help="what to ask")],
@@ -80,6 +88,31 @@ def sample(
     from tdistill.sample import answer
 
     typer.echo(answer(student, prompt, temperature, top_p, max_completion_length, seed))
+
+
+@app.command()
+def theory(
+    output_dir: Annotated[Path, typer.Argument(metavar="[OUTPUT_DIR]", help="where the report goes")] = Path("runs/theory"),
+    instances: Annotated[int, typer.Option(min=1, help="random MDPs on which the propositions are checked")] = 20_000,
+    mdps: Annotated[int, typer.Option(min=1, help="random MDPs behind each curve of gaps")] = 200,
+    bias_mdps: Annotated[int, typer.Option(min=1, help="random MDPs behind each point of the bias of α")] = 20,
+    seeds: Annotated[int, typer.Option(min=1, help="seeds of the compounding-error experiment")] = 5,
+    steps: Annotated[int, typer.Option(min=1, help="training steps of each of its students")] = 300,
+    horizon: Annotated[list[int] | None, typer.Option(min=1, help="tokens of a text; repeatable. Default 2 4 8 16 32")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="of everything")] = 0,
+) -> None:
+    """Check the paper's propositions exactly on small MDPs, and measure what they leave open."""
+    from rich.console import Console
+
+    from tdistill.report.tables import to_rich
+    from tdistill.theory.report import propositions_table
+    from tdistill.theory.run import TheorySettings, run_theory
+
+    sizes = {"horizons": tuple(horizon)} if horizon else {}
+    settings = TheorySettings(instances=instances, mdps=mdps, bias_mdps=bias_mdps, seeds=seeds, steps=steps, seed=seed, **sizes)
+    data, console = run_theory(output_dir, settings), Console()
+    console.print(to_rich(propositions_table(data["propositions"])))
+    console.print(f"\nreport: {output_dir / 'theory.html'}\n        {output_dir / 'theory.md'}", soft_wrap=True, highlight=False)
 
 
 def _open(recipe: Path, overrides: list[str] | None) -> Any:

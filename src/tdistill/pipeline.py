@@ -42,6 +42,7 @@ class StageSpec:
     after: tuple[str, ...]
     settings: Callable[["Run"], dict[str, Any]]
     work: Callable[["Run", Path], dict[str, Any]]  # returns notes for stage.json
+    on_demand: bool = False  # not a part of `tdistill run`
 
 
 class Run:
@@ -54,10 +55,15 @@ class Run:
 
     @cached_property
     def stages(self) -> dict[str, StageSpec]:
-        """The stages in order."""
+        """Every stage the recipe has, in order."""
         from tdistill.stages import STAGES
 
         return {k: v for k, v in STAGES.items() if k != "sft" or self.recipe.sft is not None}
+
+    @property
+    def way(self) -> list[str]:
+        """What `tdistill run` does, in order."""
+        return [name for name, spec in self.stages.items() if not spec.on_demand]
 
     @cached_property
     def teacher_source(self) -> ModelSource:

@@ -1,4 +1,4 @@
-"""On held-out teacher text, with the teacher online: exact divergences of a student, and how sparse the teacher is."""
+"""On held-out teacher text, with the teacher online: exact divergences of a student."""
 
 from collections.abc import Iterator
 
@@ -8,13 +8,9 @@ from transformers import PreTrainedModel
 
 from tdistill.data.collate import IGNORED_LABEL, DistillCollator
 from tdistill.data.dataset import RolloutDataset
-from tdistill.mdp.candidates import nucleus_mask, top_p_candidates
 from tdistill.objectives.support import kl
 from tdistill.progress import bar
 from tdistill.rollout.score import step_logp
-
-SPARSITY_KS = (1, 2, 3, 5, 7, 10, 20, 50, 100, 200, 500, 1000)
-SPARSITY_PS = (0.5, 0.8, 0.9, 0.95)
 
 
 @torch.inference_mode()
@@ -43,21 +39,12 @@ def held_out_metrics(
 
 
 @torch.inference_mode()
-def teacher_sparsity(teacher: PreTrainedModel, dataset: RolloutDataset, vocab_size: int, batch_size: int) -> dict[str, object]:
-    """Mean mass of the k most probable tokens, and |A_p| of every state for several p, over the whole vocabulary."""
-    ks = [k for k in SPARSITY_KS if k <= vocab_size]
-    mass, count = torch.zeros(len(ks), dtype=torch.float64), 0
-    sizes: dict[float, list[int]] = {p: [] for p in SPARSITY_PS}
-    for batch in _batches(dataset, batch_size, "teacher's sparsity"):
-        logp = _logp(teacher, batch, vocab_size)[batch["labels"] != IGNORED_LABEL]
-        top = logp.topk(ks[-1], dim=-1).values
-        mass += top.double().exp().cumsum(-1)[:, [k - 1 for k in ks]].sum(0).cpu()
-        count += len(top)
-        widest = top_p_candidates(logp, max(SPARSITY_PS)).logp  # a full sort of [tokens, V] takes ten times as long
-        for p, found in sizes.items():
-            found += nucleus_mask(widest, p).sum(-1).tolist()
-    top_k = {k: float(m) / count for k, m in zip(ks, mass, strict=True)}
-    return {"n_tokens": count, "vocab_size": vocab_size, "top_k_mass": top_k, "sizes": sizes}
+def state_logp(
+    model: PreTrainedModel, dataset: RolloutDataset, vocab_size: int, batch_size: int, title: str
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Batch by batch: log-probs [B, T, V] of a model on recorded text, and the mask [B, T] of states that are there."""
+    for batch in _batches(dataset, batch_size, title):
+        yield _logp(model, batch, vocab_size), batch["labels"] != IGNORED_LABEL
 
 
 def _batches(dataset: RolloutDataset, batch_size: int, title: str) -> Iterator[dict[str, Tensor]]:

@@ -10,7 +10,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from tdistill.config import EvaluationConfig
 from tdistill.data.dataset import RolloutDataset
 from tdistill.evaluation.answers import EVALUATION_SEED_OFFSET, answer_metrics, read_jsonl, save_jsonl, write_answers
-from tdistill.evaluation.held_out import held_out_metrics, teacher_sparsity
+from tdistill.evaluation.held_out import held_out_metrics
+from tdistill.evaluation.sparsity import measure_sparsity, summary
 from tdistill.rollout.cache import write_json
 from tdistill.rollout.generate import Sampling
 from tdistill.rollout.prompts import TokenizedPrompt
@@ -76,7 +77,7 @@ def evaluate_systems(
     teacher = load_teacher()
     vocab, batch = len(protocol.tokenizer), protocol.config.batch_size
     if not (directory / SPARSITY).exists():
-        write_json(directory / SPARSITY, teacher_sparsity(teacher, protocol.held_out, vocab, SCORED_AT_ONCE))
+        write_json(directory / SPARSITY, summary(measure_sparsity(teacher, protocol.held_out, vocab, SCORED_AT_ONCE)))
     for system in todo:
         model = teacher if system.name == "teacher" else system.load()
         path = directory / ANSWERS / f"{system.name}.jsonl"

@@ -27,7 +27,7 @@ def collect(run: Run) -> ReportData:
         comparisons=_comparisons(run, scores),
         curves=_curves(run),
         sparsity=_sparsity(json.loads((directory / SPARSITY).read_text())),
-        stages=[_stage(run, name) for name in run.stages if name != "report"],
+        stages=[_stage(run, name) for name in run.way if name != "report"],
         samples=_samples(run, directory, list(scores)),
         recipe_yaml=resolved_yaml(run.recipe),
         notes=[

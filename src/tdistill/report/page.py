@@ -49,12 +49,16 @@ _LONG_ANSWER = (1500, 30)  # characters, lines: above either, an answer scrolls 
 
 
 def html_page(data: ReportData, plots: Mapping[str, Plot]) -> str:
-    """The whole page; sections that have nothing to show are left out."""
-    sections = [(key, title, body) for key, title, body in _sections(data, plots) if body]
+    """A run's report; sections that have nothing to show are left out."""
+    return page_html(data.title, data.facts, [(key, title, body) for key, title, body in _sections(data, plots) if body])
+
+
+def page_html(title: str, facts: Mapping[str, str], sections: Sequence[tuple[str, str, str]]) -> str:
+    """A whole page from sections (key, heading, HTML)."""
     return _PAGE.format(
-        title=escape_html(data.title),
+        title=escape_html(title),
         style=files("tdistill.report").joinpath("style.css").read_text("utf-8"),
-        facts=_definitions("facts", data.facts),
+        facts=_definitions("facts", facts),
         links="\n".join(f'<li><a href="#{key}">{title}</a></li>' for key, title, _ in sections),
         sections="\n".join(
             f'<section id="{key}" aria-labelledby="{key}-title">\n<h2 id="{key}-title">{title}</h2>\n{body}\n</section>'
@@ -65,7 +69,7 @@ def html_page(data: ReportData, plots: Mapping[str, Plot]) -> str:
 
 def _sections(data: ReportData, plots: Mapping[str, Plot]) -> list[tuple[str, str, str]]:
     def figure(key: str) -> str:
-        return _figure(plots[key]) if key in plots else ""
+        return figure_html(plots[key]) if key in plots else ""
 
     sparsity = to_html(sparsity_table(data.sparsity)) if data.sparsity and any(data.sparsity.sizes.values()) else ""
     return [
@@ -83,7 +87,7 @@ def _quality(data: ReportData) -> str:
     metrics = {METRICS[m][0]: METRICS[m][1] for m in metrics_of(data.systems)}
     parts = [
         _systems(data.systems, palette(data)),
-        f"<p>{escape_html(data.protocol)}</p>" if data.protocol.strip() else "",
+        paragraph(data.protocol) if data.protocol.strip() else "",
         to_html(quality_table(data.systems)),
         _definitions("metrics", metrics),
         _list("notes", [escape_html(note) for note in data.notes]),
@@ -111,7 +115,13 @@ def _list(name: str, items: Sequence[str]) -> str:
     return f'<ul class="{name}">\n' + "\n".join(f"<li>{item}</li>" for item in items) + "\n</ul>" if items else ""
 
 
-def _figure(plot: Plot) -> str:
+def paragraph(text: str) -> str:
+    """Text as a paragraph, escaped."""
+    return f"<p>{escape_html(text)}</p>"
+
+
+def figure_html(plot: Plot) -> str:
+    """A figure with its caption and legend, its panels side by side as the width allows."""
     return (
         f'<figure id="figure-{plot.key}">\n<figcaption>{escape_html(plot.caption)}</figcaption>\n'
         + _list("legend", [_legend_item(line) for line in plot.legend])

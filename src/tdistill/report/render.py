@@ -34,12 +34,12 @@ def write_report(data: ReportData, out_dir: Path) -> tuple[Path, Path]:
         path = out_dir / "figures" / f"{key}.svg"
         if key in plots:
             path.parent.mkdir(exist_ok=True)
-            _write(path, plot_file(plots[key]))
+            write_text(path, plot_file(plots[key]))
         else:
             path.unlink(missing_ok=True)
     markdown, page = out_dir / "report.md", out_dir / "report.html"
-    _write(markdown, markdown_page(data, plots))
-    _write(page, html_page(data, plots))
+    write_text(markdown, markdown_page(data, plots))
+    write_text(page, html_page(data, plots))
     return markdown, page
 
 
@@ -61,7 +61,7 @@ def markdown_page(data: ReportData, plots: Mapping[str, Plot]) -> str:
         ("Sample answers", [block for number, s in enumerate(data.samples, 1) for block in _sample(number, s)]),
         ("Recipe", [_details("The recipe, resolved", _fenced(data.recipe_yaml, "yaml"))] if data.recipe_yaml.strip() else []),
     ]
-    blocks = [f"# {escape_markdown(data.title)}", _bullets(data.facts)]
+    blocks = [f"# {escape_markdown(data.title)}", bullets(data.facts)]
     for title, body in sections:
         blocks += [f"## {title}", *body] if body else []
     return "\n\n".join(filter(None, blocks)) + "\n"
@@ -70,11 +70,11 @@ def markdown_page(data: ReportData, plots: Mapping[str, Plot]) -> str:
 def _quality(data: ReportData) -> list[str]:
     table = quality_table(data.systems)
     return [
-        _bullets({s.name: s.description for s in data.systems}),
+        bullets({s.name: s.description for s in data.systems}),
         escape_markdown(data.protocol),
         table.caption,
         to_markdown(table),
-        _bullets({METRICS[m][0]: METRICS[m][1] for m in metrics_of(data.systems)}),
+        bullets({METRICS[m][0]: METRICS[m][1] for m in metrics_of(data.systems)}),
         "\n".join(f"- **Note:** {escape_markdown(note)}" for note in data.notes),
     ]
 
@@ -84,7 +84,8 @@ def _sample(number: int, sample: Sample) -> Sequence[str]:
     return [f"### Prompt {number}", _fenced(sample.prompt), *answers]
 
 
-def _bullets(items: Mapping[str, str]) -> str:
+def bullets(items: Mapping[str, str]) -> str:
+    """Terms and what is said of them, as a Markdown list."""
     return "\n".join(f"- **{escape_markdown(term)}:** {escape_markdown(text)}" for term, text in items.items())
 
 
@@ -99,7 +100,8 @@ def _details(summary: str, body: str) -> str:
     return f"<details>\n<summary>{escape_html(summary)}</summary>\n\n{body}\n\n</details>"
 
 
-def _write(path: Path, text: str) -> None:
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         temporary.write_text(text, encoding="utf-8", newline="\n")

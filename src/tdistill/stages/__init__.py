@@ -5,6 +5,7 @@ from tdistill.stages.evaluate import evaluate_settings, make_evaluation
 from tdistill.stages.models import make_models, models_settings
 from tdistill.stages.report import make_report, report_settings
 from tdistill.stages.rollout import make_rollouts, rollout_settings
+from tdistill.stages.sparsity import make_sparsity, sparsity_settings
 from tdistill.stages.train import make_sft, make_students, sft_settings, train_settings
 
 STAGES: dict[str, StageSpec] = {
@@ -14,4 +15,5 @@ STAGES: dict[str, StageSpec] = {
     "train": StageSpec(("models", "rollout", "sft"), train_settings, make_students),
     "evaluate": StageSpec(("models", "rollout", "sft", "train"), evaluate_settings, make_evaluation),
     "report": StageSpec(("evaluate",), report_settings, make_report),
+    "sparsity": StageSpec(("models", "rollout"), sparsity_settings, make_sparsity, on_demand=True),
 }

@@ -1,0 +1,40 @@
+"""``sparsity``, on demand: how concentrated the teacher is on the training prompts, and which p to take."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from tdistill.evaluation.run import SCORED_AT_ONCE
+from tdistill.evaluation.sparsity import measure_sparsity
+from tdistill.mdp.candidates import CandidateRule
+from tdistill.pipeline import Run, provenance
+from tdistill.report.document import write_document
+from tdistill.report.render import write_text
+from tdistill.report.sparsity import recommended, rows, sections
+from tdistill.stages.models import load_teacher, student_tokenizer
+from tdistill.stages.rollout import cache
+
+# nats per candidate
+ADAPTIVE = (1e-2, 3e-3, 1e-3, 3e-4)
+
+
+def sparsity_settings(run: Run) -> dict[str, Any]:
+    """What shapes the page, beside the roll-outs."""
+    return {"dtype": run.recipe.evaluation.dtype, "adaptive": ADAPTIVE}
+
+
+def make_sparsity(run: Run, directory: Path) -> dict[str, Any]:
+    """Measure every state of the training roll-outs; write ``sparsity.md``, ``sparsity.html`` and ``sparsity.jsonl``."""
+    teacher, data, vocab = load_teacher(run, run.recipe.evaluation.dtype), cache(run, "train"), len(student_tokenizer(run))
+    found = measure_sparsity(teacher, data, vocab, SCORED_AT_ONCE, rules=[CandidateRule("adaptive", value) for value in ADAPTIVE])
+    facts = provenance(run.recipe)
+    shown = {
+        "teacher": run.teacher_source.name,
+        "states": f"{len(found.entropy):,} of {len(data)} training answers",
+        "dtype": facts["recipe"]["evaluation"]["dtype"],
+    }
+    shown |= {key: str(facts[key]) for key in ("seed", "tdistill", "torch", "git_commit", "machine")}
+    markdown, page = write_document(directory, "sparsity", "How sparse the teacher is", shown, sections(found))
+    write_text(directory / "sparsity.jsonl", "".join(json.dumps(row, sort_keys=True) + "\n" for row in rows(found)))
+    p, reason = recommended(found)
+    return {"markdown": markdown.name, "page": page.name, "recommended_p": p, "reason": reason}

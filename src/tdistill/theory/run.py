@@ -1,0 +1,99 @@
+"""``tdistill theory``: every check, its rows, and the report."""
+
+import platform
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Generator
+
+import tdistill
+from tdistill.errors import ConfigError
+from tdistill.progress import Bar, bar
+from tdistill.theory.compounding import METHODS
+from tdistill.theory.instances import make_road
+from tdistill.theory.plots import Rows
+from tdistill.theory.propositions import N_BATCHES, batches, check_instances, summarise
+from tdistill.theory.report import ROWS_FILE, write_theory
+from tdistill.theory.sweeps import BIAS_GAMMAS, BIAS_PS, GAMMAS, bandit_rows, bias_rows, compounding_row, cut_rows
+
+
+@dataclass(frozen=True)
+class TheorySettings:
+    """How much to check."""
+
+    instances: int = 20_000  # random MDPs for P1–P4
+    mdps: int = 200  # per γ, for the curves of gaps
+    bias_mdps: int = 20  # per γ and p, for the bias of α
+    seeds: int = 5  # of the compounding-error experiment
+    steps: int = 300  # of its training
+    horizons: tuple[int, ...] = (2, 4, 8, 16, 32)
+    seed: int = 0
+
+
+def run_theory(output_dir: Path, settings: TheorySettings) -> dict[str, Rows]:
+    """Check, measure, and write ``theory.md``, ``theory.html``, ``figures/*.svg`` and ``theory.jsonl`` into ``output_dir``.
+
+    Raises:
+        ConfigError: the directory holds something else, or the settings are impossible.
+    """
+    if min(settings.instances, settings.mdps, settings.bias_mdps, settings.seeds, settings.steps, *settings.horizons) < 1:
+        raise ConfigError("instances, mdps, seeds, steps and horizons must be at least 1.")
+    if output_dir.exists() and (not output_dir.is_dir() or (any(output_dir.iterdir()) and not (output_dir / ROWS_FILE).exists())):
+        raise ConfigError(f"OUTPUT_DIR {output_dir} holds something else. Choose an empty or new directory.")
+    started = time.perf_counter()
+    n_curves = len(GAMMAS) + len(BIAS_GAMMAS) * len(BIAS_PS)
+    with one_thread(), bar("theory", N_BATCHES + n_curves + len(METHODS) * len(settings.horizons), unit="checks") as progress:
+        data = measure(settings, progress)
+    facts = provenance(settings) | {"seconds": round(time.perf_counter() - started, 1)}
+    output_dir.mkdir(parents=True, exist_ok=True)
+    write_theory(data, facts, output_dir)
+    return data
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Tensors this small lose more to a second thread than they gain, and on a busy machine far more."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def measure(settings: TheorySettings, progress: Bar) -> dict[str, Rows]:
+    """The rows of every section."""
+
+    def ticked(note: str, rows: Any) -> Any:
+        progress.advance()
+        progress.note(note)
+        return rows
+
+    seed = settings.seed
+    g = Generator().manual_seed(seed)
+    columns = [ticked("P1–P4", check_instances(g, *batch)) for batch in batches(g, settings.instances)]
+    cuts = [row for gamma in GAMMAS for row in ticked("gaps", cut_rows(gamma, settings.mdps, seed))]
+    bias = [row for p in BIAS_PS for gamma in BIAS_GAMMAS for row in ticked("bias of α", bias_rows(gamma, p, settings.bias_mdps, seed))]
+    road = make_road(list(range(seed, seed + settings.seeds)))
+    compounding = [
+        ticked(f"{name}, H = {horizon}", compounding_row(road, name, horizon, settings.steps, seed))
+        for horizon in settings.horizons
+        for name in METHODS
+    ]
+    return {"propositions": summarise(columns), "cuts": cuts, "bandit": bandit_rows(), "bias": bias, "compounding": compounding}
+
+
+def provenance(settings: TheorySettings) -> dict[str, Any]:
+    """What the rows need beside their numbers."""
+    return {
+        "tdistill": tdistill.__version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "machine": f"{platform.machine()}, one thread, CPU, float64",
+        **asdict(settings),
+    }
