@@ -26,7 +26,8 @@ TEXTS = {
     ),
     "bias": (
         "Top-p IQ-Learn with exact expectations and Newton's method, so that only the loss itself can be wrong. For α → ∞ it ends at the "
-        "expert projected onto A_p, and its reward at the expert's up to potential shaping (the last column vanishes)."
+        "expert projected onto A_p, and its reward at the expert's up to potential "
+        "shaping (the last column), except at pairs that the expert all but never visits, where nothing is to be learnt."
     ),
     "compounding": (
         "A token automaton: the teacher keeps to a road of 8 states and knows the way back from 16 others. The student sees 6 features of "
@@ -58,7 +59,8 @@ def _sections(plots: dict[str, Plot], tables: dict[str, Table]) -> list[Section]
 def all_tables(data: dict[str, Rows]) -> dict[str, Table]:
     """Every table, by key."""
     top_p = [row for row in data["cuts"] if row["rule"] == "top_p"]
-    cuts = {key: (key, 3) for key in ("kappa", "gap_projected", "gap_restricted", "gap_restricted_max", "actions_kept")}
+    cuts = {key: (STAGES[key], 3) for key in ("kappa", "gap_projected", "gap_restricted")}
+    cuts |= {"gap_restricted_max": ("largest Q* − Q*_p", 3), "actions_kept": ("actions kept", 1)}
     bias = {"p": ("p", 1), "gamma": ("γ", 2), "alpha": ("α", 1), "tv": ("TV from the expert", 5), "tv_stderr": ("± SE", 5)}
     bias |= {"reward_rms": ("rms reward", 2), "shaping_residual_max": ("reward error up to shaping, largest", 5)}
     return {
