@@ -22,7 +22,7 @@ from tdistill.theory.instances import random_mdps
 
 SIZES = range(2, 9)  # states and actions of an instance
 RULES = ("top_p", "capped", "adaptive")
-SLACK = 1e-9  # a violation is an excess over this, relative to the size of Q: rounding is some 1e-12 of it
+SLACK = 1e-9  # a violation is an excess over this, relative to the size of Q: rounding is up to some 1e-11 of it
 PAIRS = 4  # random pairs of Q-functions per instance, for the measured contraction
 LARGEST_GAMMA = 0.99
 QUANTILES = (0.05, 0.5, 0.95, 1.0)
