@@ -50,3 +50,9 @@ def test_a_toy_algorithm_takes_one_file_and_one_line(tiny_recipe, tmp_path):
     log = json.loads(next((tiny_recipe.parent / "run").glob("train/*/distilled/log_history.json")).read_text())
     assert log["objective"] == "toy(scale=0.5)"
     assert any("toy/ratio" in entry for entry in log["history"])
+
+
+@pytest.mark.parametrize("module", ["tdistill.report.collect", "tdistill.stages", "tdistill.theory.run", "tdistill.report.document"])
+def test_a_module_can_be_imported_first(module):
+    done = subprocess.run([sys.executable, "-c", f"import {module}"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -4,16 +4,18 @@ from pathlib import Path
 from typing import Any
 
 from tdistill.pipeline import Run
-from tdistill.report.collect import collect
-from tdistill.report.render import write_report
 
 
 def report_settings(run: Run) -> dict[str, Any]:
-    """What shapes the report."""
+    """What shapes the report beside its results."""
     return {"title": run.recipe.title, "shown": run.recipe.evaluation.num_samples_shown}
 
 
 def make_report(run: Run, directory: Path) -> dict[str, Any]:
     """Write ``report.md`` and ``report.html``."""
+    # Here, because ``collect`` imports stages: whoever imports it first would meet itself half made.
+    from tdistill.report.collect import collect
+    from tdistill.report.render import write_report
+
     markdown, page = write_report(collect(run), directory)
     return {"markdown": markdown.name, "page": page.name}
