@@ -9,8 +9,6 @@ import oracles
 import oracles_returns
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import Tensor
 
 from tdistill.objectives import bind
@@ -139,38 +137,3 @@ def test_rho_is_truncated(world: builders.World) -> None:
     for rho_max in (0.5, 1.0, 1.5):
         rho = bind("actor_critic", rho_max=rho_max)(builders.steps_of(world)).metrics["td/rho"][world.mask]
         assert rho.nan_to_num().max() == rho_max
-
-
-# --- robustness ------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("support", SUPPORTS)
-def test_reads_no_more_than_it_needs(support: str) -> None:
-    bound = bind("actor_critic", support=support)
-    lean, full = (builders.steps_of(builders.make_world(), needs=n) for n in (bound.needs, builders.EVERY_NEED))
-    assert torch.equal(bound(lean).loss_t, bound(full).loss_t)
-
-
-@settings(max_examples=40, deadline=None)
-@given(
-    made=builders.worlds(),
-    pad_t=st.integers(0, 3),
-    pad_k=st.integers(0, 3),
-    junk=st.sampled_from([0.0, -90.0, 1e4]),
-    knobs=st.sampled_from(KNOBS),
-)
-def test_padding_changes_nothing(made: builders.World, pad_t: int, pad_k: int, junk: float, knobs: dict[str, Any]) -> None:
-    builders.assert_padding_invariant(made, bind("actor_critic", **knobs), pad_t, pad_k, junk)
-
-
-@pytest.mark.parametrize("support", ["tail", "proj"])
-def test_masked_slots_get_no_gradient(world: builders.World, support: str) -> None:
-    bound = bind("actor_critic", support=support)
-    builders.assert_masked_gradient_is_zero(
-        world, lambda steps: bound(replace(steps, behaviour_logp_t=torch.full_like(steps.taken_logit_t, -1.0)))
-    )
-
-
-@pytest.mark.parametrize("knobs", KNOBS[::4], ids=knob_id)
-def test_extreme_logits_stay_finite(knobs: dict[str, Any]) -> None:
-    builders.assert_finite_at_extremes(bind("actor_critic", **knobs), seeds=1)

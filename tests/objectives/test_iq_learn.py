@@ -7,8 +7,6 @@ import builders
 import oracles_inverse
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from iq_learn_cases import GAUGES, KNOBS, every_kind_of_step, knob_id, oracle
 
 from tdistill.objectives import bind
@@ -68,32 +66,3 @@ def test_metrics_equal_the_oracle(world: builders.World, gauge: str, terminal: s
 def test_gradcheck(gauge: str, estimator: str, anchor: str) -> None:
     made = builders.make_world(seed=2, lengths=(3, 1), finished=(True, True), vocab=4)
     builders.assert_gradcheck(made, bind("iq_learn", gauge=gauge, estimator=estimator, anchor=anchor, alpha=2.0, q_min=None))
-
-
-@pytest.mark.parametrize("knobs", KNOBS[::5], ids=knob_id)
-def test_reads_no_more_than_it_needs(knobs: dict[str, Any]) -> None:
-    bound = bind("iq_learn", **knobs)
-    lean, full = (builders.steps_of(builders.make_world(), needs=n) for n in (bound.needs, builders.EVERY_NEED))
-    assert torch.equal(bound(lean).loss_t, bound(full).loss_t)
-
-
-@settings(max_examples=40, deadline=None)
-@given(
-    made=builders.worlds(),
-    pad_t=st.integers(0, 3),
-    pad_k=st.integers(0, 3),
-    junk=st.sampled_from([0.0, -90.0, 1e4]),
-    knobs=st.sampled_from(KNOBS),
-)
-def test_padding_changes_nothing(made: builders.World, pad_t: int, pad_k: int, junk: float, knobs: dict[str, Any]) -> None:
-    builders.assert_padding_invariant(made, bind("iq_learn", **knobs), pad_t, pad_k, junk)
-
-
-@pytest.mark.parametrize("knobs", KNOBS[::7], ids=knob_id)
-def test_masked_slots_get_no_gradient(world: builders.World, knobs: dict[str, Any]) -> None:
-    builders.assert_masked_gradient_is_zero(world, bind("iq_learn", **knobs))
-
-
-@pytest.mark.parametrize("knobs", KNOBS[::5], ids=knob_id)
-def test_extreme_logits_stay_finite(knobs: dict[str, Any]) -> None:
-    builders.assert_finite_at_extremes(bind("iq_learn", **knobs), seeds=1)

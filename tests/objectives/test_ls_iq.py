@@ -7,8 +7,6 @@ import builders
 import oracles_inverse
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from tdistill.errors import ConfigError
 from tdistill.objectives import bind
@@ -125,24 +123,6 @@ def test_needs_to_know_who_took_a_step(world: builders.World) -> None:
     assert bind("ls_iq").needs == {"expert"}
     with pytest.raises(ConfigError, match="expert_t"):
         bind("ls_iq")(builders.steps_of(world, needs=frozenset()))
-
-
-@settings(max_examples=30, deadline=None)
-@given(
-    made=builders.worlds(),
-    pad_t=st.integers(0, 3),
-    pad_k=st.integers(0, 3),
-    junk=st.sampled_from([0.0, -90.0, 1e4]),
-    knobs=st.sampled_from(KNOBS),
-)
-def test_padding_changes_nothing(made: builders.World, pad_t: int, pad_k: int, junk: float, knobs: dict[str, Any]) -> None:
-    builders.assert_padding_invariant(made, bind("ls_iq", gamma=0.9, **knobs), pad_t, pad_k, junk)
-
-
-@pytest.mark.parametrize("knobs", KNOBS[::5], ids=knob_id)
-def test_masks_and_extremes(world: builders.World, knobs: dict[str, Any]) -> None:
-    builders.assert_masked_gradient_is_zero(world, bind("ls_iq", **knobs))
-    builders.assert_finite_at_extremes(bind("ls_iq", **knobs))
 
 
 @pytest.mark.parametrize("gauge", ["none", "learned"])

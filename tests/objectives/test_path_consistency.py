@@ -119,24 +119,6 @@ def test_gamma_0_never_looks_ahead(world: builders.World, lambda_: float) -> Non
         torch.testing.assert_close(a, b, atol=1e-12, rtol=1e-12)
 
 
-@pytest.mark.parametrize(("gamma", "lambda_"), [(0.0, 0.5), (0.9, 0.5), (1.0, 1.0)])
-@pytest.mark.parametrize("p", [0.5, 0.8, 1.0])
-def test_the_teacher_with_no_value_is_a_fixed_point(p: float, gamma: float, lambda_: float) -> None:
-    made = builders.make_world(seed=3, lengths=(4, 3), finished=(True, False), p=p)
-    made.logits.data.copy_(made.teacher_logp + 1.7)
-    made.value.data.zero_()
-    loss_t, *grads = builders.loss_and_grads(made, bind("path_consistency", gamma=gamma, lambda_=lambda_))
-    assert all(x.abs().max() < 1e-12 for x in (loss_t, *grads))
-
-
-def test_p_1_is_the_same_over_the_vocabulary() -> None:
-    made = builders.make_world(seed=5, lengths=(4, 2), finished=(True, False), p=1.0)
-    objective = bind("path_consistency", lambda_=0.7)
-    dense = builders.loss_and_grads(made, lambda steps: objective(replace(steps.dense, value_t=steps.value_t)))
-    for a, b in zip(builders.loss_and_grads(made, objective), dense, strict=True):
-        torch.testing.assert_close(a, b, atol=1e-12, rtol=0)
-
-
 # --- windows ---------------------------------------------------------------------------------------------------------
 
 
@@ -175,34 +157,6 @@ def test_a_window_across_an_off_support_token_or_past_a_cut_off_does_not_exist(m
 def test_arguments_out_of_range_are_refused(knobs: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=next(iter(knobs))):
         bind("path_consistency", **knobs)
-
-
-# --- robustness ------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("knobs", KNOBS[::4], ids=knob_id)
-def test_reads_no_more_than_it_needs(knobs: dict[str, Any]) -> None:
-    bound = bind("path_consistency", **knobs)
-    lean, full = (builders.steps_of(builders.make_world(), needs=n) for n in (bound.needs, builders.EVERY_NEED))
-    assert torch.equal(bound(lean).loss_t, bound(full).loss_t)
-
-
-@settings(max_examples=40, deadline=None)
-@given(
-    made=builders.worlds(),
-    pad_t=st.integers(0, 3),
-    pad_k=st.integers(0, 3),
-    junk=st.sampled_from([0.0, -90.0, 1e4]),
-    knobs=st.sampled_from(KNOBS),
-)
-def test_padding_changes_nothing(made: builders.World, pad_t: int, pad_k: int, junk: float, knobs: dict[str, Any]) -> None:
-    builders.assert_padding_invariant(made, bind("path_consistency", **knobs), pad_t, pad_k, junk)
-
-
-@pytest.mark.parametrize("knobs", KNOBS[::5], ids=knob_id)
-def test_masked_slots_get_no_gradient_and_extremes_stay_finite(world: builders.World, knobs: dict[str, Any]) -> None:
-    builders.assert_masked_gradient_is_zero(world, bind("path_consistency", **knobs))
-    builders.assert_finite_at_extremes(bind("path_consistency", **knobs), seeds=1)
 
 
 def test_a_response_of_512_tokens_takes_no_loop_over_windows() -> None:

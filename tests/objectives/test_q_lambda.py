@@ -9,8 +9,6 @@ import oracles
 import oracles_returns
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import Tensor
 
 from tdistill.errors import ConfigError
@@ -107,26 +105,6 @@ def test_lambda_1_never_reads_a_value_on_the_way() -> None:
         assert (grad[0, 1:].abs() < 1e-12).all() == blind
 
 
-@pytest.mark.parametrize("lambda_", [0.0, 0.5, 1.0])
-@pytest.mark.parametrize("p", [0.5, 0.8, 1.0])
-@pytest.mark.parametrize("stop_target", [True, False])
-def test_the_teacher_with_no_value_is_a_fixed_point(p: float, lambda_: float, stop_target: bool) -> None:
-    made = builders.make_world(seed=3, lengths=(4, 3), finished=(True, False), p=p)
-    made.logits.data.copy_(made.teacher_logp + 1.7)
-    made.value.data.zero_()
-    loss_t, *grads = builders.loss_and_grads(made, bind("q_lambda", lambda_=lambda_, stop_target=stop_target))
-    assert all(x.abs().max() < 1e-12 for x in (loss_t, *grads))
-
-
-def test_p_1_is_the_same_over_the_vocabulary() -> None:
-    """With every token a candidate, a batch with K = V in the vocabulary's order gives the same loss and gradient."""
-    made = builders.make_world(seed=5, lengths=(4, 2), finished=(True, False), p=1.0)
-    objective = bind("q_lambda", lambda_=0.7)
-    dense = builders.loss_and_grads(made, lambda steps: objective(replace(steps.dense, value_t=steps.value_t)))
-    for a, b in zip(builders.loss_and_grads(made, objective), dense, strict=True):
-        torch.testing.assert_close(a, b, atol=1e-12, rtol=0)
-
-
 # --- conventions -----------------------------------------------------------------------------------------------------
 
 
@@ -157,31 +135,3 @@ def test_lambda_outside_0_1_is_refused(lambda_: float) -> None:
 def test_a_gauge_that_binds_the_value_to_the_policy_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"q_lambda.*gauge"):
         bind("q_lambda", gauge="max")
-
-
-# --- robustness ------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("knobs", KNOBS, ids=knob_id)
-def test_reads_no_more_than_it_needs(knobs: dict[str, Any]) -> None:
-    bound = bind("q_lambda", **knobs)
-    lean, full = (builders.steps_of(builders.make_world(), needs=n) for n in (bound.needs, builders.EVERY_NEED))
-    assert torch.equal(bound(lean).loss_t, bound(full).loss_t)
-
-
-@settings(max_examples=40, deadline=None)
-@given(
-    made=builders.worlds(),
-    pad_t=st.integers(0, 3),
-    pad_k=st.integers(0, 3),
-    junk=st.sampled_from([0.0, -90.0, 1e4]),
-    knobs=st.sampled_from(KNOBS),
-)
-def test_padding_changes_nothing(made: builders.World, pad_t: int, pad_k: int, junk: float, knobs: dict[str, Any]) -> None:
-    builders.assert_padding_invariant(made, bind("q_lambda", **knobs), pad_t, pad_k, junk)
-
-
-@pytest.mark.parametrize("knobs", KNOBS, ids=knob_id)
-def test_masked_slots_get_no_gradient_and_extremes_stay_finite(world: builders.World, knobs: dict[str, Any]) -> None:
-    builders.assert_masked_gradient_is_zero(world, bind("q_lambda", **knobs))
-    builders.assert_finite_at_extremes(bind("q_lambda", **knobs), seeds=1)
