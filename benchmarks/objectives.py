@@ -21,12 +21,12 @@ import yaml
 
 from tdistill.evaluation.metrics import estimate, paired_difference
 from tdistill.evaluation.run import EvaluatedSystem, Protocol, evaluate_systems, read_scores
+from tdistill.files import write_json, write_jsonl
 from tdistill.models import find_model, load_model
 from tdistill.objectives import bind
 from tdistill.pipeline import Run, provenance
 from tdistill.progress import say
 from tdistill.recipe import load_recipe
-from tdistill.rollout.cache import write_json
 from tdistill.stages.evaluate import protocol
 from tdistill.stages.models import load_teacher, student_tokenizer
 from tdistill.stages.rollout import cache
@@ -67,7 +67,7 @@ def main() -> None:
             say(_line(read_scores(scores, directory.name)))
             lines = list(rows(root, scores, methods, shared))
             if options.rows:
-                options.rows.write_text("".join(json.dumps(r, sort_keys=True) + "\n" for r in lines))
+                write_jsonl(options.rows, lines)
     print(table(lines))
 
 

@@ -26,9 +26,9 @@ from safetensors import SafetensorError
 import tdistill
 from tdistill.config import Recipe
 from tdistill.errors import ConfigError, OutputError
+from tdistill.files import write_json
 from tdistill.models import ModelSource, find_model, model_fingerprint
 from tdistill.progress import say
-from tdistill.rollout.cache import write_json
 
 MARKER, STAGE_FILE = ".tdistill", "stage.json"
 # torch.save does not say why it could not write.

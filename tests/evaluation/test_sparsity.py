@@ -3,7 +3,6 @@
 import json
 import math
 import sys
-from types import SimpleNamespace
 
 import numpy as np
 import oracles
@@ -19,16 +18,14 @@ VOCAB = 40
 
 
 @pytest.fixture
-def measured(monkeypatch):
-    """Two batches of random rows in place of a model's: what is tested is the arithmetic on them."""
+def measured():
+    """Two batches of random rows."""
     g = torch.Generator().manual_seed(3)
     batches = []
     for shape, lengths in (((2, 3), (3, 1)), ((1, 4), (4,))):
         logp = (3.0 * torch.randn(*shape, VOCAB, generator=g)).log_softmax(-1)
         batches.append((logp, torch.arange(shape[1]) < torch.tensor(lengths).unsqueeze(-1)))
-    monkeypatch.setattr(sparsity, "state_logp", lambda *_: iter(batches))
-    rules = [CandidateRule("adaptive", 0.05)]
-    found = sparsity.measure_sparsity(SimpleNamespace(), SimpleNamespace(), VOCAB, 2, rules=rules)
+    found = sparsity.sparsity_of(batches, VOCAB, rules=[CandidateRule("adaptive", 0.05)])
     return found, torch.cat([logp[mask] for logp, mask in batches]).double()
 
 

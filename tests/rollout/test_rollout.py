@@ -145,7 +145,7 @@ def test_a_roll_out_that_lost_shards_ends_with_the_same_bytes(finished, cache, m
     _, manifest = finished
     assert len(manifest.shards) == 3
     (cache / MANIFEST).unlink()
-    (cache / shard_name(2)).rename(cache / "shard-00002.partial")
+    (cache / shard_name(2)).rename(cache / "shard-00002.parquet.partial")
     with pytest.raises(KeyboardInterrupt):
         make(cache, load=interrupt)
     with pytest.raises(CacheError, match="no complete roll-out cache"):

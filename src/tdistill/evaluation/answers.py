@@ -1,8 +1,6 @@
 """What a system writes on prompts it never saw, and what the teacher thinks of it."""
 
-import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -80,15 +78,3 @@ def answer_metrics(
             progress.advance(len(chunk))
     names = ("rouge_l", "teacher_nll", "distinct_2", "mean_length")
     return {n: {pid: sum(v[n]) / len(v[n]) for pid, v in values.items() if v[n]} for n in names}
-
-
-def save_jsonl(path: Path, records: Sequence[dict[str, Any]]) -> None:
-    """Write JSON lines whole or not at all."""
-    temporary = path.with_name(path.name + ".partial")
-    temporary.write_text("".join(json.dumps(r, ensure_ascii=False, sort_keys=True) + "\n" for r in records), encoding="utf-8")
-    temporary.replace(path)
-
-
-def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """Read JSON lines back."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]

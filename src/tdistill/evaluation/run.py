@@ -9,10 +9,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tdistill.config import EvaluationConfig
 from tdistill.data.dataset import RolloutDataset
-from tdistill.evaluation.answers import EVALUATION_SEED_OFFSET, answer_metrics, read_jsonl, save_jsonl, write_answers
+from tdistill.evaluation.answers import EVALUATION_SEED_OFFSET, answer_metrics, write_answers
 from tdistill.evaluation.held_out import held_out_metrics
 from tdistill.evaluation.sparsity import measure_sparsity, summary
-from tdistill.rollout.cache import write_json
+from tdistill.files import read_jsonl, write_json, write_jsonl
 from tdistill.rollout.generate import Sampling
 from tdistill.rollout.prompts import TokenizedPrompt
 
@@ -84,7 +84,7 @@ def evaluate_systems(
         if not path.exists():
             n = protocol.config.num_generations
             title = f"{system.name}: answers"
-            save_jsonl(
+            write_jsonl(
                 path,
                 write_answers(model, protocol.tokenizer, protocol.prompts, protocol.sampling, n, batch, protocol.eos_ids, title),
             )

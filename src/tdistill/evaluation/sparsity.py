@@ -1,6 +1,6 @@
 """How concentrated a teacher is on its own text: what each p, and each rule, keeps, costs and hides."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,16 +27,18 @@ class StateSparsity:
     cuts: dict[str, dict[str, np.ndarray]]
 
 
-@torch.inference_mode()
 def measure_sparsity(
-    teacher: PreTrainedModel,
-    dataset: RolloutDataset,
-    vocab_size: int,
-    batch_size: int,
-    top_ps: Sequence[float] = TOP_PS,
-    rules: Sequence[CandidateRule] = (),
+    teacher: PreTrainedModel, dataset: RolloutDataset, vocab_size: int, batch_size: int, rules: Sequence[CandidateRule] = ()
 ) -> StateSparsity:
-    """Every state of a data set, over the whole vocabulary, with the teacher online.
+    """Every state of a data set, with the teacher online."""
+    return sparsity_of(state_logp(teacher, dataset, vocab_size, batch_size, "teacher's sparsity"), vocab_size, rules=rules)
+
+
+@torch.inference_mode()
+def sparsity_of(
+    batches: Iterable[tuple[Tensor, Tensor]], vocab_size: int, top_ps: Sequence[float] = TOP_PS, rules: Sequence[CandidateRule] = ()
+) -> StateSparsity:
+    """From batches of log-probs [B, T, V] over the whole vocabulary and masks [B, T] of the states that are there.
 
     Hidden is (1 − m)·H(π* outside A), in nats: what a tail bucket does not see of the teacher's information, H(π*) in all. The
     rules cut the widest of ``top_ps``.
@@ -44,7 +46,7 @@ def measure_sparsity(
     ks = [k for k in TOP_KS if k <= vocab_size]
     positions, entropies, mass = [], [], torch.zeros(len(ks), dtype=torch.float64)
     cuts: dict[str, dict[str, list[Tensor]]] = {}
-    for logp, mask in state_logp(teacher, dataset, vocab_size, batch_size, "teacher's sparsity"):
+    for logp, mask in batches:
         positions.append(mask.nonzero()[:, 1])
         states = logp[mask]
         top = states.topk(ks[-1], dim=-1).values

@@ -4,9 +4,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from tdistill.evaluation.answers import read_jsonl
 from tdistill.evaluation.metrics import estimate, paired_difference
 from tdistill.evaluation.run import ANSWERS, SPARSITY, read_scores
+from tdistill.files import read_jsonl
 from tdistill.pipeline import Run, provenance, resolved_yaml
 from tdistill.report.data import METRICS, Comparison, Curve, ReportData, Sample, Sparsity, Stage, System
 from tdistill.stages.evaluate import protocol

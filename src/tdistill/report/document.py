@@ -4,8 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from tdistill.files import write_text
 from tdistill.report.page import figure_html, page_html, paragraph
-from tdistill.report.render import bullets, write_text
+from tdistill.report.render import bullets
 from tdistill.report.svg import Plot, plot_file
 from tdistill.report.tables import Table, to_html, to_markdown
 from tdistill.report.text import escape_markdown

@@ -1,10 +1,10 @@
 """Writes a report: ``report.md`` with its figures beside it, and the self-contained ``report.html``."""
 
-import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from tdistill.files import write_text
 from tdistill.report.data import METRICS, ReportData, Sample
 from tdistill.report.page import html_page
 from tdistill.report.plots import all_plots
@@ -98,13 +98,3 @@ def _fenced(text: str, language: str = "") -> str:
 
 def _details(summary: str, body: str) -> str:
     return f"<details>\n<summary>{escape_html(summary)}</summary>\n\n{body}\n\n</details>"
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8", newline="\n")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -6,7 +6,6 @@ killed run keeps every finished shard, and what has no name does not count.
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -17,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tdistill.errors import CacheError
+from tdistill.files import replacing, write_json
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
@@ -95,21 +95,13 @@ def write_shard(directory: Path, index: int, rows: Iterable[Response], settings:
     """Write one shard whole or not at all.
 
     Raises:
-        OSError: the disk is full or can't be written; the partial file is removed.
+        OSError: the disk is full or can't be written.
     """
     records = [_record(row) for row in rows]
     table = pa.Table.from_pylist(records, schema=SCHEMA.with_metadata({SETTINGS_KEY: _canonical(settings)}))
     path = directory / shard_name(index)
-    temporary = path.with_suffix(".partial")
-    try:
-        with temporary.open("wb") as handle:
-            pq.write_table(table, handle, compression="zstd")
-            handle.flush()
-            os.fsync(handle.fileno())
-        temporary.replace(path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
+    with replacing(path) as handle:
+        pq.write_table(table, handle, compression="zstd")
     return path
 
 
@@ -204,13 +196,3 @@ def open_cache(directory: Path, expect: dict[str, Any] | None = None, verify: bo
 def _sha256(path: Path) -> str:
     with path.open("rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON whole or not at all."""
-    temporary = path.with_name(path.name + ".partial")
-    with temporary.open("w", encoding="utf-8") as handle:
-        json.dump(value, handle, indent=2, sort_keys=True, ensure_ascii=False)
-        handle.flush()
-        os.fsync(handle.fileno())
-    temporary.replace(path)

@@ -7,6 +7,7 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tdistill.errors import ModelError
+from tdistill.files import write_json
 from tdistill.models import (
     ModelSource,
     check_same_vocabulary,
@@ -20,7 +21,6 @@ from tdistill.models import (
 from tdistill.pipeline import Run
 from tdistill.progress import say
 from tdistill.prune import check_layer_count, outer_layers, prune_layers
-from tdistill.rollout.cache import write_json
 from tdistill.rollout.prompts import template_fingerprint
 
 INFO_FILE = "models.json"

@@ -1,15 +1,14 @@
 """``sparsity``, on demand: how concentrated the teacher is on the training prompts, and which p to take."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 from tdistill.evaluation.run import SCORED_AT_ONCE
 from tdistill.evaluation.sparsity import measure_sparsity
+from tdistill.files import write_jsonl
 from tdistill.mdp.candidates import CandidateRule
 from tdistill.pipeline import Run, provenance
 from tdistill.report.document import write_document
-from tdistill.report.render import write_text
 from tdistill.report.sparsity import recommended, rows, sections
 from tdistill.stages.models import load_teacher, student_tokenizer
 from tdistill.stages.rollout import cache
@@ -35,6 +34,6 @@ def make_sparsity(run: Run, directory: Path) -> dict[str, Any]:
     }
     shown |= {key: str(facts[key]) for key in ("seed", "tdistill", "torch", "git_commit", "machine")}
     markdown, page = write_document(directory, "sparsity", "How sparse the teacher is", shown, sections(found))
-    write_text(directory / "sparsity.jsonl", "".join(json.dumps(row, sort_keys=True) + "\n" for row in rows(found)))
+    write_jsonl(directory / "sparsity.jsonl", rows(found))
     p, reason = recommended(found)
     return {"markdown": markdown.name, "page": page.name, "recommended_p": p, "reason": reason}

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from tdistill.config import BaselineConfig, SftConfig, TrainConfig
+from tdistill.files import write_json
 from tdistill.model_card import write_model_card
 from tdistill.objectives import bind
 from tdistill.pipeline import Run
-from tdistill.rollout.cache import write_json
 from tdistill.stages.models import load_teacher, student_tokenizer
 from tdistill.stages.rollout import cache
 from tdistill.training.run import train_student

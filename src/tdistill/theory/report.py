@@ -1,12 +1,11 @@
 """Writes ``theory.md``, its figures, the self-contained ``theory.html`` and the rows ``theory.jsonl``."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from tdistill.files import write_jsonl
 from tdistill.report.document import Section, write_document
-from tdistill.report.render import write_text
 from tdistill.report.svg import Plot
 from tdistill.report.tables import Align, Cell, Table, format_number
 from tdistill.theory.plots import LOOSENESS_P, STAGES, Rows, all_plots
@@ -43,7 +42,7 @@ def write_theory(data: dict[str, Rows], facts: dict[str, Any], out_dir: Path) ->
     shown = {key: str(value) for key, value in facts.items()}
     write_document(out_dir, "theory", TITLE, shown, _sections(all_plots(data), all_tables(data)))
     rows = [{"section": key, **row, "provenance": facts} for key, section in data.items() for row in section]
-    write_text(out_dir / ROWS_FILE, "".join(json.dumps(row, sort_keys=True, ensure_ascii=False) + "\n" for row in rows))
+    write_jsonl(out_dir / ROWS_FILE, rows)
 
 
 def _sections(plots: dict[str, Plot], tables: dict[str, Table]) -> list[Section]:

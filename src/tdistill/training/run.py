@@ -17,11 +17,11 @@ from transformers import (
 )
 
 from tdistill.data.dataset import RolloutDataset
+from tdistill.files import write_json
 from tdistill.head.student import StudentModel
 from tdistill.models import find_model, load_model
 from tdistill.objectives import BoundObjective
 from tdistill.progress import bar
-from tdistill.rollout.cache import write_json
 from tdistill.training.trainer import DistillTrainer
 
 CHECKPOINTS, LOG_FILE = "checkpoints", "log_history.json"

@@ -1,0 +1,47 @@
+"""Files that are written whole or not at all: what has its name is complete, after a kill as after a full disk."""
+
+import json
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A handle whose content takes the name ``path`` once it is on the disk; on an error nothing is left.
+
+    Raises:
+        OSError: the disk is full or can't be written.
+    """
+    temporary = path.with_name(f"{path.name}.partial")
+    try:
+        with temporary.open("wb") as handle:
+            yield handle
+            handle.flush()
+            os.fsync(handle.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 with Unix line ends."""
+    with replacing(path) as handle:
+        handle.write(text.encode("utf-8"))
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write one JSON value, keys in order."""
+    write_text(path, json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False))
+
+
+def write_jsonl(path: Path, rows: Iterable[Any]) -> None:
+    """Write one JSON value a line."""
+    write_text(path, "".join(json.dumps(row, sort_keys=True, ensure_ascii=False) + "\n" for row in rows))
+
+
+def read_jsonl(path: Path) -> list[Any]:
+    """Read JSON lines back."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
