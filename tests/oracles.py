@@ -96,9 +96,14 @@ def reverse_kl(response: Response, *, support: str = "tail", loss_temperature: f
     return [kl(q, p) for p, q in pairs]
 
 
-def nll(response: Response) -> list[Tensor]:
+def taken_nll(response: Response) -> list[Tensor]:
     """−log π(a_t|s_t) over the whole vocabulary."""
     return [-log_softmax(row)[token] for row, token in zip(response.logits, response.tokens, strict=True)]
+
+
+def nll(response: Response) -> list[Tensor]:
+    """``taken_nll`` of what the expert wrote; nothing of what the student did."""
+    return [cost if response.expert else 0.0 * cost for cost in taken_nll(response)]
 
 
 def proj_nll(response: Response, t: int) -> Tensor:

@@ -94,7 +94,7 @@ def iq_learn(
     """−φ(r_t) + value term with r_t = Q(s_t,a_t) − γ V_p(s_{t+1}), plus the anchor."""
     q, fractions = q_rows(response, gauge, q_min)
     v = [oracles.log_sum_exp(list(row.values())) for row in q]
-    is_expert = response.expert or (value_term != "value_mix" and phi_on == "expert")
+    is_expert = response.expert
     best = {"chi2": 2 * alpha, "tv": alpha / 2}
     end = torch.tensor(best[phi] / (1 - gamma) if terminal == "absorbing" and is_expert else 0.0, dtype=torch.float64)
     steps = []
@@ -158,13 +158,15 @@ def q_regression(
     stop_target: bool = False,
     anchor: str = "none",
     anchor_weight: float = 1.0,
+    target_network: Response | None = None,
 ) -> list[Tensor]:
     """(Q − (r + γV'))² with one reward for the expert's steps and one for others, plus the anchor."""
     q, _ = q_rows(response, gauge)
+    later_q, _ = q_rows(target_network or response, gauge)
 
     def target(t: int, reward: float) -> Tensor:
         if t < len(response) - 1:
-            v_next = oracles.log_sum_exp(list(q[t + 1].values()))
+            v_next = oracles.log_sum_exp(list(later_q[t + 1].values()))
         else:
             v_next = torch.tensor(reward / (1 - gamma) if terminal == "absorbing" else 0.0, dtype=torch.float64)
         if v_next.item() > bound:

@@ -60,13 +60,20 @@ def td_steps(response: Response, gamma: float, gauge: str, anchor: str, anchor_w
 
 
 def csil(
-    response: Response, *, gamma: float, gauge: str = "learned", stop_target: bool = True, anchor: str = "none", anchor_weight: float = 1.0
+    response: Response,
+    *,
+    gamma: float,
+    gauge: str = "learned",
+    stop_target: bool = True,
+    anchor: str = "none",
+    anchor_weight: float = 1.0,
+    target_network: Response | None = None,
 ) -> list[TdStep]:
     """½(Q − (r + γV'))², with or without gradient through the target."""
     steps = td_steps(response, gamma, gauge, anchor, anchor_weight)
     for t, step in enumerate(steps):
         if step.q is not None and step.reward is not None:
-            target = step.reward + gamma * state_value(response, t + 1, gauge)
+            target = step.reward + gamma * state_value(target_network or response, t + 1, gauge)
             step.loss = step.loss + 0.5 * (step.q - (target.detach() if stop_target else target)) ** 2
     return steps
 
@@ -80,13 +87,15 @@ def q_lambda(
     stop_target: bool = True,
     anchor: str = "none",
     anchor_weight: float = 1.0,
+    target_network: Response | None = None,
 ) -> list[TdStep]:
     """½(Q − G)², G from its recursion, cut where the next step doesn't count."""
-    steps = td_steps(response, gamma, gauge, anchor, anchor_weight)
+    steps, later = td_steps(response, gamma, gauge, anchor, anchor_weight), target_network or response
+    later_q = [step.q for step in td_steps(later, gamma, gauge, "none", 0.0)]
 
     def target(t: int) -> Tensor:
-        ahead = state_value(response, t + 1, gauge)
-        following = steps[t + 1].q if t + 1 < len(response) else None
+        ahead = state_value(later, t + 1, gauge)
+        following = later_q[t + 1] if t + 1 < len(response) else None
         if following is not None:
             ahead = ahead + lambda_ * (target(t + 1) - following)
         return steps[t].reward + gamma * ahead
@@ -146,7 +155,7 @@ def actor_critic(
 ) -> list[CriticStep]:
     """KL − γρ(Ĝ_{t+1} − u)log π(a) + value_coef·½(u − û)², where Ĝ and û are plain numbers."""
     divergence = oracles.reverse_kl(response, support=support)
-    nll, n = oracles.nll(response), len(response)
+    nll, n = oracles.taken_nll(response), len(response)
     acts = [t + 1 < n or response.finished for t in range(n)]
     rho = [min(rho_max, 1.0 if math.isnan(mu) else math.exp(min(-cost.item() - mu, 700.0))) for cost, mu in zip(nll, behaviour, strict=True)]
 

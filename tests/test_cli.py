@@ -77,6 +77,12 @@ BAD_OVERRIDES = {
     "alpha": (["train.objective.alpha=-1.0"], "'train.objective': Objective 'iq_learn': alpha=-1.0 is not allowed"),
     "unknown objective": (["train.objective.name=iq_lern"], "Unknown objective 'iq_lern'. Did you mean 'iq_learn'?"),
     "objective argument": (["train.objective.gama=0.5"], "Objective 'iq_learn' has no argument 'gama'. Did you mean 'gamma'?"),
+    "no steps of others": (
+        ["train.objective={name: sqil, other: rollouts}"],
+        "sqil(other=rollouts) learns from steps that are not the expert's: set 'train.on_policy: {lmbda: 0.5}'",
+    ),
+    "a share of nothing": (["train.baselines.sft_continued.lmbda=0.5"], "lmbda=0.5 is a share of student roll-outs: say how in"),
+    "lmbda": (["train.on_policy={lmbda: 1.5}"], "'train.on_policy.lmbda': Input should be less than or equal to 1, got 1.5"),
     "bad baseline": (["train.baselines.sft_continued.objective.name=nl"], "'train.baselines.sft_continued': Unknown objective 'nl'"),
     "bad baseline, alone": (["train.baselines={other: {name: nl}}"], "'train.baselines.other': Unknown objective 'nl'"),
     "baseline's argument": (
@@ -243,3 +249,20 @@ def test_a_run_killed_at_any_moment_ends_with_the_undisturbed_runs_results(tiny_
     expected = results(undisturbed)
     assert len(expected) == 3 + 5
     assert results(killed) == expected
+
+
+def test_a_student_learns_from_its_own_rollouts_too(tiny_recipe, monkeypatch, capsys):
+    mixed = (
+        "train.on_policy={lmbda: 0.5, refresh_steps: 2, replay: 2, teacher_mix: 0.2}",
+        "train.objective={name: sqil, other: rollouts, gauge: learned, target_network: true, anchor: tail}",
+        "train.baselines={own_text: {objective: {name: reverse_kl}, lmbda: 1.0}, sft_continued: {objective: {name: nll}, lmbda: 0.0}}",
+    )
+    code, _, err = call(monkeypatch, capsys, "run", tiny_recipe, *mixed)
+    assert code == 0, err
+    students = Run(load_recipe(tiny_recipe, list(mixed))).directory("train")
+    rounds = {
+        name: json.loads((students / name / "log_history.json").read_text())["rollouts"] for name in ("distilled", "own_text", "sft_continued")
+    }
+    assert [r["round"] for r in rounds["distilled"]] == [0, 1]
+    assert sum(r["responses"] for r in rounds["own_text"]) >= 4, "four steps of two, each response used about twice"
+    assert rounds["sft_continued"] == []

@@ -90,11 +90,23 @@ class CandidateRuleConfig(Strict):
     value: float = Field(gt=0, description="top_k: tokens; min_p: share of the first token's probability; adaptive: nats per candidate")
 
 
+class OnPolicyConfig(Strict):
+    """The student's own roll-outs among the training data: it answers training prompts, the teacher scores what it wrote."""
+
+    lmbda: float = Field(0.5, gt=0, le=1, description="share of responses that the student wrote")
+    refresh_steps: int | None = Field(None, ge=1, description="optimizer steps between roll-outs; null: once, by the start")
+    replay: int = Field(1, ge=1, description="rounds whose roll-outs are drawn from; a round rolls out so many times fewer")
+    temperature: float = Field(1.0, gt=0, description="of the student's sampling")
+    top_p: float = Field(1.0, gt=0, le=1, description="of the student's sampling")
+    teacher_mix: float = Field(0.0, ge=0, lt=1, description="share of the teacher in every token's distribution")
+
+
 class BaselineConfig(Strict):
     """A student trained for comparison. In a recipe its objective may stand alone."""
 
     objective: dict[str, Any] | list[dict[str, Any]] = Field(description="name and arguments, or a weighted list")
     arguments: dict[str, Any] = Field(default={}, description="what differs from train.arguments, such as a learning rate of its own")
+    lmbda: float | None = Field(None, ge=0, le=1, description="own share of student roll-outs; by default train.on_policy's")
 
 
 class TrainConfig(Strict):
@@ -105,6 +117,8 @@ class TrainConfig(Strict):
     teacher_top_p: float | None = Field(None, gt=0, le=1, description="p of the action space, up to the roll-outs'; 1.0 = teacher online")
     candidate_rule: CandidateRuleConfig | None = Field(None, description="cut the candidates further than p")
     origins: list[Literal["teacher", "human"]] = Field(default=["teacher"], min_length=1, max_length=1)
+    on_policy: OnPolicyConfig | None = Field(None, description="mix in the student's own roll-outs")
+    target_tau: float = Field(0.005, gt=0, le=1, description="how fast the target network follows, for objectives with target_network: true")
     keep_checkpoints: bool = Field(False, description="keep optimizer checkpoints after the student is saved")
     arguments: dict[str, Any] = Field(default={}, description="passed to transformers.TrainingArguments")
 

@@ -5,13 +5,16 @@ import re
 import types
 import typing
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from tdistill.config import Recipe
+from tdistill.config import Recipe, TrainConfig
 from tdistill.errors import ConfigError, nearest
+
+if TYPE_CHECKING:
+    from tdistill.objectives import BoundObjective
 
 # What a recipe can't pass: the run owns them.
 OWNED_ARGUMENTS = frozenset({"output_dir", "seed", "data_seed", "remove_unused_columns", "do_train", "do_eval", "push_to_hub"})
@@ -120,7 +123,7 @@ def check_recipe(recipe: Recipe, where: str = "recipe") -> None:
 
     for name, objective in {"train.objective": recipe.train.objective, **{k: b.objective for k, b in recipe.train.baselines.items()}}.items():
         try:
-            bind(objective)
+            _check_has_other(bind(objective), recipe.train, name)
         except ConfigError as error:
             place = name if name == "train.objective" else f"train.baselines.{name}"
             raise ConfigError(f"{where}: {place!r}: {error}") from None
@@ -142,6 +145,17 @@ def check_recipe(recipe: Recipe, where: str = "recipe") -> None:
             _check_arguments(config.arguments, f"{where}: '{section}.arguments")
     for name, baseline in recipe.train.baselines.items():
         _check_arguments({**recipe.train.arguments, **baseline.arguments}, f"{where}: 'train.baselines.{name}.arguments")
+
+
+def _check_has_other(objective: "BoundObjective", train: TrainConfig, name: str) -> None:
+    own = train.baselines[name].lmbda if name in train.baselines else None
+    if own and train.on_policy is None:
+        raise ConfigError(f"lmbda={own:g} is a share of student roll-outs: say how in 'train.on_policy'.")
+    if "other" in objective.needs and (train.on_policy is None or own == 0.0):
+        raise ConfigError(
+            f"{objective.describe()} learns from steps that are not the expert's: set 'train.on_policy: {{lmbda: 0.5}}', or "
+            "other: untaken where the objective has it."
+        )
 
 
 def _check_arguments(arguments: dict[str, Any], place: str) -> None:

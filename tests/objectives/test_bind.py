@@ -106,7 +106,7 @@ def test_the_ends_of_each_range_are_allowed(key: str, value: Any) -> None:
 def test_absorbing_needs_a_best_reward_and_a_discount(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         bind("iq_learn", terminal="absorbing", **arguments)
-    assert bind("iq_learn", terminal="absorbing").needs == {"max"}
+    assert bind("iq_learn", terminal="absorbing").needs == {"max", "expert"}
 
 
 @pytest.mark.parametrize("name", ["forward_kl", "reverse_kl"])
@@ -131,7 +131,7 @@ def test_a_temperature_is_refused_with_a_tail_bucket_only(name: str) -> None:
     ],
 )
 def test_needs_follow_the_arguments(arguments: dict[str, Any], needs: set[str]) -> None:
-    assert bind("iq_learn", **arguments).needs == needs
+    assert bind("iq_learn", **arguments).needs == needs | {"expert"}
 
 
 def test_a_weighted_sum_adds_losses_unites_needs_and_prefixes_metrics() -> None:
@@ -142,7 +142,7 @@ def test_a_weighted_sum_adds_losses_unites_needs_and_prefixes_metrics() -> None:
     parts = {t["name"]: on(world, {k: v for k, v in t.items() if k != "weight"}) for t in terms}
     want = 2 * parts["iq_learn"] + 0.5 * parts["reverse_kl"] + parts["nll"]
     torch.testing.assert_close(out.loss_t[world.mask], want, atol=1e-12, rtol=0)
-    assert bound.needs == {"max", "log_z", "taken"}
+    assert bound.needs == {"max", "log_z", "taken", "expert"}
     assert bound.describe() == "2·iq_learn(alpha=3.0) + 0.5·reverse_kl + 1·nll"
     for name, loss_t in parts.items():
         assert torch.equal(out.metrics[f"{name}/loss"][world.mask], loss_t.detach())

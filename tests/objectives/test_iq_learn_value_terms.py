@@ -143,17 +143,19 @@ def test_phi_on_all_is_for_chi2() -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "reads"),
+    ("arguments", "mixed"),
     [({}, False), ({"value_term": "v0"}, False), ({"value_term": "value_mix"}, True), ({"phi_on": "all"}, True)],
 )
-def test_asks_who_took_a_step_only_where_it_matters(world: builders.World, arguments: dict[str, Any], reads: bool) -> None:
+def test_needs_steps_of_others_only_where_it_learns_from_them(world: builders.World, arguments: dict[str, Any], mixed: bool) -> None:
     bound = bind("iq_learn", **arguments)
-    assert bound.needs == ({"max", "expert"} if reads else {"max"})
-    lean, full = (bound(builders.steps_of(world, needs=needs)).loss_t for needs in (bound.needs, builders.EVERY_NEED))
-    assert torch.equal(lean, full)
-    if reads:
+    assert bound.needs == ({"max", "expert", "other"} if mixed else {"max", "expert"})
+    unsaid = builders.steps_of(world, needs=frozenset({"max"}))
+    if mixed:
         with pytest.raises(ConfigError, match="expert_t"):
-            bound(builders.steps_of(world, needs=frozenset({"max"})))
+            bound(unsaid)
+    else:  # whoever says nothing has the expert's steps alone
+        assert torch.equal(bound(unsaid).loss_t, bound(replace(unsaid, expert_t=torch.ones_like(unsaid.mask_t))).loss_t)
+        assert bound(builders.steps_of(world)).loss_t[2].eq(0).all()
 
 
 @settings(max_examples=40, deadline=None)

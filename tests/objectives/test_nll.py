@@ -32,7 +32,7 @@ def test_is_the_cross_entropy_of_the_tokens_taken() -> None:
 
 
 def test_needs_the_partition_and_the_token_and_no_more() -> None:
-    assert NLL.needs == {"log_z", "taken"}
+    assert NLL.needs == {"log_z", "taken", "expert"}
     assert NLL(builders.steps_of(builders.make_world(), needs=NLL.needs)).loss_t.isfinite().all()
 
 
@@ -49,6 +49,14 @@ def test_masked_slots_get_no_gradient() -> None:
 def test_extreme_logits_stay_finite_and_exact() -> None:
     builders.assert_finite_at_extremes(NLL)
     builders.assert_equals_oracle(builders.extreme_world(seed=3), NLL, oracles.nll)
+
+
+def test_what_the_student_wrote_is_not_cloned() -> None:
+    world = builders.make_world(seed=2, lengths=(3, 2), finished=(True, True), expert=(True, False))
+    loss_t, grad, _ = builders.loss_and_grads(world, NLL)
+    assert (loss_t[0] > 0).all()
+    assert loss_t[1].eq(0).all()
+    assert grad[1].eq(0).all()
 
 
 def test_a_uniform_student_pays_log_v() -> None:

@@ -10,6 +10,7 @@ from torch.utils.data import Dataset
 from tdistill.errors import CacheError, ConfigError
 from tdistill.mdp.candidates import CandidateRule, check_top_p, nucleus_mask
 from tdistill.rollout.cache import open_cache
+from tdistill.rollout.prompts import Prompt, TokenizedPrompt
 
 EXPERT_ORIGINS = frozenset({"teacher", "human"})
 
@@ -54,6 +55,17 @@ class RolloutDataset(Dataset):
 
     def __len__(self) -> int:
         return len(self._table)
+
+    @property
+    def has_other(self) -> bool:
+        """Some responses are not the expert's."""
+        return not set(self._table["origin"].to_pylist()) <= EXPERT_ORIGINS
+
+    def prompts(self) -> list[TokenizedPrompt]:
+        """Every prompt once, as the model reads it, in the cache's order."""
+        ids, tokens = self._table["prompt_id"].to_pylist(), self._table["prompt_ids"]
+        first = {prompt_id: i for i, prompt_id in reversed(list(enumerate(ids)))}
+        return [TokenizedPrompt(Prompt(p, ()), tuple(tokens[i].as_py())) for p, i in sorted(first.items(), key=lambda item: item[1])]
 
     def prompt_id(self, index: int) -> str:
         """Of the prompt that an example answers."""

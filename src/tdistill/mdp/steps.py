@@ -37,3 +37,10 @@ class Steps:
     def exists_t(self) -> Bool[Tensor, "B T"]:
         """A state is there: it has at least one candidate."""
         return self.legal_t.any(-1)
+
+    def bootstrap(self, target_network: bool) -> "Steps":
+        """The steps that values of later states are read from: the target network's, or these."""
+        if not target_network:
+            return self
+        assert self.target is not None
+        return self.target

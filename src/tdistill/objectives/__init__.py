@@ -9,6 +9,7 @@ from tdistill.objectives import (
     iq_learn,
     jsd,
     ls_iq,
+    minillm,
     nll,
     path_consistency,
     q_lambda,
@@ -39,6 +40,7 @@ OBJECTIVES: dict[str, Objective] = {
     "q_lambda": q_lambda.OBJECTIVE,
     "path_consistency": path_consistency.OBJECTIVE,
     "actor_critic": actor_critic.OBJECTIVE,
+    "minillm": minillm.OBJECTIVE,
 }
 
 __all__ = ["OBJECTIVES", "BoundObjective", "Objective", "ObjectiveOutput", "bind"]

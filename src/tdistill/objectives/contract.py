@@ -16,8 +16,9 @@ Positive = Annotated[float, Field(gt=0.0)]
 NonNegative = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 
-# What an objective may ask of the student head beyond the logits at the candidates.
-NEEDS = frozenset({"log_z", "max", "taken", "value", "target", "behaviour", "expert", "dense"})
+# What an objective may ask for beyond the logits at the candidates. ``target``: a target network. ``other``: data with steps that
+# are not the expert's.
+NEEDS = frozenset({"log_z", "max", "taken", "value", "target", "behaviour", "expert", "other", "dense"})
 
 
 @dataclass(frozen=True)

@@ -21,12 +21,14 @@ def successor_value(v_t: Float[Tensor, "B T"], steps: Steps, expert_t: Bool[Tens
     return torch.where(steps.terminal_t & expert_t, end, next_value(v_t, steps.terminal_t))
 
 
-def expert_flags(steps: Steps) -> Bool[Tensor, "B T"]:
-    """Which steps the teacher, or a human, took.
+def expert_flags(steps: Steps, required: bool = False) -> Bool[Tensor, "B T"]:
+    """Which steps the teacher, or a human, took: all of them where the batch does not say.
 
     Raises:
-        ConfigError: the batch does not say.
+        ConfigError: the batch does not say, and ``required``.
     """
+    if steps.expert_t is None and not required:
+        return torch.ones_like(steps.mask_t)
     if steps.expert_t is None:
         raise ConfigError("This objective tells the expert's steps from others: give Steps.expert_t, True where the teacher wrote the token.")
     return steps.expert_t

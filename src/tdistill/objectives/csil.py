@@ -13,6 +13,7 @@ def csil(
     gamma: Gamma = 0.99,
     gauge: FreeGauge = "learned",
     stop_target: bool = True,
+    target_network: bool = False,
     anchor: Anchor = "none",
     anchor_weight: NonNegative = 1.0,
 ) -> ObjectiveOutput:
@@ -27,10 +28,11 @@ def csil(
         gauge: ``learned`` Q = log proj_p π + v(s), ``none`` Q = the logit. Under the other gauges V_p would be a function of
             the policy alone.
         stop_target: the target carries no gradient (semi-gradient TD); False minimises the squared soft Bellman error itself.
+        target_network: read V_p(s_{t+1}) from the Polyak average of the student, which carries no gradient.
         anchor: what holds the student's mass outside A_p, see ``anchor_loss``, times ``anchor_weight``.
     """
     td = transitions(steps, gauge)
-    target_t = td.reward_t + gamma * td.v_tp1
+    target_t = td.reward_t + gamma * transitions(steps.bootstrap(target_network), gauge).v_tp1
     loss_t = 0.5 * (td.q_t - (target_t.detach() if stop_target else target_t)).square()
     return td_output(steps, td, loss_t, gamma, anchor, anchor_weight)
 

@@ -46,7 +46,7 @@ def iq_learn(
     Args:
         alpha: scale of φ in nats, ∞ is linear. The default, the paper's .1, weighs r² far above the likelihood: choose by validation.
         phi: see ``phi_alpha``.
-        value_term: ``value_expert`` V − γV', every step taken as the expert's; ``v0`` w_t·(−φ(r_t) + [t=0]·V_p(s_0)), see
+        value_term: ``value_expert`` V − γV' at the expert's steps, others contribute 0; ``v0`` w_t·(−φ(r_t) + [t=0]·V_p(s_0)), see
             ``discount_weights``, for finished responses; ``value_mix`` V − γV' at all steps, φ at the expert's only.
         phi_on: ``all`` puts the curvature of χ², r²/(4α), on all steps; what is linear in φ stays on the expert's.
         gauge: c(s) in Q = ℓ − c, see ``gauged_q``.
@@ -60,8 +60,7 @@ def iq_learn(
     clipped_t = torch.zeros_like(steps.legal_t) if q_min is None else steps.legal_t & (q_t < q_min)
     q_t = q_t if q_min is None else clip_below(q_t, q_min)
     v_t = soft_value(q_t, steps.legal_t)
-    reads_expert = "expert" in _needs(gauge=gauge, anchor=anchor, value_term=value_term, phi_on=phi_on)
-    expert_t = expert_flags(steps) if reads_expert else torch.ones_like(steps.mask_t)
+    expert_t = expert_flags(steps, required=_mixed(value_term, phi_on))
     v_tp1 = successor_value(v_t, steps, expert_t, 0.0 if terminal == "zero" else r_max(phi, alpha) / (1.0 - gamma))
     reward_t = bellman_error(take(q_t, steps.a_t), v_tp1, gamma)
     rewards = reward_t.unsqueeze(-1) if estimator == "sampled" else bellman_error(q_t, v_tp1.unsqueeze(-1), gamma)
@@ -91,9 +90,13 @@ def _mean(x: Float[Tensor, "B T J"], steps: Steps, estimator: Estimator) -> Floa
     return x.squeeze(-1) if estimator == "sampled" else expectation(project(steps.teacher_logp_t, steps.legal_t), x, steps.legal_t)
 
 
+def _mixed(value_term: ValueTerm, phi_on: PhiOn) -> bool:
+    return value_term == "value_mix" or phi_on == "all"
+
+
 def _needs(*, gauge: Gauge, anchor: Anchor, value_term: ValueTerm, phi_on: PhiOn, **_: object) -> frozenset[str]:
-    mixed = value_term == "value_mix" or phi_on == "all"
-    return GAUGE_NEEDS[gauge] | ANCHOR_NEEDS[anchor] | (frozenset({"expert"}) if mixed else frozenset())
+    other = {"other"} if _mixed(value_term, phi_on) else set()
+    return GAUGE_NEEDS[gauge] | ANCHOR_NEEDS[anchor] | {"expert"} | other
 
 
 def _check(*, terminal: Terminal, phi: Phi, phi_on: PhiOn, alpha: float, gamma: float, **_: object) -> None:

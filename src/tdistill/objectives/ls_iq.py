@@ -22,6 +22,7 @@ def ls_iq(
     gauge: FreeGauge = "none",
     terminal: RegressionTerminal = "absorbing",
     stop_target: bool = True,
+    target_network: bool = False,
     anchor: Anchor = "none",
     anchor_weight: NonNegative = 1.0,
 ) -> ObjectiveOutput:
@@ -37,6 +38,7 @@ def ls_iq(
         gauge: ``none`` Q = the logit, ``learned`` Q = log proj_p π + v(s).
         terminal: V of the end: ``absorbing`` 1/(c(1−γ)) for the expert and −1/(c(1−γ)) for others, or ``zero``.
         stop_target: no gradient through V'. False passes it where the clip does nothing.
+        target_network: read V_p(s_{t+1}) from the Polyak average of the student, which carries no gradient.
         anchor: holds the student's mass outside A_p, see ``anchor_loss``; times ``anchor_weight``.
     """
     return q_regression(
@@ -47,6 +49,7 @@ def ls_iq(
         other=other,
         gauge=gauge,
         stop_target=stop_target,
+        target_network=target_network,
         anchor=anchor,
         anchor_weight=anchor_weight,
         bound=1.0 / (c * (1.0 - gamma)),

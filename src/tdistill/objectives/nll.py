@@ -1,17 +1,21 @@
 """Negative log-likelihood of the token taken: SFT on human text, sequence-level distillation on teacher text."""
 
+import torch
+
 from tdistill.mdp.steps import Steps
 from tdistill.objectives.contract import Objective, ObjectiveOutput
+from tdistill.objectives.counted import expert_flags
 
 
 def nll(steps: Steps) -> ObjectiveOutput:
     """loss_t = −log π(a_t|s_t) = log Z(s_t) − ℓ(s_t, a_t), over the whole vocabulary.
 
-    Also counts tokens outside A_p, so that it is plain cross-entropy. On teacher text: SeqKD (Kim & Rush 2016, eq. 5-8).
+    Also counts tokens outside A_p, so that it is plain cross-entropy. On teacher text: SeqKD (Kim & Rush 2016, eq. 5-8). The
+    student's own steps are not to be cloned: they contribute 0.
     """
     assert steps.log_z_t is not None
     assert steps.taken_logit_t is not None
-    return ObjectiveOutput(steps.log_z_t - steps.taken_logit_t)
+    return ObjectiveOutput(torch.where(expert_flags(steps), steps.log_z_t - steps.taken_logit_t, 0.0))
 
 
-OBJECTIVE = Objective(fn=nll, needs=lambda: frozenset({"log_z", "taken"}))
+OBJECTIVE = Objective(fn=nll, needs=lambda: frozenset({"log_z", "taken", "expert"}))

@@ -15,6 +15,7 @@ def q_lambda(
     lambda_: UnitInterval = 0.95,
     gauge: FreeGauge = "learned",
     stop_target: bool = True,
+    target_network: bool = False,
     anchor: Anchor = "none",
     anchor_weight: NonNegative = 1.0,
 ) -> ObjectiveOutput:
@@ -29,12 +30,14 @@ def q_lambda(
         lambda_: share of the longer return, in [0, 1].
         gauge: as for ``csil``.
         stop_target: G carries no gradient.
+        target_network: read V_p and Q of later steps from the Polyak average of the student, which carries no gradient.
         anchor: what holds the student's mass outside A_p, see ``anchor_loss``, times ``anchor_weight``.
     """
     td = transitions(steps, gauge)
     trace_t = lambda_ * td.counts_t.to(td.q_t.dtype)
-    q_tp1, trace_tp1 = next_value(td.q_t, steps.terminal_t), next_value(trace_t, steps.terminal_t)
-    return_t = lambda_return(td.reward_t, td.v_tp1, q_tp1, trace_tp1, gamma)
+    later = transitions(steps.bootstrap(target_network), gauge)
+    q_tp1, trace_tp1 = next_value(later.q_t, steps.terminal_t), next_value(trace_t, steps.terminal_t)
+    return_t = lambda_return(td.reward_t, later.v_tp1, q_tp1, trace_tp1, gamma)
     loss_t = 0.5 * (td.q_t - (return_t.detach() if stop_target else return_t)).square()
     return td_output(steps, td, loss_t, gamma, anchor, anchor_weight)
 

@@ -28,6 +28,7 @@ def q_regression(
     other: Other,
     gauge: FreeGauge,
     stop_target: bool,
+    target_network: bool,
     anchor: Anchor,
     anchor_weight: float,
     other_weight: float = 1.0,
@@ -38,18 +39,20 @@ def q_regression(
     ``rollouts``: others_t = (Q(s_t,a_t) − (r_O + γV'))² at the steps that are not the expert's.  ``untaken``: others_t =
     Σ_{b∈A_p, b≠a_t} proj_p π(b)·(Q(s_t,b) − (r_O + γV'))² at the expert's steps, the weights without gradient; the steps
     of others contribute 0. Where an untaken token leads is unknown, so it shares the successor of the token taken, but for the end:
-    there it gets the end of others. V(terminal) = r/(1−γ) (``absorbing``) or 0.
+    there it gets the end of others. ``target_network``: V' is the Polyak average's, without gradient.
+    V(terminal) = r/(1−γ) (``absorbing``) or 0.
 
     Args:
         rewards: (r_E, r_O), of the expert's steps and of others.
     """
-    expert_t = expert_flags(steps)
+    expert_t = expert_flags(steps, required=True)
     q_t = gauged_q(steps, gauge)
     v_t, taken_t = soft_value(q_t, steps.legal_t), take(q_t, steps.a_t)
+    later_v_t = soft_value(gauged_q(steps.bootstrap(True), gauge), steps.legal_t) if target_network else v_t
 
     def backup(reward: float) -> Float[Tensor, "B T"]:
         end = reward / (1.0 - gamma) if terminal == "absorbing" else 0.0
-        v_tp1 = next_value(v_t, steps.terminal_t, end).clamp(-bound, bound)
+        v_tp1 = next_value(later_v_t, steps.terminal_t, end).clamp(-bound, bound)
         return gamma * (v_tp1.detach() if stop_target else v_tp1)
 
     expert_backup_t, other_backup_t = (backup(reward) for reward in rewards)
@@ -69,9 +72,10 @@ def q_regression(
     return ObjectiveOutput(loss_t, {k: v.detach() for k, v in metrics.items()})
 
 
-def q_regression_needs(*, gauge: FreeGauge, anchor: Anchor, **_: object) -> frozenset[str]:
-    """The flags of the expert's steps, and what the gauge and the anchor ask for."""
-    return GAUGE_NEEDS[gauge] | ANCHOR_NEEDS[anchor] | frozenset({"expert"})
+def q_regression_needs(*, other: Other, gauge: FreeGauge, anchor: Anchor, target_network: bool, **_: object) -> frozenset[str]:
+    """The flags of the expert's steps, steps of others where they are the data's, and what gauge, anchor and target network ask for."""
+    own = {"expert"} | ({"other"} if other == "rollouts" else set()) | ({"target"} if target_network else set())
+    return GAUGE_NEEDS[gauge] | ANCHOR_NEEDS[anchor] | own
 
 
 def check_discount(*, terminal: RegressionTerminal, gamma: float, **_: object) -> None:

@@ -22,6 +22,7 @@ def sqil(
     gauge: FreeGauge = "none",
     terminal: RegressionTerminal = "absorbing",
     stop_target: bool = False,
+    target_network: bool = False,
     anchor: Anchor = "none",
     anchor_weight: NonNegative = 1.0,
 ) -> ObjectiveOutput:
@@ -37,6 +38,7 @@ def sqil(
         gauge: ``none`` Q = the logit, ``learned`` Q = log proj_p π + v(s).
         terminal: V of the end: ``absorbing`` 1/(1−γ) for the expert and 0 for others (γ < 1), or ``zero``.
         stop_target: no gradient through V_p(s_{t+1}). The paper's squared soft Bellman error has it.
+        target_network: read V_p(s_{t+1}) from the Polyak average of the student, which carries no gradient.
         anchor: holds the student's mass outside A_p, see ``anchor_loss``; times ``anchor_weight``.
     """
     return q_regression(
@@ -48,6 +50,7 @@ def sqil(
         other_weight=other_weight,
         gauge=gauge,
         stop_target=stop_target,
+        target_network=target_network,
         anchor=anchor,
         anchor_weight=anchor_weight,
     )

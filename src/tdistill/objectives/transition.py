@@ -54,6 +54,6 @@ def td_output(
     return ObjectiveOutput(loss_t, {k: v.detach() for k, v in metrics.items()})
 
 
-def td_needs(*, gauge: Gauge, anchor: Anchor, **_: object) -> frozenset[str]:
-    """What the gauge and the anchor ask of the head."""
-    return GAUGE_NEEDS[gauge] | ANCHOR_NEEDS[anchor]
+def td_needs(*, gauge: Gauge, anchor: Anchor, target_network: bool = False, **_: object) -> frozenset[str]:
+    """What the gauge and the anchor ask of the head, and the target network."""
+    return GAUGE_NEEDS[gauge] | ANCHOR_NEEDS[anchor] | (frozenset({"target"}) if target_network else frozenset())

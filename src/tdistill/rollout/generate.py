@@ -1,5 +1,6 @@
 """Batched generation with a KV cache: responses, and the teacher's candidates taken from the same logits."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -52,6 +53,14 @@ def batch_plan(prompts: Sequence[TokenizedPrompt], samples: int, batch_size: int
     return [pairs[i : i + batch_size] for i in range(0, len(pairs), batch_size)]
 
 
+@dataclass(frozen=True)
+class Mixed:
+    """A second author: every token is drawn from weight·(its distribution) + (1 − weight)·(the first model's)."""
+
+    model: PreTrainedModel
+    weight: float
+
+
 @torch.inference_mode()
 def generate_batch(
     model: PreTrainedModel,
@@ -61,6 +70,7 @@ def generate_batch(
     vocab_size: int,
     candidate_top_p: float | None = None,
     max_candidates: int | None = None,
+    mixed: Mixed | None = None,
 ) -> list[Generated]:
     """Sample one response for every (prompt, sample index), left-padded, all at once.
 
@@ -72,25 +82,30 @@ def generate_batch(
         vocab_size: rows of the head that are real tokens; padding rows are never sampled and carry no mass.
         candidate_top_p: p of the candidates recorded for every token, at temperature 1 (None: none are).
         max_candidates: cap on them.
+        mixed: the second author of teacher-mixed sampling; it must share the vocabulary. What is recorded is of the mixture.
     """
+    models = [model] if mixed is None else [model, mixed.model]
     device = model.device
     rows = [Generated(p, i, [], [], [], [], [], []) for p, i in batch]
     noise = np.stack([token_noise(sampling.seed, r.prompt.prompt.prompt_id, r.sample_index, sampling.max_completion_length) for r in rows])
     input_ids, attention = (x.to(device) for x in left_pad([r.prompt.ids for r in rows]))
-    cache = DynamicCache(config=model.config)
+    caches = [DynamicCache(config=m.config) for m in models]
     live, alive = list(range(len(rows))), torch.ones(len(rows), dtype=torch.bool)
     eos = torch.tensor(list(eos_ids), device=device)
     for t in range(sampling.max_completion_length):
         step_positions = positions(attention)[:, -input_ids.shape[1] :]
-        out = model(
-            input_ids=input_ids,
-            attention_mask=attention,
-            position_ids=step_positions,
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-        )
-        logits = out.logits[:, -1, :vocab_size].float()
+        outs = [
+            m(
+                input_ids=input_ids,
+                attention_mask=attention,
+                position_ids=step_positions,
+                past_key_values=c,
+                use_cache=True,
+                logits_to_keep=1,
+            ).logits[:, -1, :vocab_size]
+            for m, c in zip(models, caches, strict=True)
+        ]
+        logits = outs[0].float() if mixed is None else _mixture(outs[0].float(), outs[1].float(), mixed.weight)
         tokens, candidates, logp, behaviour = _draw(logits, noise[live, t], sampling, candidate_top_p, max_candidates)
         for slot, row_index in enumerate(live):
             if alive[slot]:
@@ -105,10 +120,16 @@ def generate_batch(
         attention = torch.cat([attention, attention.new_ones(len(live), 1)], 1)
         if alive.float().mean() <= COMPACT_BELOW:
             keep = alive.nonzero().flatten()
-            cache.batch_select_indices(keep.to(device))
+            for c in caches:
+                c.batch_select_indices(keep.to(device))
             input_ids, attention = input_ids[keep.to(device)], attention[keep.to(device)]
             live, alive = [live[i] for i in keep.tolist()], torch.ones(len(keep), dtype=torch.bool)
     return rows
+
+
+def _mixture(first: Tensor, second: Tensor, weight: float) -> Tensor:
+    """log(weight·softmax(second) + (1 − weight)·softmax(first)), which are logits of the mixture."""
+    return torch.logaddexp(torch.log_softmax(second, -1) + math.log(weight), torch.log_softmax(first, -1) + math.log1p(-weight))
 
 
 def _draw(

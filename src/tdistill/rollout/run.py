@@ -1,7 +1,9 @@
 """Roll out a prompt set into a cache, shard by shard; a rerun keeps the finished ones."""
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -70,35 +72,59 @@ def roll_out(
         human: take the references as responses.
         title: of the progress bar.
     """
-    directory.mkdir(parents=True, exist_ok=True)
     plan = (
         _human_plan(prompts, tokenizer, sampling, capture, eos_ids)
         if human
         else batch_plan(prompts, capture.num_generations, capture.batch_size)
     )
-    shards = [plan[i : i + capture.shard_batches] for i in range(0, len(plan), capture.shard_batches)]
-    settings = cache_settings(sampling, capture, fingerprints, eos_ids, prompts) | {"origin": "human" if human else "teacher"}
+    origin = "human" if human else "teacher"
+    settings = cache_settings(sampling, capture, fingerprints, eos_ids, prompts) | {"origin": origin}
+    teacher, vocab, kept = lru_cache(load_teacher), len(tokenizer), (capture.teacher_top_p, capture.max_candidates)
+
+    def answer(batch: Any) -> list[Generated]:
+        if human:
+            return score_batch(teacher(), batch, eos_ids, vocab, *kept)
+        return generate_batch(teacher(), batch, sampling, eos_ids, vocab, *kept)
+
+    return write_rollouts(plan, answer, tokenizer, directory, capture.shard_batches, settings, (origin, fingerprints["teacher"]), title)
+
+
+def write_rollouts(
+    plan: Sequence[Sequence[Any]],
+    answer: Callable[[Any], list[Generated]],
+    tokenizer: PreTrainedTokenizerBase,
+    directory: Path,
+    shard_batches: int,
+    settings: dict[str, Any],
+    author: tuple[str, str],
+    title: str | None,
+) -> Manifest:
+    """Answer the missing shards of a plan, batch by batch, and finish the cache.
+
+    Args:
+        plan: batches; ``answer`` turns each into responses.
+        answer: called only for what is missing.
+        tokenizer: decodes the texts.
+        directory: of the cache.
+        shard_batches: batches in a shard.
+        settings: all that shapes the content.
+        author: the origin, and the policy's id.
+        title: of the progress bar; None: no bar.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    shards = [plan[i : i + shard_batches] for i in range(0, len(plan), shard_batches)]
     missing = [i for i in range(len(shards)) if not shard_is_done(directory, i, settings)]
-    if missing:
-        model, total = load_teacher(), sum(map(len, plan))
-        done = total - sum(len(batch) for i in missing for batch in shards[i])
-        with bar(title, total, "responses", done) as progress:
-            for index in missing:
-                rows: list[Response] = []
-                for batch in shards[index]:
-                    generated = _answer(model, batch, sampling, capture, eos_ids, len(tokenizer), human)
-                    rows += [to_response(g, tokenizer, fingerprints["teacher"], "human" if human else "teacher") for g in generated]
+    total = sum(map(len, plan))
+    done = total - sum(len(batch) for i in missing for batch in shards[i])
+    with bar(title, total, "responses", done) if title and missing else nullcontext() as progress:
+        for index in missing:
+            rows: list[Response] = []
+            for batch in shards[index]:
+                rows += [to_response(g, tokenizer, author[1], author[0]) for g in answer(batch)]
+                if progress is not None:
                     progress.advance(len(batch))
-                write_shard(directory, index, rows, settings)
+            write_shard(directory, index, rows, settings)
     return finish_cache(directory, settings, len(shards), tdistill.__version__)
-
-
-def _answer(
-    model: PreTrainedModel, batch: Any, sampling: Sampling, capture: Capture, eos_ids: Sequence[int], vocab: int, human: bool
-) -> list[Generated]:
-    if human:
-        return score_batch(model, batch, eos_ids, vocab, capture.teacher_top_p, capture.max_candidates)
-    return generate_batch(model, batch, sampling, eos_ids, vocab, capture.teacher_top_p, capture.max_candidates)
 
 
 def _human_plan(

@@ -5,14 +5,19 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tdistill.config import BaselineConfig, SftConfig, TrainConfig
+import torch
+
+from tdistill.config import BaselineConfig, OnPolicyConfig, TrainConfig
+from tdistill.data.mixed import Mixture
 from tdistill.files import write_json
 from tdistill.model_card import write_model_card
+from tdistill.models import DTYPES
 from tdistill.objectives import bind
 from tdistill.pipeline import Run
 from tdistill.stages.models import load_teacher, student_tokenizer
 from tdistill.stages.rollout import cache
-from tdistill.training.run import train_student
+from tdistill.training.on_policy import StudentSampling
+from tdistill.training.run import OnPolicy, train_student
 
 DONE = "done.json"  # written last by a student of the train stage
 
@@ -26,7 +31,9 @@ def sft_settings(run: Run) -> dict[str, Any]:
 def make_sft(run: Run, directory: Path) -> dict[str, Any]:
     """Fine-tune the start by ``nll``."""
     assert run.recipe.sft is not None
-    return _train_one(run, run.directory("models") / "start", directory, "sft", {"name": "nll"}, run.recipe.sft)
+    sft = run.recipe.sft
+    cloning = TrainConfig(objective={"name": "nll"}, origins=list(sft.origins), arguments=sft.arguments)
+    return _train_one(run, run.directory("models") / "start", directory, "sft", BaselineConfig(objective=cloning.objective), cloning)
 
 
 def train_settings(run: Run) -> dict[str, Any]:
@@ -52,16 +59,23 @@ def make_students(run: Run, directory: Path) -> dict[str, Any]:
         if (target / DONE).exists():
             notes[name] = json.loads((target / DONE).read_text())
             continue
-        notes[name] = _train_one(run, start_directory(run), target, name, system.objective, run.recipe.train, system.arguments)
+        notes[name] = _train_one(run, start_directory(run), target, name, system, run.recipe.train)
         write_json(target / DONE, notes[name])
     return notes
 
 
-def _train_one(
-    run: Run, start: Path, directory: Path, name: str, objective: Any, config: SftConfig | TrainConfig, own: dict[str, Any] | None = None
-) -> dict[str, Any]:
-    p, rule = (config.teacher_top_p, config.candidate_rule) if isinstance(config, TrainConfig) else (None, None)
-    origins, bound, tokenizer = list(config.origins), bind(objective), student_tokenizer(run)
+def on_policy(config: OnPolicyConfig | None, lmbda: float | None, dtype: torch.dtype) -> OnPolicy | None:
+    """The student's part in its training text, by the recipe or with a share of its own."""
+    if config is None or lmbda == 0.0:
+        return None
+    mixture = Mixture(lmbda or config.lmbda, config.refresh_steps, config.replay)
+    sampling = StudentSampling(config.temperature, config.top_p, config.teacher_mix)
+    return OnPolicy(mixture, sampling, dtype)
+
+
+def _train_one(run: Run, start: Path, directory: Path, name: str, system: BaselineConfig, config: TrainConfig) -> dict[str, Any]:
+    p, rule = config.teacher_top_p, config.candidate_rule
+    origins, bound, tokenizer = list(config.origins), bind(system.objective), student_tokenizer(run)
     metrics = train_student(
         start,
         directory,
@@ -69,12 +83,14 @@ def _train_one(
         cache(run, "train", p, origins, rule),
         cache(run, "valid", p, origins, rule),
         tokenizer,
-        {**config.arguments, **(own or {})},
+        {**config.arguments, **system.arguments},
         run.recipe.seed,
         name,
         load_teacher=partial(load_teacher, run),
-        keep_checkpoints=isinstance(config, TrainConfig) and config.keep_checkpoints,
+        keep_checkpoints=config.keep_checkpoints,
         trust_remote_code=run.recipe.student.trust_remote_code,
+        on_policy=on_policy(config.on_policy, system.lmbda, DTYPES[run.recipe.teacher.dtype]),
+        target_tau=config.target_tau,
     )
     write_model_card(directory, run, name, bound.describe(), metrics)
     return {"objective": bound.describe(), "validation": metrics}

@@ -4,6 +4,8 @@ import json
 import math
 import shutil
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +19,17 @@ from transformers import (
 )
 
 from tdistill.data.dataset import RolloutDataset
+from tdistill.data.mixed import MixedDataset, Mixture
 from tdistill.files import write_json
 from tdistill.head.student import StudentModel
 from tdistill.models import find_model, load_model
 from tdistill.objectives import BoundObjective
 from tdistill.progress import bar
+from tdistill.training.on_policy import StudentRollouts, StudentSampling
+from tdistill.training.target import TARGET_TAU
 from tdistill.training.trainer import DistillTrainer
 
-CHECKPOINTS, LOG_FILE = "checkpoints", "log_history.json"
+CHECKPOINTS, ROLLOUTS, LOG_FILE = "checkpoints", "rollouts", "log_history.json"
 # Written last into a checkpoint: one without it was cut short and is not resumed from.
 COMPLETE = "tdistill.complete"
 
@@ -42,6 +47,15 @@ DEFAULT_ARGUMENTS: dict[str, Any] = {
     "report_to": "none",
     "disable_tqdm": True,
 }
+
+
+@dataclass(frozen=True)
+class OnPolicy:
+    """The student's part in its training text."""
+
+    mixture: Mixture
+    sampling: StudentSampling
+    dtype: torch.dtype  # to write in
 
 
 def training_arguments(arguments: dict[str, Any], output_dir: str | Path, seed: int) -> TrainingArguments:
@@ -68,6 +82,8 @@ def train_student(
     load_teacher: Callable[[], PreTrainedModel] | None = None,
     keep_checkpoints: bool = False,
     trust_remote_code: bool = False,
+    on_policy: OnPolicy | None = None,
+    target_tau: float = TARGET_TAU,
 ) -> dict[str, float]:
     """Train and save ``directory`` as an ordinary model, with the log beside it.
 
@@ -81,9 +97,11 @@ def train_student(
         arguments: for ``TrainingArguments``.
         seed: of data order and dropout.
         title: of the progress bar.
-        load_teacher: called only if the objective or p = 1 needs the teacher online.
+        load_teacher: called only if the objective or p = 1 needs the teacher online, or to score the student's roll-outs.
         keep_checkpoints: leave the checkpoints.
         trust_remote_code: for the student's own code.
+        on_policy: mix in the student's own roll-outs; they lie in ``rollouts`` below ``directory``.
+        target_tau: of the target network, for objectives that have one.
 
     Returns:
         The validation metrics of the student that was saved.
@@ -94,18 +112,26 @@ def train_student(
     lm = load_model(find_model(str(start)), "float32", trust_remote_code).train()
     student = StudentModel(lm, value_head="value" in objective.needs)
     online = "dense" in objective.needs or train_dataset.teacher_top_p >= 1.0
+    steps_total = _total_steps(args, len(train_dataset))
+    teacher = lru_cache(load_teacher) if load_teacher else None
+    rollouts: StudentRollouts | None = None
+    data: RolloutDataset | MixedDataset = train_dataset
+    if on_policy is not None and teacher is not None:
+        place, dtype = directory / ROLLOUTS, on_policy.dtype
+        rollouts = StudentRollouts(lm, teacher, tokenizer, train_dataset, place, on_policy.sampling, dtype, seed)
+        data = MixedDataset(train_dataset, rollouts, on_policy.mixture, steps_total, _examples_per_step(args), seed)
     trainer = DistillTrainer(
         student,
         args,
         objective,
-        train_dataset,
+        data,
         eval_dataset,
         tokenizer,
-        teacher_model=load_teacher() if online and load_teacher else None,
+        teacher_model=teacher() if online and teacher else None,
+        target_tau=target_tau,
         callbacks=[_MarkComplete()],
     )
     trainer.remove_callback(PrinterCallback)
-    steps_total = _total_steps(args, len(train_dataset))
     resume = last_checkpoint(checkpoints)
     with bar(title, steps_total, "step", _step_of(resume) if resume else 0) as progress:
         trainer.add_callback(_ShowProgress(progress))
@@ -118,6 +144,7 @@ def train_student(
         "best_step": trainer.state.best_global_step,
         "validation": metrics,
         "history": trainer.state.log_history,
+        "rollouts": rollouts.log if rollouts else [],
     }
     write_json(directory / LOG_FILE, history)
     if not keep_checkpoints:
@@ -148,8 +175,11 @@ def _step_of(path: Path) -> int:
 def _total_steps(args: TrainingArguments, examples: int) -> int:
     if args.max_steps > 0:
         return args.max_steps
-    per_step = args.per_device_train_batch_size * args.gradient_accumulation_steps * max(args.world_size, 1)
-    return math.ceil(args.num_train_epochs * math.ceil(examples / per_step))
+    return math.ceil(args.num_train_epochs * math.ceil(examples / _examples_per_step(args)))
+
+
+def _examples_per_step(args: TrainingArguments) -> int:
+    return args.per_device_train_batch_size * args.gradient_accumulation_steps * max(args.world_size, 1)
 
 
 class _MarkComplete(TrainerCallback):

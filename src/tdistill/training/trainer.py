@@ -1,6 +1,7 @@
 """``DistillTrainer``: a ``transformers.Trainer`` that knows batches and ``Steps``, and no algorithm."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,14 @@ from transformers import PreTrainedModel, Trainer, TrainerControl, TrainingArgum
 
 from tdistill.data.collate import DistillCollator
 from tdistill.data.dataset import RolloutDataset
+from tdistill.data.mixed import MixedDataset
 from tdistill.errors import ConfigError, NonFiniteLossError
 from tdistill.head.student import StudentModel
 from tdistill.mdp.steps import Steps
 from tdistill.objectives import BoundObjective, bind
 from tdistill.training.batch import build_steps, student_inputs, teacher_online
 from tdistill.training.metrics import MetricSums, overlap_ratio, support_metrics
+from tdistill.training.target import TARGET_TAU, FollowStudent, TargetNetwork
 
 # What every run is validated by, whatever it trains on: comparable across objectives.
 VALIDATION = {"nll": bind("nll"), "forward_kl": bind("forward_kl"), "reverse_kl": bind("reverse_kl")}
@@ -28,9 +31,11 @@ class DistillTrainer(Trainer):
         model: a causal LM, or a ``StudentModel`` around one (which is what ``trainer.model`` is afterwards).
         args: ``TrainingArguments``; ``remove_unused_columns`` is set to False, and a non-finite loss stops the run.
         objective: from ``bind``.
-        train_dataset, eval_dataset: ``RolloutDataset``.
+        train_dataset: a ``RolloutDataset``, or a ``MixedDataset``, which is read in order, by one process without workers.
+        eval_dataset: a ``RolloutDataset``.
         processing_class: the tokenizer; saved with checkpoints, and its length is the vocabulary size.
         teacher_model: needed if the objective or a data set with p = 1 wants every logit; never under autograd.
+        target_tau: how fast the target network follows the student, for objectives with ``target_network=True``.
 
     Raises:
         ConfigError: the objective needs what model, teacher or data do not offer.
@@ -44,21 +49,30 @@ class DistillTrainer(Trainer):
         model: PreTrainedModel | StudentModel,
         args: TrainingArguments,
         objective: BoundObjective,
-        train_dataset: RolloutDataset | None = None,
+        train_dataset: RolloutDataset | MixedDataset | None = None,
         eval_dataset: RolloutDataset | None = None,
         processing_class: Any = None,
         teacher_model: PreTrainedModel | None = None,
+        target_tau: float = TARGET_TAU,
         **kwargs: Any,
     ):
         student = model if isinstance(model, StudentModel) else StudentModel(model, value_head="value" in objective.needs)
         if "value" in objective.needs and student.value_head is None:
             raise ConfigError(f"{objective.name} needs a value head: pass StudentModel(lm, value_head=True).")
+        if "other" in objective.needs and train_dataset is not None and not train_dataset.has_other:
+            raise ConfigError(
+                f"{objective.name} learns from steps that are not the expert's, and the training data have none: mix in the student's "
+                "roll-outs (train.on_policy in a recipe, MixedDataset in Python), or choose other='untaken' where the objective has it."
+            )
         self.objective = objective
         self._online = "dense" in objective.needs or any(d is not None and d.teacher_top_p >= 1.0 for d in (train_dataset, eval_dataset))
         if self._online and teacher_model is None:
             raise ConfigError(f"{objective.name} on this data needs the teacher online: pass teacher_model.")
         self.vocab_size = len(processing_class) if processing_class is not None else student.config.vocab_size
         self._metrics = MetricSums()
+        if isinstance(train_dataset, MixedDataset):
+            _check_in_order(args)
+            args.train_sampling_strategy = "sequential"
         args.remove_unused_columns = False  # the collator reads columns that no forward takes
         args.logging_nan_inf_filter = False  # a non-finite loss is an error here, not an average
         super().__init__(
@@ -72,7 +86,15 @@ class DistillTrainer(Trainer):
         )
         # Makes the Trainer count the labels over all micro-batches and processes of a step.
         self.model_accepts_loss_kwargs = True
+        self.target = self._make_target(target_tau) if "target" in objective.needs else None
         self.teacher_model = teacher_model.to(self.args.device).requires_grad_(False).eval() if teacher_model is not None else None
+
+    def _make_target(self, tau: float) -> TargetNetwork:
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            raise ConfigError("target_network=True keeps a whole copy of the student, which FSDP and DeepSpeed shard: use DDP or one process.")
+        target = TargetNetwork(self.model, tau)
+        self.add_callback(FollowStudent(target, lambda: self.accelerator.unwrap_model(self.model)))
+        return target
 
     def compute_loss(
         self,
@@ -99,8 +121,13 @@ class DistillTrainer(Trainer):
         if self._online:
             assert self.teacher_model is not None
             teacher_logp = teacher_online(self.teacher_model, inputs, self.vocab_size)
-        out = model(**student_inputs(inputs), needs=needs, vocab_size=self.vocab_size, diagnostics=diagnostics)
-        return build_steps(inputs, out, self.vocab_size, teacher_logp), out
+        given = {**student_inputs(inputs), "needs": needs, "vocab_size": self.vocab_size}
+        out = model(**given, diagnostics=diagnostics)
+        steps = build_steps(inputs, out, self.vocab_size, teacher_logp)
+        if self.target is not None:
+            with self.accelerator.autocast():
+                steps = replace(steps, target=build_steps(inputs, self.target(**given), self.vocab_size, teacher_logp))
+        return steps, out
 
     @torch.no_grad()
     def _record(self, steps: Steps, out: dict[str, Tensor], metrics: dict[str, Tensor]) -> None:
@@ -174,6 +201,8 @@ class DistillTrainer(Trainer):
         directory = Path(output_dir or self.args.output_dir)
         directory.mkdir(parents=True, exist_ok=True)
         self.accelerator.unwrap_model(self.model).save_pretrained(directory, state_dict)
+        if self.target is not None:
+            self.target.save(directory)
         if self.processing_class is not None:
             self.processing_class.save_pretrained(directory)
 
@@ -182,9 +211,20 @@ class DistillTrainer(Trainer):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
         else:
             self.accelerator.unwrap_model(model or self.model).load_weights(resume_from_checkpoint)
+        if self.target is not None:
+            self.target.load(Path(resume_from_checkpoint))
 
     def _load_best_model(self) -> None:
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             super()._load_best_model()
         else:
             self.accelerator.unwrap_model(self.model).load_weights(self.state.best_model_checkpoint)
+
+
+def _check_in_order(args: TrainingArguments) -> None:
+    """Raise ``ConfigError`` where the student would be rolled out by a process that is not training it."""
+    if args.world_size > 1 or args.dataloader_num_workers > 0:
+        raise ConfigError(
+            f"Student roll-outs while training need one process and dataloader_num_workers=0, got {args.world_size} processes and "
+            f"{args.dataloader_num_workers} workers."
+        )

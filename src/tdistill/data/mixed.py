@@ -1,0 +1,101 @@
+"""The expert's responses and the student's own, in the order of training."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from torch.utils.data import Dataset
+
+from tdistill.data.dataset import RolloutDataset
+from tdistill.rollout.prompts import TokenizedPrompt
+
+# (round, its prompts) → what the student, as it is when asked, wrote for them, scored by the teacher.
+RollOut = Callable[[int, list[TokenizedPrompt]], RolloutDataset]
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """How much of the training text the student writes, and how often anew.
+
+    Args:
+        lmbda: share of the student's responses, drawn for each example; GKD's λ (Agarwal et al. 2024).
+        refresh_steps: optimizer steps between roll-outs of the student as it then is; None: once, by the start.
+        replay: from the roll-outs of how many rounds the responses are drawn. Each is used about so many times, and a round rolls
+            out so many times fewer.
+    """
+
+    lmbda: float
+    refresh_steps: int | None = None
+    replay: int = 1
+
+
+class MixedDataset(Dataset):
+    """A whole run's examples, one after the other: example k is that of step k // batch_size. Read it in order.
+
+    A round of the student's roll-outs is asked for when its first example is read. The data loader reads one batch ahead, so that
+    round is rolled out by the student of one step earlier. All else is fixed when the data set is made.
+
+    Args:
+        expert: the teacher's or human responses; their prompts are those that the student answers.
+        roll_out: makes a round.
+        mixture: of the two.
+        steps: optimizer steps of the run.
+        batch_size: examples an optimizer step.
+        seed: of the draws.
+    """
+
+    def __init__(self, expert: RolloutDataset, roll_out: RollOut, mixture: Mixture, steps: int, batch_size: int, seed: int):
+        self.expert, self.teacher_top_p = expert, expert.teacher_top_p
+        self._roll_out, self._mixture = roll_out, mixture
+        self._pools: dict[int, RolloutDataset] = {}
+        rng, examples = np.random.default_rng(seed), steps * batch_size
+        self._student = rng.random(examples) < mixture.lmbda
+        span = (mixture.refresh_steps or steps) * batch_size
+        self._round = np.arange(examples) // span
+        self._row = np.zeros(examples, np.int64)  # in the expert's data, or in the round's pool
+        self._source = self._round.copy()  # the round whose pool the row lies in
+        self._row[~self._student] = _cycle(rng, len(expert), int((~self._student).sum()))
+        self._plan_rounds(rng)
+
+    def _plan_rounds(self, rng: np.random.Generator) -> None:
+        prompts, replay = self.expert.prompts(), self._mixture.replay
+        wanted = [int((self._student & (self._round == r)).sum()) for r in range(int(self._round[-1]) + 1)]
+        sizes = [min(math.ceil(n / replay), len(prompts)) for n in wanted]
+        order = _cycle(rng, len(prompts), sum(sizes))
+        self._prompts = [[prompts[i] for i in part] for part in np.split(order, np.cumsum(sizes)[:-1])]
+        for r, n in enumerate(wanted):
+            recent = range(max(0, r - replay + 1), r + 1)
+            pool = np.array([(source, row) for source in recent for row in range(sizes[source])], np.int64).reshape(-1, 2)
+            drawn = pool[_cycle(rng, len(pool), n)]
+            here = self._student & (self._round == r)
+            self._source[here], self._row[here] = drawn[:, 0], drawn[:, 1]
+
+    @property
+    def has_other(self) -> bool:
+        """Some responses are the student's."""
+        return bool(self._student.any())
+
+    def __len__(self) -> int:
+        return len(self._row)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {**self._data(index)[int(self._row[index])], "row": index}
+
+    def prompt_id(self, index: int) -> str:
+        """Of the prompt that an example answers."""
+        return self._data(index).prompt_id(int(self._row[index]))
+
+    def _data(self, index: int) -> RolloutDataset:
+        if not self._student[index]:
+            return self.expert
+        source = int(self._source[index])
+        if source not in self._pools:
+            self._pools[source] = self._roll_out(source, self._prompts[source])
+        return self._pools[source]
+
+
+def _cycle(rng: np.random.Generator, n: int, count: int) -> np.ndarray:
+    """``count`` draws from n without replacement, starting over when all are drawn."""
+    return np.concatenate([rng.permutation(n) for _ in range(math.ceil(count / n))])[:count] if count else np.zeros(0, np.int64)

@@ -1,0 +1,105 @@
+"""The student's own roll-outs while it trains: it answers, the teacher scores, and what comes out is a cache like any other."""
+
+import copy
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from tdistill.data.dataset import RolloutDataset
+from tdistill.errors import ConfigError
+from tdistill.rollout.cache import Manifest
+from tdistill.rollout.generate import Generated, Mixed, Sampling, batch_plan, generate_batch
+from tdistill.rollout.prompts import TokenizedPrompt
+from tdistill.rollout.run import Capture, cache_settings, write_rollouts
+from tdistill.rollout.score import score_batch
+
+
+@dataclass(frozen=True)
+class StudentSampling:
+    """How the student writes. The defaults are on-policy: what it samples from is π itself."""
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    teacher_mix: float = 0.0  # share of the teacher's distribution in every token's; MiniLLM's α
+
+
+class StudentRollouts:
+    """Makes the rounds of a ``MixedDataset``, under ``directory/round-NNNN``; what is there is read, so that a resumed run goes on.
+
+    Args:
+        student: the language model that is being trained; a copy in ``dtype`` of what it is when asked writes.
+        load_teacher: scores, and writes along with ``teacher_mix`` > 0; called once, at the first round.
+        tokenizer: of both.
+        expert: the data set whose cache says how candidates are recorded, how long answers may be, and in which batches.
+        directory: of the rounds.
+        sampling: how the student writes.
+        dtype: to write in.
+        seed: of the noise; a round is part of it.
+
+    Raises:
+        ConfigError: ``teacher_mix`` outside [0, 1).
+    """
+
+    def __init__(
+        self,
+        student: PreTrainedModel,
+        load_teacher: Callable[[], PreTrainedModel],
+        tokenizer: PreTrainedTokenizerBase,
+        expert: RolloutDataset,
+        directory: Path,
+        sampling: StudentSampling,
+        dtype: torch.dtype,
+        seed: int,
+    ):
+        if not 0.0 <= sampling.teacher_mix < 1.0:
+            raise ConfigError(f"teacher_mix must lie in [0, 1), got {sampling.teacher_mix}: 0 is the student alone.")
+        self._student, self._load_teacher, self._tokenizer, self._dtype = student, load_teacher, tokenizer, dtype
+        self._expert, self._directory, self._sampling = expert, directory, sampling
+        cached = expert.manifest.settings
+        self._capture = Capture(**{k: cached[k] for k in Capture.__dataclass_fields__})
+        self._drawn = Sampling(sampling.temperature, sampling.top_p, 0, cached["max_completion_length"], seed)
+        self._pinned: dict[str, Any] = {k: cached[k] for k in ("teacher", "tokenizer", "template") if k in cached}
+        self._teacher: PreTrainedModel | None = None
+        self.log: list[dict[str, float]] = []
+
+    def __call__(self, index: int, prompts: Sequence[TokenizedPrompt]) -> RolloutDataset:
+        """One round."""
+        started = time.perf_counter()
+        manifest = self._write(index, prompts)
+        counts = {k: manifest.counts[k] for k in ("responses", "finished", "tokens")}
+        self.log.append({"round": index, **counts, "seconds": time.perf_counter() - started})
+        return RolloutDataset(self._at(index), self._expert.teacher_top_p, ("student", "mixed"), rule=self._expert.rule)
+
+    def _at(self, index: int) -> Path:
+        return self._directory / f"round-{index:04d}"
+
+    def _write(self, index: int, prompts: Sequence[TokenizedPrompt]) -> Manifest:
+        eos, vocab, mix = self._expert.manifest.settings["eos_ids"], len(self._tokenizer), self._sampling.teacher_mix
+        if self._teacher is None:
+            self._teacher = self._load_teacher()
+        teacher, policy = self._teacher, self._policy()
+        mixed = Mixed(teacher, mix) if mix else None
+        kept = (self._capture.teacher_top_p, self._capture.max_candidates)
+
+        def answer(batch: Sequence[tuple[TokenizedPrompt, int]]) -> list[Generated]:
+            written = generate_batch(policy, batch, self._drawn, eos, vocab, mixed=mixed)
+            scored = score_batch(teacher, [(g.prompt, g.tokens) for g in written], eos, vocab, *kept)
+            for own, seen in zip(written, scored, strict=True):
+                seen.sample_index, seen.behaviour_logp = own.sample_index, own.behaviour_logp
+            return scored
+
+        origin = "mixed" if mix else "student"
+        settings = cache_settings(self._drawn, self._capture, self._pinned, eos, prompts)
+        settings |= {"origin": origin, "round": index, "teacher_mix": mix}
+        # The round stands where a sample's index stands: a prompt asked again is answered with other noise.
+        plan = [[(p, index) for p, _ in batch] for batch in batch_plan(prompts, 1, self._capture.batch_size)]
+        author = (origin, f"student in round {index}")
+        return write_rollouts(plan, answer, self._tokenizer, self._at(index), self._capture.shard_batches, settings, author, None)
+
+    def _policy(self) -> PreTrainedModel:
+        return copy.deepcopy(self._student).to(self._dtype).eval().requires_grad_(False)

@@ -1,0 +1,185 @@
+"""Student roll-outs while training: the schedule, what a round records, and a run that is killed and goes on."""
+
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tdistill.data.dataset import RolloutDataset
+from tdistill.data.mixed import MixedDataset, Mixture
+from tdistill.errors import ConfigError
+from tdistill.models import find_model, load_model, load_tokenizer
+from tdistill.objectives import BoundObjective, bind
+from tdistill.prune import prune_layers
+from tdistill.rollout.generate import Sampling
+from tdistill.rollout.prompts import Prompt, TokenizedPrompt, tokenize_prompts
+from tdistill.rollout.run import Capture, roll_out
+from tdistill.training.on_policy import StudentRollouts, StudentSampling
+from tdistill.training.run import OnPolicy, read_history, train_student, training_arguments
+from tdistill.training.trainer import DistillTrainer
+
+N_PROMPTS = 10
+
+
+@pytest.fixture(scope="module")
+def teacher(tiny_teacher: Path) -> Any:
+    return load_model(find_model(str(tiny_teacher)))
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tiny_teacher: Path) -> Any:
+    return load_tokenizer(find_model(str(tiny_teacher)))
+
+
+@pytest.fixture(scope="module")
+def expert(teacher: Any, tokenizer: Any, tmp_path_factory: Any) -> RolloutDataset:
+    directory = tmp_path_factory.mktemp("rollouts")
+    conversations = [Prompt(f"p{i}", ({"role": "user", "content": f"question {i}" + "?" * (i % 5)},)) for i in range(N_PROMPTS)]
+    prompts, _ = tokenize_prompts(conversations, tokenizer, 128, "refuse")
+    sampling, capture = Sampling(top_p=0.9, max_completion_length=12, seed=1), Capture(0.9, None, 1, 4, 1)
+    prints = {"teacher": "tiny", "tokenizer": "t", "template": "t"}
+    roll_out(lambda: teacher, tokenizer, prompts, directory, sampling, capture, prints, [tokenizer.eos_token_id])
+    return RolloutDataset(directory)
+
+
+@pytest.fixture
+def student(tiny_teacher: Path) -> Any:
+    return prune_layers(load_model(find_model(str(tiny_teacher))), [0, 3]).train()
+
+
+class Asked:
+    """A round's roll-outs are the expert's own rows; what was asked is remembered."""
+
+    def __init__(self, expert: RolloutDataset):
+        self.expert, self.rounds = expert, {}
+
+    def __call__(self, index: int, prompts: list[TokenizedPrompt]) -> RolloutDataset:
+        self.rounds[index] = [p.prompt.prompt_id for p in prompts]
+        return self.expert
+
+
+def test_the_schedule_mixes_as_told(expert: RolloutDataset) -> None:
+    asked = Asked(expert)
+    data = MixedDataset(expert, asked, Mixture(0.4, refresh_steps=10, replay=2), steps=100, batch_size=8, seed=0)
+    assert len(data) == 800
+    assert data._student.mean() == pytest.approx(0.4, abs=4 * (0.24 / 800) ** 0.5)
+    seen: Counter[str] = Counter(p for k in range(800) if (p := data.prompt_id(k)) and not data._student[k])
+    assert max(seen.values()) - min(seen.values()) <= 1, "the expert's responses are used equally often"
+    for r in range(10):
+        here = data._student & (data._round == r)
+        assert set(data._source[here]) <= {r - 1, r}
+        assert len(asked.rounds[r]) == min(-(-int(here.sum()) // 2), N_PROMPTS)
+        assert len(set(asked.rounds[r])) == len(asked.rounds[r])
+    again = MixedDataset(expert, asked, Mixture(0.4, refresh_steps=10, replay=2), steps=100, batch_size=8, seed=0)
+    np.testing.assert_array_equal(again._row, data._row)
+
+
+def test_a_round_is_asked_for_when_its_time_has_come(expert: RolloutDataset) -> None:
+    asked = Asked(expert)
+    data = MixedDataset(expert, asked, Mixture(1.0, refresh_steps=2), steps=6, batch_size=3, seed=0)
+    for step in range(6):
+        for k in range(3 * step, 3 * step + 3):
+            assert data[k]["row"] == k
+        assert sorted(asked.rounds) == list(range(step // 2 + 1))
+    one = Asked(expert)
+    data = MixedDataset(expert, one, Mixture(1.0), steps=6, batch_size=3, seed=0)
+    assert [data[k]["prompt_id"] for k in range(18)]
+    assert list(one.rounds) == [0]
+    assert sorted(one.rounds[0]) == sorted(f"p{i}" for i in range(N_PROMPTS)), "at most one response a prompt and round"
+
+
+def true_logp(model: Any, example: dict[str, Any], vocab: int) -> torch.Tensor:
+    """[T, V] log-probs at every step, one forward without padding."""
+    ids = torch.tensor(np.concatenate([example["input_ids"], example["response_ids"]]))
+    with torch.no_grad():
+        logits = model.eval()(ids.unsqueeze(0)).logits[0, len(example["input_ids"]) - 1 : -1, :vocab]
+    return logits.log_softmax(-1)
+
+
+@pytest.mark.parametrize("mix", [0.0, 0.3])
+def test_a_round_records_who_wrote_and_what_the_teacher_thinks(
+    mix: float, expert: RolloutDataset, student: Any, teacher: Any, tokenizer: Any, tmp_path: Path
+) -> None:
+    make = StudentRollouts(student, lambda: teacher, tokenizer, expert, tmp_path, StudentSampling(teacher_mix=mix), torch.float32, 5)
+    prompts = expert.prompts()[:6]
+    data = make(0, prompts)
+    assert [data.prompt_id(i) for i in range(6)] != []
+    assert data.has_other
+    assert not expert.has_other
+    for i in range(6):
+        example, vocab = data[i], len(tokenizer)
+        taken = torch.tensor(example["response_ids"]).unsqueeze(-1)
+        mine, theirs = (true_logp(m, example, vocab) for m in (student, teacher))
+        mixture = torch.log(mix * theirs.exp() + (1 - mix) * mine.exp())
+        torch.testing.assert_close(torch.tensor(example["behaviour_logp"]), mixture.gather(-1, taken).squeeze(-1), atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(torch.tensor(example["teacher_taken_logp"]), theirs.gather(-1, taken).squeeze(-1), atol=1e-4, rtol=1e-4)
+        candidates = theirs.gather(-1, torch.tensor(example["candidate_ids"]))[torch.tensor(example["legal"])]
+        torch.testing.assert_close(torch.tensor(example["candidate_logp"][example["legal"]]), candidates, atol=2e-2, rtol=1e-3)
+        assert not example["expert"]
+    other = make(1, prompts)
+    assert [other.text(i) for i in range(6)] != [data.text(i) for i in range(6)], "another round has other noise"
+    assert [entry["round"] for entry in make.log] == [0, 1]
+
+
+def train(directory: Path, start: Path, objective: BoundObjective, expert: RolloutDataset, tokenizer: Any, teacher: Any) -> None:
+    on_policy = OnPolicy(Mixture(0.5, refresh_steps=2), StudentSampling(), torch.float32)
+    arguments = {"max_steps": 6, "eval_steps": 2, "save_steps": 2, "logging_steps": 1, "learning_rate": 1e-2, "per_device_train_batch_size": 4}
+    train_student(
+        start, directory, objective, expert, expert, tokenizer, arguments, 3, "t", lambda: teacher, on_policy=on_policy, target_tau=0.2
+    )
+
+
+def interrupted(objective: BoundObjective, calls: int) -> BoundObjective:
+    """Stops in the middle of the run."""
+    left = iter(range(calls))
+
+    def call(steps: Any) -> Any:
+        if next(left, None) is None:
+            raise KeyboardInterrupt
+        return objective(steps)
+
+    return replace(objective, call=call)
+
+
+def test_a_killed_run_ends_as_one_that_was_not(expert: RolloutDataset, student: Any, teacher: Any, tokenizer: Any, tmp_path: Path) -> None:
+    """Roll-outs, target network, optimizer and data order: bit by bit."""
+    student.save_pretrained(tmp_path / "start")
+    objective = bind("csil", target_network=True, anchor="tail")
+    train(tmp_path / "whole", tmp_path / "start", objective, expert, tokenizer, teacher)
+    # Two steps and one evaluation are three batches each; the sixth step's loss is never computed.
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "killed", tmp_path / "start", interrupted(objective, 5 + 2 * 1), expert, tokenizer, teacher)
+    assert (tmp_path / "killed" / "checkpoints" / "checkpoint-4").is_dir()
+    train(tmp_path / "killed", tmp_path / "start", objective, expert, tokenizer, teacher)
+    whole, resumed = (load_model(find_model(str(tmp_path / d))) for d in ("whole", "killed"))
+    for (name, a), b in zip(whole.named_parameters(), resumed.parameters(), strict=True):
+        assert torch.equal(a, b), name
+    rounds = read_history(tmp_path / "whole")["rollouts"]
+    assert [r["round"] for r in rounds] == [0, 1, 2]
+    texts = [
+        [RolloutDataset(tmp_path / d / "rollouts" / f"round-{r:04d}", origins=("student",)).text(0) for r in range(3)]
+        for d in ("whole", "killed")
+    ]
+    assert texts[0] == texts[1]
+
+
+@pytest.mark.parametrize(
+    ("objective", "arguments"), [("sqil", {"other": "rollouts"}), ("ls_iq", {"other": "rollouts"}), ("iq_learn", {"value_term": "value_mix"})]
+)
+def test_what_needs_steps_of_others_says_so(
+    objective: str, arguments: dict[str, Any], expert: RolloutDataset, student: Any, tokenizer: Any, tmp_path: Path
+) -> None:
+    args = training_arguments({"eval_strategy": "no", "save_strategy": "no"}, tmp_path, seed=0)
+    with pytest.raises(ConfigError, match="not the expert's"):
+        DistillTrainer(student, args, bind(objective, **arguments), expert, None, tokenizer)
+
+
+def test_workers_would_roll_out_a_student_of_yesterday(expert: RolloutDataset, student: Any, tokenizer: Any, tmp_path: Path) -> None:
+    args = training_arguments({"eval_strategy": "no", "save_strategy": "no", "dataloader_num_workers": 2}, tmp_path, seed=0)
+    data = MixedDataset(expert, Asked(expert), Mixture(0.5), 2, 4, 0)
+    with pytest.raises(ConfigError, match="got 1 processes and 2 workers"):
+        DistillTrainer(student, args, bind("reverse_kl"), data, None, tokenizer)
