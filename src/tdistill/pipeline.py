@@ -28,6 +28,7 @@ from tdistill.config import Recipe
 from tdistill.errors import ConfigError, OutputError
 from tdistill.files import write_json
 from tdistill.models import ModelSource, find_model, model_fingerprint
+from tdistill.processes import is_main_process, process_count, wait_for_everyone
 from tdistill.progress import say
 
 MARKER, STAGE_FILE = ".tdistill", "stage.json"
@@ -43,6 +44,7 @@ class StageSpec:
     settings: Callable[["Run"], dict[str, Any]]
     work: Callable[["Run", Path], dict[str, Any]]  # returns notes for stage.json
     on_demand: bool = False  # not a part of `tdistill run`
+    parallel: bool = False  # several processes may share it; the others run in one
 
 
 class Run:
@@ -99,6 +101,8 @@ class Run:
         """
         if self.root.exists() and (not self.root.is_dir() or (any(self.root.iterdir()) and not (self.root / MARKER).exists())):
             raise ConfigError(f"output_dir {self.root} holds something else. Choose an empty or new directory: output_dir=runs/NAME")
+        if not is_main_process():
+            return
         try:
             self.root.mkdir(parents=True, exist_ok=True)
             (self.root / MARKER).write_text("An output directory of tdistill.\n")
@@ -115,14 +119,18 @@ class Run:
         spec, directory = self.stages[stage], self.directory(stage)
         for before in spec.after:
             if before in self.stages and not self.is_complete(before):
-                command = "rollout" if before == "models" else before
                 raise ConfigError(
                     f"`{stage}` reads what `{before}` makes, which is not complete: "
-                    f"`tdistill {command} RECIPE` first, or `tdistill run RECIPE`."
+                    f"`tdistill {_command(before)} RECIPE` first, or `tdistill run RECIPE`."
                 )
         if self.is_complete(stage):
             say(f"{stage}: complete, skipped ({directory})")
             return False
+        if process_count() > 1 and not spec.parallel:
+            raise ConfigError(
+                f"`{stage}` runs in one process, and this is one of {process_count()}: complete it without `accelerate launch` first "
+                f"(`tdistill {_command(stage)} RECIPE`), then launch `tdistill train RECIPE`."
+            )
         say(f"{stage} → {directory}")
         directory.mkdir(parents=True, exist_ok=True)
         started = time.perf_counter()
@@ -136,12 +144,18 @@ class Run:
             "notes": notes,
             "provenance": provenance(self.recipe),
         }
-        write_json(directory / STAGE_FILE, record)
+        if is_main_process():
+            write_json(directory / STAGE_FILE, record)
+        wait_for_everyone()
         return True
 
     def read_stage(self, stage: str) -> dict[str, Any]:
         """What a complete stage noted."""
         return json.loads((self.directory(stage) / STAGE_FILE).read_text(encoding="utf-8"))
+
+
+def _command(stage: str) -> str:
+    return "rollout" if stage == "models" else stage
 
 
 @contextmanager

@@ -16,7 +16,9 @@ from rich.progress import (
 )
 from rich.text import Text
 
-console = Console(stderr=True, highlight=False)
+from tdistill.processes import is_main_process
+
+console = Console(stderr=True, highlight=False, quiet=not is_main_process())
 
 
 class _Rate(ProgressColumn):

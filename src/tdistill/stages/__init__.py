@@ -11,8 +11,8 @@ from tdistill.stages.train import make_sft, make_students, sft_settings, train_s
 STAGES: dict[str, StageSpec] = {
     "models": StageSpec((), models_settings, make_models),
     "rollout": StageSpec(("models",), rollout_settings, make_rollouts),
-    "sft": StageSpec(("models", "rollout"), sft_settings, make_sft),
-    "train": StageSpec(("models", "rollout", "sft"), train_settings, make_students),
+    "sft": StageSpec(("models", "rollout"), sft_settings, make_sft, parallel=True),
+    "train": StageSpec(("models", "rollout", "sft"), train_settings, make_students, parallel=True),
     "evaluate": StageSpec(("models", "rollout", "sft", "train"), evaluate_settings, make_evaluation),
     "report": StageSpec(("evaluate",), report_settings, make_report),
     "sparsity": StageSpec(("models", "rollout"), sparsity_settings, make_sparsity, on_demand=True),

@@ -14,6 +14,7 @@ from tdistill.model_card import write_model_card
 from tdistill.models import DTYPES
 from tdistill.objectives import bind
 from tdistill.pipeline import Run
+from tdistill.processes import is_main_process
 from tdistill.stages.models import load_teacher, student_tokenizer
 from tdistill.stages.rollout import cache
 from tdistill.training.on_policy import StudentSampling
@@ -60,7 +61,8 @@ def make_students(run: Run, directory: Path) -> dict[str, Any]:
             notes[name] = json.loads((target / DONE).read_text())
             continue
         notes[name] = _train_one(run, start_directory(run), target, name, system, run.recipe.train)
-        write_json(target / DONE, notes[name])
+        if is_main_process():
+            write_json(target / DONE, notes[name])
     return notes
 
 
@@ -92,5 +94,6 @@ def _train_one(run: Run, start: Path, directory: Path, name: str, system: Baseli
         on_policy=on_policy(config.on_policy, system.lmbda, DTYPES[run.recipe.teacher.dtype]),
         target_tau=config.target_tau,
     )
-    write_model_card(directory, run, name, bound.describe(), metrics)
+    if is_main_process():
+        write_model_card(directory, run, name, bound.describe(), metrics)
     return {"objective": bound.describe(), "validation": metrics}

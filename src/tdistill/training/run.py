@@ -24,6 +24,7 @@ from tdistill.files import write_json
 from tdistill.head.student import StudentModel
 from tdistill.models import find_model, load_model
 from tdistill.objectives import BoundObjective
+from tdistill.processes import is_main_process, wait_for_everyone
 from tdistill.progress import bar
 from tdistill.training.on_policy import StudentRollouts, StudentSampling
 from tdistill.training.target import TARGET_TAU
@@ -132,13 +133,15 @@ def train_student(
         callbacks=[_MarkComplete()],
     )
     trainer.remove_callback(PrinterCallback)
+    if is_main_process():
+        drop_unfinished(checkpoints)
+    wait_for_everyone()
     resume = last_checkpoint(checkpoints)
     with bar(title, steps_total, "step", _step_of(resume) if resume else 0) as progress:
         trainer.add_callback(_ShowProgress(progress))
         trainer.train(resume_from_checkpoint=str(resume) if resume else None)
     metrics = trainer.evaluate() if eval_dataset is not None else {}
-    student.save_pretrained(directory)
-    tokenizer.save_pretrained(directory)
+    trainer.save_model(str(directory))
     history = {
         "objective": objective.describe(),
         "best_step": trainer.state.best_global_step,
@@ -146,9 +149,11 @@ def train_student(
         "history": trainer.state.log_history,
         "rollouts": rollouts.log if rollouts else [],
     }
-    write_json(directory / LOG_FILE, history)
-    if not keep_checkpoints:
-        shutil.rmtree(checkpoints, ignore_errors=True)
+    if is_main_process():
+        write_json(directory / LOG_FILE, history)
+        if not keep_checkpoints:
+            shutil.rmtree(checkpoints, ignore_errors=True)
+    wait_for_everyone()
     return metrics
 
 
@@ -157,15 +162,16 @@ def read_history(directory: Path) -> dict[str, Any]:
     return json.loads((directory / LOG_FILE).read_text(encoding="utf-8"))
 
 
-def last_checkpoint(directory: Path) -> Path | None:
-    """The newest whole checkpoint; those that a kill cut short are removed."""
-    whole = []
-    for path in sorted(directory.glob("checkpoint-*"), key=_step_of):
-        if (path / COMPLETE).exists():
-            whole.append(path)
-        else:
+def drop_unfinished(directory: Path) -> None:
+    """Remove the checkpoints that a kill cut short."""
+    for path in directory.glob("checkpoint-*"):
+        if not (path / COMPLETE).exists():
             shutil.rmtree(path)
-    return whole[-1] if whole else None
+
+
+def last_checkpoint(directory: Path) -> Path | None:
+    """The newest whole checkpoint."""
+    return max((p for p in directory.glob("checkpoint-*") if (p / COMPLETE).exists()), key=_step_of, default=None)
 
 
 def _step_of(path: Path) -> int:

@@ -201,8 +201,6 @@ class DistillTrainer(Trainer):
         directory = Path(output_dir or self.args.output_dir)
         directory.mkdir(parents=True, exist_ok=True)
         self.accelerator.unwrap_model(self.model).save_pretrained(directory, state_dict)
-        if self.target is not None:
-            self.target.save(directory)
         if self.processing_class is not None:
             self.processing_class.save_pretrained(directory)
 
@@ -211,8 +209,17 @@ class DistillTrainer(Trainer):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
         else:
             self.accelerator.unwrap_model(model or self.model).load_weights(resume_from_checkpoint)
-        if self.target is not None:
-            self.target.load(Path(resume_from_checkpoint))
+
+    # The target network is training state, like the optimizer's.
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        super()._save_optimizer_and_scheduler(output_dir)
+        if self.target is not None and self.args.should_save:
+            self.target.save(Path(output_dir))
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if self.target is not None and checkpoint is not None:
+            self.target.load(Path(checkpoint))
 
     def _load_best_model(self) -> None:
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
