@@ -36,9 +36,9 @@ class StudentModel(nn.Module):
         """The language model's configuration."""
         return self.lm.config
 
-    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict[str, Any] | None = None) -> None:
+    def activation_checkpointing_enable(self, **kwargs: Any) -> None:
         """As the language model's: the Trainer calls it."""
-        self.lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs)
+        self.lm.activation_checkpointing_enable(**kwargs)
 
     def forward(
         self,

@@ -25,7 +25,7 @@ from tdistill.head.student import StudentModel
 from tdistill.models import find_model, load_model
 from tdistill.objectives import BoundObjective
 from tdistill.processes import is_main_process, wait_for_everyone
-from tdistill.progress import bar
+from tdistill.progress import bar, say
 from tdistill.training.on_policy import StudentRollouts, StudentSampling
 from tdistill.training.target import TARGET_TAU
 from tdistill.training.trainer import DistillTrainer
@@ -47,6 +47,7 @@ DEFAULT_ARGUMENTS: dict[str, Any] = {
     "greater_is_better": False,
     "report_to": "none",
     "disable_tqdm": True,
+    "ddp_find_unused_parameters": False,  # every parameter of the student has a part in the loss
 }
 
 
@@ -67,7 +68,8 @@ def training_arguments(arguments: dict[str, Any], output_dir: str | Path, seed: 
     if not torch.cuda.is_available():
         merged.setdefault("use_cpu", True)
         merged.setdefault("dataloader_pin_memory", False)
-    return TrainingArguments(output_dir=str(output_dir), seed=seed, **merged)
+    # data_seed: otherwise the order of the data would depend on the number of processes.
+    return TrainingArguments(output_dir=str(output_dir), seed=seed, data_seed=seed, **merged)
 
 
 def train_student(
@@ -133,6 +135,9 @@ def train_student(
         callbacks=[_MarkComplete()],
     )
     trainer.remove_callback(PrinterCallback)
+    rest = len(data) % _examples_per_step(args)
+    if args.world_size > 1 and rest:
+        say(f"{title}: the last batch of an epoch has {rest} examples of {_examples_per_step(args)}; processes fill it up with earlier ones")
     if is_main_process():
         drop_unfinished(checkpoints)
     wait_for_everyone()
