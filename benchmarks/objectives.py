@@ -4,6 +4,9 @@
 (or `--methods FILE`) from the recipe's SFT student, evaluates each on a prompt set, and keeps everything under the recipe's
 output_dir, so that a rerun skips what is there and prints the table. `--rows FILE` writes JSON lines. Settings are chosen on `valid`;
 `test` is for what was chosen.
+
+`--rates 3e-4,1e-3 --split valid` trains every method at each learning rate, and `--choose FILE` writes the best of each, by forward plus
+reverse KL on the split's teacher text; `--rates FILE` takes them from there.
 """
 
 import argparse
@@ -19,6 +22,7 @@ from typing import Any
 import numpy as np
 import yaml
 
+from tdistill.config import BaselineConfig, TrainConfig
 from tdistill.evaluation.metrics import estimate, paired_difference
 from tdistill.evaluation.run import EvaluatedSystem, Protocol, evaluate_systems, read_scores
 from tdistill.files import write_json, write_jsonl
@@ -30,7 +34,7 @@ from tdistill.recipe import load_recipe
 from tdistill.stages.evaluate import protocol
 from tdistill.stages.models import load_teacher, student_tokenizer
 from tdistill.stages.rollout import cache
-from tdistill.stages.train import start_directory
+from tdistill.stages.train import on_policy, start_directory
 from tdistill.training.run import read_history, train_student
 
 BASELINE, TRAINED = "sft_continued", "trained.json"
@@ -39,9 +43,11 @@ BASELINE, TRAINED = "sft_continued", "trained.json"
 def main() -> None:
     options = _options()
     run = Run(load_recipe(options.recipe, options.override))
-    methods = yaml.safe_load(options.methods.read_text())
-    names = options.only.split(",") if options.only else list(methods)
-    bound = {name: bind(methods[name]) for name in names}
+    # Read as a recipe's baselines are: an objective, or an objective with arguments and student roll-outs of its own.
+    methods = TrainConfig(objective={"name": "nll"}, baselines=yaml.safe_load(options.methods.read_text())).baselines
+    methods = at_rates(methods, options.rates)
+    names = [n for n in methods if not options.only or n.partition("@")[0] in options.only.split(",")]
+    bound = {name: bind(methods[name].objective) for name in names}
     for stage in ("models", "rollout", "sft"):
         run.execute(stage)
     shared = protocol(run, options.split)
@@ -57,11 +63,22 @@ def main() -> None:
             if not (directory / TRAINED).exists():
                 started = time.perf_counter()
                 data = (cache(run, "train", run.recipe.train.teacher_top_p), cache(run, "valid", run.recipe.train.teacher_top_p))
-                arguments = run.recipe.train.arguments
-                tokenizer = student_tokenizer(run)
-                title = directory.name
-                train_student(start_directory(run), directory, objective, *data, tokenizer, arguments, seed, title, partial(load_teacher, run))
-                write_json(directory / TRAINED, {"seconds": time.perf_counter() - started, "provenance": provenance(run.recipe)})
+                arguments, own = run.recipe.train.arguments | methods[name].arguments, methods[name].on_policy
+                train_student(
+                    start_directory(run),
+                    directory,
+                    objective,
+                    *data,
+                    student_tokenizer(run),
+                    arguments,
+                    seed,
+                    directory.name,
+                    partial(load_teacher, run),
+                    on_policy=on_policy(own, run.recipe.teacher.dtype),
+                    target_tau=run.recipe.train.target_tau,
+                )
+                record = {"seconds": time.perf_counter() - started, "arguments": arguments, "on_policy": own and own.model_dump()}
+                write_json(directory / TRAINED, record | {"provenance": provenance(run.recipe)})
             found = EvaluatedSystem(directory.name, objective.describe(), partial(load, find_model(str(directory))))
             evaluate_systems([found], teacher, shared, scores)
             say(_line(read_scores(scores, directory.name)))
@@ -69,6 +86,32 @@ def main() -> None:
             if options.rows:
                 write_jsonl(options.rows, lines)
     print(table(lines))
+    if options.choose:
+        write_json(options.choose, chosen_rates(lines))
+
+
+def at_rates(methods: dict[str, BaselineConfig], rates: str | None) -> dict[str, BaselineConfig]:
+    """Each method at each of several learning rates, as NAME@RATE, or at its own from a file that ``--choose`` wrote."""
+    if rates is None:
+        return methods
+    if rates.endswith(".json"):
+        own = json.loads(Path(rates).read_text())
+        return {name: _with_rate(method, own[name]) for name, method in methods.items()}
+    return {f"{name}@{float(rate):g}": _with_rate(method, float(rate)) for name, method in methods.items() for rate in rates.split(",")}
+
+
+def _with_rate(method: BaselineConfig, rate: float) -> BaselineConfig:
+    return method.model_copy(update={"arguments": method.arguments | {"learning_rate": rate}})
+
+
+def chosen_rates(lines: list[dict[str, Any]]) -> dict[str, float]:
+    """Method → the rate of its least forward + reverse KL."""
+    best: dict[str, tuple[float, float]] = {}
+    for row in (r for r in lines if "seeds" in r):
+        name, _, rate = row["method"].partition("@")
+        found = (row["metrics"]["forward_kl"]["mean"] + row["metrics"]["reverse_kl"]["mean"], float(rate))
+        best[name] = min(found, best.get(name, found))
+    return {name: rate for name, (_, rate) in best.items()}
 
 
 def run_key(run: Run) -> str:
@@ -91,7 +134,8 @@ def rows(root: Path, scores: Path, methods: dict[str, Any], shared: Protocol) ->
             trained, history = json.loads((root / path.stem / TRAINED).read_text()), read_history(root / path.stem)
             provenance = trained["provenance"]
             row |= {"method": name, "seed": int(seed), "objective": record["description"], "best_step": history["best_step"]}
-            row |= {"training_seconds": trained["seconds"], "arguments": provenance["recipe"]["train"]["arguments"]}
+            row |= {"training_seconds": trained["seconds"], "arguments": trained["arguments"]}
+            row |= {"on_policy": trained["on_policy"]} if trained["on_policy"] else {}
             row |= {k: provenance[k] for k in ("git_commit", "machine", "torch", "transformers", "tdistill")}
         yield row
     for name, by_seed in found.items():
@@ -156,6 +200,8 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--seeds", default="17")
     parser.add_argument("--methods", type=Path, default=Path(__file__).with_suffix(".yaml"))
     parser.add_argument("--only", help="comma-separated names")
+    parser.add_argument("--rates", help="learning rates to try, comma-separated, or a file with one for each method")
+    parser.add_argument("--choose", type=Path, help="write each method's best rate here")
     parser.add_argument("--rows", type=Path, help="write the rows here")
     return parser.parse_intermixed_args()
 

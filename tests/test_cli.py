@@ -81,7 +81,6 @@ BAD_OVERRIDES = {
         ["train.objective={name: sqil, other: rollouts}"],
         "sqil(other=rollouts) learns from steps that are not the expert's: set 'train.on_policy: {lmbda: 0.5}'",
     ),
-    "a share of nothing": (["train.baselines.sft_continued.lmbda=0.5"], "lmbda=0.5 is a share of student roll-outs: say how in"),
     "lmbda": (["train.on_policy={lmbda: 1.5}"], "'train.on_policy.lmbda': Input should be less than or equal to 1, got 1.5"),
     "bad baseline": (["train.baselines.sft_continued.objective.name=nl"], "'train.baselines.sft_continued': Unknown objective 'nl'"),
     "bad baseline, alone": (["train.baselines={other: {name: nl}}"], "'train.baselines.other': Unknown objective 'nl'"),
@@ -255,7 +254,7 @@ def test_a_student_learns_from_its_own_rollouts_too(tiny_recipe, monkeypatch, ca
     mixed = (
         "train.on_policy={lmbda: 0.5, refresh_steps: 2, replay: 2, teacher_mix: 0.2}",
         "train.objective={name: sqil, other: rollouts, gauge: learned, target_network: true, anchor: tail}",
-        "train.baselines={own_text: {objective: {name: reverse_kl}, lmbda: 1.0}, sft_continued: {objective: {name: nll}, lmbda: 0.0}}",
+        "train.baselines={own_text: {objective: {name: reverse_kl}, on_policy: {lmbda: 1.0, refresh_steps: 2, replay: 2}}, sft_continued: {objective: {name: nll}, on_policy: {lmbda: 0.0}}}",
     )
     code, _, err = call(monkeypatch, capsys, "run", tiny_recipe, *mixed)
     assert code == 0, err

@@ -93,7 +93,7 @@ class CandidateRuleConfig(Strict):
 class OnPolicyConfig(Strict):
     """The student's own roll-outs among the training data: it answers training prompts, the teacher scores what it wrote."""
 
-    lmbda: float = Field(0.5, gt=0, le=1, description="share of responses that the student wrote")
+    lmbda: float = Field(0.5, ge=0, le=1, description="share of responses that the student wrote; 0: none")
     refresh_steps: int | None = Field(None, ge=1, description="optimizer steps between roll-outs; null: once, by the start")
     replay: int = Field(1, ge=1, description="rounds whose roll-outs are drawn from; a round rolls out so many times fewer")
     temperature: float = Field(1.0, gt=0, description="of the student's sampling")
@@ -106,7 +106,7 @@ class BaselineConfig(Strict):
 
     objective: dict[str, Any] | list[dict[str, Any]] = Field(description="name and arguments, or a weighted list")
     arguments: dict[str, Any] = Field(default={}, description="what differs from train.arguments, such as a learning rate of its own")
-    lmbda: float | None = Field(None, ge=0, le=1, description="own share of student roll-outs; by default train.on_policy's")
+    on_policy: OnPolicyConfig | None = Field(None, description="own student roll-outs; by default train.on_policy")
 
 
 class TrainConfig(Strict):

@@ -148,10 +148,8 @@ def check_recipe(recipe: Recipe, where: str = "recipe") -> None:
 
 
 def _check_has_other(objective: "BoundObjective", train: TrainConfig, name: str) -> None:
-    own = train.baselines[name].lmbda if name in train.baselines else None
-    if own and train.on_policy is None:
-        raise ConfigError(f"lmbda={own:g} is a share of student roll-outs: say how in 'train.on_policy'.")
-    if "other" in objective.needs and (train.on_policy is None or own == 0.0):
+    on_policy = (train.baselines[name].on_policy if name in train.baselines else None) or train.on_policy
+    if "other" in objective.needs and (on_policy is None or on_policy.lmbda == 0.0):
         raise ConfigError(
             f"{objective.describe()} learns from steps that are not the expert's: set 'train.on_policy: {{lmbda: 0.5}}', or "
             "other: untaken where the objective has it."

@@ -5,8 +5,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from tdistill.config import BaselineConfig, OnPolicyConfig, TrainConfig
 from tdistill.data.mixed import Mixture
 from tdistill.files import write_json
@@ -66,13 +64,13 @@ def make_students(run: Run, directory: Path) -> dict[str, Any]:
     return notes
 
 
-def on_policy(config: OnPolicyConfig | None, lmbda: float | None, dtype: torch.dtype) -> OnPolicy | None:
-    """The student's part in its training text, by the recipe or with a share of its own."""
-    if config is None or lmbda == 0.0:
+def on_policy(config: OnPolicyConfig | None, dtype: str) -> OnPolicy | None:
+    """The student's part in its training text, written in ``dtype``."""
+    if config is None or config.lmbda == 0.0:
         return None
-    mixture = Mixture(lmbda or config.lmbda, config.refresh_steps, config.replay)
+    mixture = Mixture(config.lmbda, config.refresh_steps, config.replay)
     sampling = StudentSampling(config.temperature, config.top_p, config.teacher_mix)
-    return OnPolicy(mixture, sampling, dtype)
+    return OnPolicy(mixture, sampling, DTYPES[dtype])
 
 
 def _train_one(run: Run, start: Path, directory: Path, name: str, system: BaselineConfig, config: TrainConfig) -> dict[str, Any]:
@@ -91,7 +89,7 @@ def _train_one(run: Run, start: Path, directory: Path, name: str, system: Baseli
         load_teacher=partial(load_teacher, run),
         keep_checkpoints=config.keep_checkpoints,
         trust_remote_code=run.recipe.student.trust_remote_code,
-        on_policy=on_policy(config.on_policy, system.lmbda, DTYPES[run.recipe.teacher.dtype]),
+        on_policy=on_policy(system.on_policy or config.on_policy, run.recipe.teacher.dtype),
         target_tau=config.target_tau,
     )
     if is_main_process():

@@ -1,0 +1,165 @@
+"""Every objective on a recipe's own cache: does it train, and what does a step of it cost beside one of `nll`?
+
+`python benchmarks/step_times.py RECIPE [KEY.SUB=VALUE …] [--rows FILE]` takes the recipe's SFT student and trains it 20 steps by each
+objective, on the same batches. After every step the same weights do one forward and backward of `nll` on the same batch: the ratio of
+the two times is what is reported, since a machine's speed drifts and a ratio does not. The optimizer's step is in neither. An
+objective's own loss is its mean on the batches it trained on, before and after. What stands in `--rows` is not measured again.
+"""
+
+import argparse
+import inspect
+import json
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from tdistill.data.collate import DistillCollator
+from tdistill.files import write_jsonl
+from tdistill.head.student import StudentModel
+from tdistill.models import find_model, load_model
+from tdistill.objectives import OBJECTIVES, BoundObjective, bind
+from tdistill.pipeline import Run, provenance
+from tdistill.progress import bar
+from tdistill.recipe import load_recipe
+from tdistill.stages.models import load_teacher, student_tokenizer
+from tdistill.stages.rollout import cache
+from tdistill.stages.train import start_directory
+from tdistill.training.batch import build_steps, student_inputs, teacher_online
+
+STEPS, BATCH, LEARNING_RATE, WARMUP = 20, 4, 1e-4, 5
+# Sums over a whole response: at 1e-4 they rise.
+GENTLER = {"path_consistency": 1e-5, "q_lambda": 1e-5}
+# What stands beside a method's own loss, since that of a policy gradient is a surrogate and need not fall.
+YARDSTICK = bind("reverse_kl")
+ALIASES = {"bellman_distill"}
+DENSE = {f"{name} (dense)": {"name": name, "support": "dense"} for name in ("forward_kl", "reverse_kl")}
+
+
+def methods() -> dict[str, dict[str, Any]]:
+    """Every objective at its defaults, held at the tail where it has an anchor; and two divergences with the teacher online."""
+    own = {}
+    for name in OBJECTIVES.keys() - ALIASES:
+        has_anchor = "anchor" in inspect.signature(OBJECTIVES[name].fn).parameters
+        own[name] = {"name": name, **({"anchor": "tail"} if has_anchor else {})}
+    return {name: own[name] for name in sorted(own, key=lambda n: (n != "nll", n))} | DENSE
+
+
+def main() -> None:
+    options = _options()
+    run = Run(load_recipe(options.recipe, options.override))
+    for stage in ("models", "rollout", "sft"):
+        run.execute(stage)
+    data, vocab = cache(run, "train", run.recipe.train.teacher_top_p), len(student_tokenizer(run))
+    batches = [DistillCollator()([data[i] for i in range(BATCH * s, BATCH * (s + 1))]) for s in range(STEPS)]
+    rows = _read(options.rows)
+    teacher = load_teacher(run)
+    facts = {"p": data.teacher_top_p, "batch": BATCH} | {
+        k: v for k, v in provenance(run.recipe).items() if k in ("machine", "git_commit", "torch", "transformers", "seed")
+    }
+    for name, term in methods().items():
+        if name not in rows:
+            objective = bind(term)
+            lm = load_model(find_model(str(start_directory(run)))).train()
+            student = StudentModel(lm, value_head="value" in objective.needs)
+            rate = GENTLER.get(name, LEARNING_RATE)
+            with bar(name, STEPS, "step") as progress:
+                found = _measure(student, objective, rate, batches, teacher, vocab, progress.advance)
+            rows[name] = {"objective": objective.describe(), "learning_rate": rate, **found, **facts}
+            if options.rows:
+                write_jsonl(options.rows, [{"method": k, **v} for k, v in rows.items()])
+    print("\n".join(table(rows)))
+
+
+def _measure(
+    student: StudentModel,
+    objective: BoundObjective,
+    rate: float,
+    batches: list[dict[str, Tensor]],
+    teacher: PreTrainedModel,
+    vocab: int,
+    tick: Callable[[], None],
+) -> dict[str, Any]:
+    loss_of, nll, kl = (partial(_loss, student, o, teacher=teacher, vocab=vocab) for o in (objective, bind("nll"), YARDSTICK))
+    optimizer = torch.optim.AdamW(student.parameters(), lr=rate)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / WARMUP))
+    before, kl_before = _mean(loss_of, batches), _mean(kl, batches)
+    ratios, seconds, norms = [], [], []
+    for batch in batches:
+        own = _timed(loss_of, batch)
+        norms.append(float(torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)))
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+        other = _timed(nll, batch)
+        optimizer.zero_grad()
+        ratios.append(own / other)
+        seconds.append(own)
+        tick()
+    return {
+        "loss_before": before,
+        "loss_after": _mean(loss_of, batches),
+        "reverse_kl_before": kl_before,
+        "reverse_kl_after": _mean(kl, batches),
+        "grad_norm_max": max(norms),
+        "finite": all(map(torch.isfinite, map(torch.tensor, [*norms, before]))),
+        "seconds": statistics.median(seconds),
+        "ratio_to_nll": statistics.median(ratios),
+        "ratio_quartiles": statistics.quantiles(ratios, n=4)[::2],
+    }
+
+
+def _loss(student: StudentModel, objective: BoundObjective, batch: dict[str, Tensor], *, teacher: PreTrainedModel, vocab: int) -> Tensor:
+    """Mean per valid step."""
+    online = teacher_online(teacher, batch, vocab) if "dense" in objective.needs else None
+    with torch.autocast("cpu", torch.bfloat16):
+        out = student(**student_inputs(batch), needs=objective.needs, vocab_size=vocab)
+    steps = build_steps(batch, out, vocab, online)
+    return torch.where(steps.mask_t, objective(steps).loss_t, 0.0).sum() / steps.mask_t.sum()
+
+
+def _timed(loss_of: Callable[[dict[str, Tensor]], Tensor], batch: dict[str, Tensor]) -> float:
+    started = time.perf_counter()
+    loss_of(batch).backward()
+    return time.perf_counter() - started
+
+
+@torch.no_grad()
+def _mean(loss_of: Callable[[dict[str, Tensor]], Tensor], batches: list[dict[str, Tensor]]) -> float:
+    return statistics.fmean(float(loss_of(batch)) for batch in batches)
+
+
+def table(rows: dict[str, dict[str, Any]]) -> Iterator[str]:
+    """Markdown."""
+    yield "| objective | learning rate | own loss before → after | reverse KL | largest grad-norm | step time ÷ `nll`'s, median (quartiles) |"
+    yield "|---|---|---|---|---|---|"
+    for name, row in rows.items():
+        low, high = row["ratio_quartiles"]
+        losses, kls = (f"{row[k + '_before']:.4g} → {row[k + '_after']:.4g}" for k in ("loss", "reverse_kl"))
+        ratio = f"{row['ratio_to_nll']:.2f} ({low:.2f}–{high:.2f})"
+        yield f"| `{name}` | {row['learning_rate']:g} | {losses} | {kls} | {row['grad_norm_max']:.3g} | {ratio} |"
+
+
+def _read(path: Path | None) -> dict[str, dict[str, Any]]:
+    if path is None or not path.exists():
+        return {}
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    return {line.pop("method"): line for line in lines}
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("recipe")
+    parser.add_argument("override", nargs="*", help="KEY.SUB=VALUE")
+    parser.add_argument("--rows", type=Path, help="keep the rows here")
+    return parser.parse_intermixed_args()
+
+
+if __name__ == "__main__":
+    main()
