@@ -62,7 +62,7 @@ TREE = (
         238,
         then=(
             Token("ripe", 0.45, 182, note="and so on"),
-            Token("pear", 0.30, 220, note="cut off by a length limit: a state like any other, not the end"),
+            Token("pear", 0.30, 220, note="cut off by a length limit: not the end, so V is not 0"),
             Token("kiwi", 0.15, 258, note="and so on"),
             Token(OTHER, 0.10, 296),
         ),

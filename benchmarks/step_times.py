@@ -36,8 +36,8 @@ from tdistill.training.batch import build_steps, student_inputs, teacher_online
 STEPS, BATCH, LEARNING_RATE, WARMUP = 20, 4, 1e-4, 5
 # Sums over a whole response: at 1e-4 they rise.
 GENTLER = {"path_consistency": 1e-5, "q_lambda": 1e-5}
-# What stands beside a method's own loss, since that of a policy gradient is a surrogate and need not fall.
-YARDSTICK = bind("reverse_kl")
+# A policy gradient's loss is a surrogate that need not fall: of these, the reverse KL that they descend is measured too.
+SURROGATES, YARDSTICK = {"actor_critic", "minillm"}, bind("reverse_kl")
 ALIASES = {"bellman_distill"}
 DENSE = {f"{name} (dense)": {"name": name, "support": "dense"} for name in ("forward_kl", "reverse_kl")}
 
@@ -89,7 +89,8 @@ def _measure(
     loss_of, nll, kl = (partial(_loss, student, o, teacher=teacher, vocab=vocab) for o in (objective, bind("nll"), YARDSTICK))
     optimizer = torch.optim.AdamW(student.parameters(), lr=rate)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / WARMUP))
-    before, kl_before = _mean(loss_of, batches), _mean(kl, batches)
+    before = _mean(loss_of, batches)
+    kl_before = _mean(kl, batches) if objective.name in SURROGATES else None
     ratios, seconds, norms = [], [], []
     for batch in batches:
         own = _timed(loss_of, batch)
@@ -106,7 +107,7 @@ def _measure(
         "loss_before": before,
         "loss_after": _mean(loss_of, batches),
         "reverse_kl_before": kl_before,
-        "reverse_kl_after": _mean(kl, batches),
+        "reverse_kl_after": _mean(kl, batches) if objective.name in SURROGATES else None,
         "grad_norm_max": max(norms),
         "finite": all(map(torch.isfinite, map(torch.tensor, [*norms, before]))),
         "seconds": statistics.median(seconds),
@@ -141,9 +142,14 @@ def table(rows: dict[str, dict[str, Any]]) -> Iterator[str]:
     yield "|---|---|---|---|---|---|"
     for name, row in rows.items():
         low, high = row["ratio_quartiles"]
-        losses, kls = (f"{row[k + '_before']:.4g} → {row[k + '_after']:.4g}" for k in ("loss", "reverse_kl"))
+        losses, kls = (_fell(row, key) for key in ("loss", "reverse_kl"))
         ratio = f"{row['ratio_to_nll']:.2f} ({low:.2f}–{high:.2f})"
         yield f"| `{name}` | {row['learning_rate']:g} | {losses} | {kls} | {row['grad_norm_max']:.3g} | {ratio} |"
+
+
+def _fell(row: dict[str, Any], key: str) -> str:
+    before, after = row.get(f"{key}_before"), row.get(f"{key}_after")
+    return "" if before is None or after is None else f"{before:.4g} → {after:.4g}"
 
 
 def _read(path: Path | None) -> dict[str, dict[str, Any]]:

@@ -119,6 +119,8 @@ class TrainConfig(Strict):
     origins: list[Literal["teacher", "human"]] = Field(default=["teacher"], min_length=1, max_length=1)
     on_policy: OnPolicyConfig | None = Field(None, description="mix in the student's own roll-outs")
     target_tau: float = Field(0.005, gt=0, le=1, description="how fast the target network follows, for objectives with target_network: true")
+    peft: dict[str, Any] | None = Field(None, description="LoRA: passed to peft.LoraConfig, e.g. {r: 16, target_modules: all-linear}")
+    merge: bool = Field(False, description="with peft: save whole models, the adapters merged")
     keep_checkpoints: bool = Field(False, description="keep optimizer checkpoints after the student is saved")
     arguments: dict[str, Any] = Field(default={}, description="passed to transformers.TrainingArguments")
 

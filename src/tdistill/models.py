@@ -11,6 +11,7 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from tdistill.adapters import base_directory, is_adapter, merged
 from tdistill.errors import ModelError
 
 PACKAGED = "packaged:"
@@ -86,6 +87,8 @@ def _find_on_hub(name: str) -> ModelSource:
 
 
 def _refuse_pickle(source: ModelSource) -> None:
+    if is_adapter(source.directory):
+        return
     if not (source.directory / "config.json").is_file():
         raise ModelError(f"{source.directory} holds no config.json: it is no model directory.")
     if not any(source.directory.glob("*.safetensors")):
@@ -134,7 +137,7 @@ def _hash_sampled(digest: "hashlib._Hash", path: Path) -> None:
 
 
 def load_model(source: ModelSource, dtype: str = "float32", trust_remote_code: bool = False) -> PreTrainedModel:
-    """A causal LM in eval mode on the CPU, from safetensors or a dequantised GGUF.
+    """A causal LM in eval mode on the CPU, from safetensors, a dequantised GGUF, or adapters merged into their base.
 
     Raises:
         ModelError: unknown dtype, or the files can't be read as a causal LM.
@@ -143,6 +146,9 @@ def load_model(source: ModelSource, dtype: str = "float32", trust_remote_code: b
         raise ModelError(f"dtype={dtype!r} is not one of {', '.join(DTYPES)}.")
     if source.gguf_file and importlib.util.find_spec("gguf") is None:
         raise ModelError(f"{source.name!r} is a GGUF file, which needs the package gguf: pip install 'tdistill[demo]'")
+    if is_adapter(source.directory):
+        base = load_model(find_model(str(base_directory(source.directory))), dtype, trust_remote_code)
+        return merged(base, source.directory).eval()
     try:
         model = AutoModelForCausalLM.from_pretrained(
             source.directory,

@@ -139,6 +139,10 @@ def check_recipe(recipe: Recipe, where: str = "recipe") -> None:
             raise ConfigError(f"{where}: 'train.candidate_rule': {error}") from None
     if "human" in [*recipe.train.origins, *(recipe.sft.origins if recipe.sft else [])] and not recipe.rollout.score_references:
         raise ConfigError(f"{where}: training on origin human needs 'rollout.score_references: true'.")
+    if recipe.train.peft is not None:
+        from tdistill.adapters import check_lora
+
+        check_lora(recipe.train.peft)
     for section in ("sft", "train"):
         config = getattr(recipe, section)
         if config is not None:

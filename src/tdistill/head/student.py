@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from tdistill.adapters import load_adapter_weights
 from tdistill.errors import ModelError
 from tdistill.padding import positions
 
@@ -99,7 +100,7 @@ class StudentModel(nn.Module):
         ``state_dict`` is this module's own, gathered from shards, where the caller has it.
         """
         own = None if state_dict is None else {k.removeprefix("lm."): v for k, v in state_dict.items() if k.startswith("lm.")}
-        self.lm.save_pretrained(directory, state_dict=own, safe_serialization=True)
+        self.lm.save_pretrained(directory, state_dict=own, safe_serialization=True)  # of adapters: these alone
         if self.value_head is not None:
             weights = self.value_head.state_dict()
             if state_dict is not None:
@@ -112,7 +113,15 @@ class StudentModel(nn.Module):
         Raises:
             ModelError: the files are missing, or are those of another architecture.
         """
-        shards = sorted(Path(directory).glob("model*.safetensors"))
+        if hasattr(self.lm, "peft_config"):
+            load_adapter_weights(self.lm, Path(directory))
+        else:
+            self._load_model_weights(Path(directory))
+        if self.value_head is not None:
+            self.value_head.load_state_dict(load_file(Path(directory) / VALUE_HEAD_FILE))
+
+    def _load_model_weights(self, directory: Path) -> None:
+        shards = sorted(directory.glob("model*.safetensors"))
         state = {k: v for shard in shards for k, v in load_file(shard).items()}
         own = self.lm.state_dict()
         tied = {own[k].data_ptr() for k in state.keys() & own.keys()}
@@ -121,8 +130,6 @@ class StudentModel(nn.Module):
         if not shards or missing or wrong:
             raise ModelError(f"{directory} does not hold this student's weights: {(missing + wrong or ['no *.safetensors'])[0]}.")
         self.lm.load_state_dict(state, strict=False)
-        if self.value_head is not None:
-            self.value_head.load_state_dict(load_file(Path(directory) / VALUE_HEAD_FILE))
 
 
 @torch.no_grad()

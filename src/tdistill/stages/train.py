@@ -91,6 +91,8 @@ def _train_one(run: Run, start: Path, directory: Path, name: str, system: Baseli
         trust_remote_code=run.recipe.student.trust_remote_code,
         on_policy=on_policy(system.on_policy or config.on_policy, run.recipe.teacher.dtype),
         target_tau=config.target_tau,
+        peft=config.peft,
+        merge=config.merge,
     )
     if is_main_process():
         write_model_card(directory, run, name, bound.describe(), metrics)

@@ -18,6 +18,7 @@ from transformers import (
     TrainingArguments,
 )
 
+from tdistill.adapters import add_lora
 from tdistill.data.dataset import RolloutDataset
 from tdistill.data.mixed import MixedDataset, Mixture
 from tdistill.files import write_json
@@ -87,6 +88,8 @@ def train_student(
     trust_remote_code: bool = False,
     on_policy: OnPolicy | None = None,
     target_tau: float = TARGET_TAU,
+    peft: dict[str, Any] | None = None,
+    merge: bool = False,
 ) -> dict[str, float]:
     """Train and save ``directory`` as an ordinary model, with the log beside it.
 
@@ -105,6 +108,8 @@ def train_student(
         trust_remote_code: for the student's own code.
         on_policy: mix in the student's own roll-outs; they lie in ``rollouts`` below ``directory``.
         target_tau: of the target network, for objectives that have one.
+        peft: train LoRA adapters, by these arguments of ``peft.LoraConfig``.
+        merge: save the whole model with its adapters merged, not the adapters.
 
     Returns:
         The validation metrics of the student that was saved.
@@ -113,6 +118,8 @@ def train_student(
     args = training_arguments(arguments, checkpoints, seed)
     torch.manual_seed(seed)
     lm = load_model(find_model(str(start)), "float32", trust_remote_code).train()
+    if peft is not None:
+        lm = add_lora(lm, peft)
     student = StudentModel(lm, value_head="value" in objective.needs)
     online = "dense" in objective.needs or train_dataset.teacher_top_p >= 1.0
     steps_total = _total_steps(args, len(train_dataset))
@@ -146,6 +153,8 @@ def train_student(
         trainer.add_callback(_ShowProgress(progress))
         trainer.train(resume_from_checkpoint=str(resume) if resume else None)
     metrics = trainer.evaluate() if eval_dataset is not None else {}
+    if peft is not None and merge:
+        student.lm = lm.merge_and_unload()
     trainer.save_model(str(directory))
     history = {
         "objective": objective.describe(),
