@@ -101,6 +101,15 @@ class OnPolicyConfig(Strict):
     teacher_mix: float = Field(0.0, ge=0, lt=1, description="share of the teacher in every token's distribution")
 
 
+class LmConfig(Strict):
+    """The language-modelling term on a plain-text corpus: one packed window beside every example."""
+
+    corpus: str = Field(description=".txt (paragraphs apart by blank lines) or .jsonl with text; or either as .gz")
+    lm_coef: float = Field(1.0, gt=0, description="weight of the term")
+    kd_ratio: float = Field(0.0, ge=0, le=1, description="share of KL to the teacher in it, the rest is cross-entropy; above 0: teacher online")
+    window: int = Field(256, ge=2, description="tokens")
+
+
 class BaselineConfig(Strict):
     """A student trained for comparison. In a recipe its objective may stand alone."""
 
@@ -118,6 +127,7 @@ class TrainConfig(Strict):
     candidate_rule: CandidateRuleConfig | None = Field(None, description="cut the candidates further than p")
     origins: list[Literal["teacher", "human"]] = Field(default=["teacher"], min_length=1, max_length=1)
     on_policy: OnPolicyConfig | None = Field(None, description="mix in the student's own roll-outs")
+    lm: LmConfig | None = Field(None, description="add language modelling on a corpus")
     target_tau: float = Field(0.005, gt=0, le=1, description="how fast the target network follows, for objectives with target_network: true")
     peft: dict[str, Any] | None = Field(None, description="LoRA: passed to peft.LoraConfig, e.g. {r: 16, target_modules: all-linear}")
     merge: bool = Field(False, description="with peft: save whole models, the adapters merged")

@@ -1,5 +1,6 @@
 """What can be known to fail is found before anything long starts."""
 
+from tdistill.data.corpus import read_documents
 from tdistill.errors import DataError, ModelError
 from tdistill.gguf_header import gguf_config
 from tdistill.models import find_model, read_config
@@ -16,6 +17,8 @@ def preflight(run: Run) -> None:
         ModelError, DataError: with what was got and what to do.
     """
     _check_models(run)
+    if run.recipe.train.lm is not None:
+        next(read_documents(run.recipe.train.lm.corpus), None)
     if run.is_complete("rollout"):
         return
     for split in SPLITS:

@@ -19,7 +19,7 @@ class DistillCollator:
     −100: already shifted, so that the Trainer's own count of labels is the global count of valid steps · ``candidate_ids``,
     ``teacher_logp``, ``legal`` [B, T, K] (absent when the teacher is online) · ``terminal``, ``teacher_taken_logp``,
     ``behaviour_logp`` (NaN where nobody sampled) [B, T] · ``expert`` [B] ·
-    ``row`` [B] the examples' indices, to name a batch in errors.
+    ``window_ids`` [B, W] of a corpus, where the data set has one · ``row`` [B] the examples' indices, to name a batch in errors.
     """
 
     def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Tensor]:
@@ -41,6 +41,8 @@ class DistillCollator:
             "expert": torch.tensor([e["expert"] for e in examples]),
             "row": torch.tensor([e["row"] for e in examples]),
         }
+        if "window_ids" in examples[0]:
+            batch["window_ids"] = torch.from_numpy(np.stack([e["window_ids"] for e in examples]))
         if "candidate_ids" in examples[0]:
             shape = (steps, max(e["legal"].shape[1] for e in examples))
             batch["candidate_ids"] = _pad([e["candidate_ids"] for e in examples], shape, 0)

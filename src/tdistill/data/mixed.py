@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from torch.utils.data import Dataset
 
+from tdistill.data.corpus import PackedCorpus
 from tdistill.data.dataset import RolloutDataset
 from tdistill.rollout.prompts import TokenizedPrompt
 
@@ -39,14 +40,24 @@ class MixedDataset(Dataset):
 
     Args:
         expert: the teacher's or human responses; their prompts are those that the student answers.
-        roll_out: makes a round.
+        roll_out: makes a round; not called with ``lmbda`` = 0.
         mixture: of the two.
         steps: optimizer steps of the run.
         batch_size: examples an optimizer step.
         seed: of the draws.
+        corpus: adds a window of text to every example (``window_ids``), each once before any comes again.
     """
 
-    def __init__(self, expert: RolloutDataset, roll_out: RollOut, mixture: Mixture, steps: int, batch_size: int, seed: int):
+    def __init__(
+        self,
+        expert: RolloutDataset,
+        roll_out: RollOut | None,
+        mixture: Mixture,
+        steps: int,
+        batch_size: int,
+        seed: int,
+        corpus: PackedCorpus | None = None,
+    ):
         self.expert, self.teacher_top_p = expert, expert.teacher_top_p
         self._roll_out, self._mixture = roll_out, mixture
         self._pools: dict[int, RolloutDataset] = {}
@@ -58,6 +69,7 @@ class MixedDataset(Dataset):
         self._source = self._round.copy()  # the round whose pool the row lies in
         self._row[~self._student] = _cycle(rng, len(expert), int((~self._student).sum()))
         self._plan_rounds(rng)
+        self._corpus, self._window = corpus, _cycle(rng, len(corpus), examples) if corpus is not None else np.zeros(0, np.int64)
 
     def _plan_rounds(self, rng: np.random.Generator) -> None:
         prompts, replay = self.expert.prompts(), self._mixture.replay
@@ -68,7 +80,7 @@ class MixedDataset(Dataset):
         for r, n in enumerate(wanted):
             recent = range(max(0, r - replay + 1), r + 1)
             pool = np.array([(source, row) for source in recent for row in range(sizes[source])], np.int64).reshape(-1, 2)
-            drawn = pool[_cycle(rng, len(pool), n)]
+            drawn = pool[_cycle(rng, len(pool), n)] if n else pool[:0]
             here = self._student & (self._round == r)
             self._source[here], self._row[here] = drawn[:, 0], drawn[:, 1]
 
@@ -81,7 +93,10 @@ class MixedDataset(Dataset):
         return len(self._row)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        return {**self._data(index)[int(self._row[index])], "row": index}
+        example = {**self._data(index)[int(self._row[index])], "row": index}
+        if self._corpus is not None:
+            example["window_ids"] = self._corpus[int(self._window[index])]
+        return example
 
     def prompt_id(self, index: int) -> str:
         """Of the prompt that an example answers."""
@@ -92,6 +107,7 @@ class MixedDataset(Dataset):
             return self.expert
         source = int(self._source[index])
         if source not in self._pools:
+            assert self._roll_out is not None
             self._pools[source] = self._roll_out(source, self._prompts[source])
         return self._pools[source]
 

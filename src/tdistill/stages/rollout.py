@@ -26,7 +26,7 @@ SPLITS = ("train", "valid", "test")
 def rollout_settings(run: Run) -> dict[str, Any]:
     """What shapes the roll-outs."""
     recipe = run.recipe
-    files = {split: _content(getattr(recipe.data, split)) for split in SPLITS}
+    files = {split: content_hash(getattr(recipe.data, split)) for split in SPLITS}
     return {
         "files": files,
         "data": recipe.data.model_dump(exclude=set(SPLITS)),
@@ -36,7 +36,8 @@ def rollout_settings(run: Run) -> dict[str, Any]:
     }
 
 
-def _content(source: str) -> str:
+def content_hash(source: str) -> str:
+    """Of a file; a hub id stands for itself."""
     path = Path(source).expanduser()
     return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else source
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from tdistill.config import BaselineConfig, OnPolicyConfig, TrainConfig
+from tdistill.data.corpus import PackedCorpus
 from tdistill.data.mixed import Mixture
 from tdistill.files import write_json
 from tdistill.model_card import write_model_card
@@ -14,7 +15,8 @@ from tdistill.objectives import bind
 from tdistill.pipeline import Run
 from tdistill.processes import is_main_process
 from tdistill.stages.models import load_teacher, student_tokenizer
-from tdistill.stages.rollout import cache
+from tdistill.stages.rollout import cache, content_hash
+from tdistill.training.language_modelling import LanguageModelling
 from tdistill.training.on_policy import StudentSampling
 from tdistill.training.run import OnPolicy, train_student
 
@@ -37,7 +39,8 @@ def make_sft(run: Run, directory: Path) -> dict[str, Any]:
 
 def train_settings(run: Run) -> dict[str, Any]:
     """What shapes the students."""
-    return {"train": run.recipe.train.model_dump(), "seed": run.recipe.seed}
+    train = run.recipe.train
+    return {"train": train.model_dump(), "seed": run.recipe.seed} | ({"corpus": content_hash(train.lm.corpus)} if train.lm else {})
 
 
 def train_systems(run: Run) -> dict[str, BaselineConfig]:
@@ -91,6 +94,8 @@ def _train_one(run: Run, start: Path, directory: Path, name: str, system: Baseli
         trust_remote_code=run.recipe.student.trust_remote_code,
         on_policy=on_policy(system.on_policy or config.on_policy, run.recipe.teacher.dtype),
         target_tau=config.target_tau,
+        lm=LanguageModelling(config.lm.lm_coef, config.lm.kd_ratio) if config.lm else None,
+        corpus=PackedCorpus(config.lm.corpus, tokenizer, config.lm.window) if config.lm else None,
         peft=config.peft,
         merge=config.merge,
     )

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 
 from tdistill.data.dataset import RolloutDataset
 from tdistill.errors import ConfigError
@@ -103,3 +103,12 @@ class StudentRollouts:
 
     def _policy(self) -> PreTrainedModel:
         return copy.deepcopy(self._student).to(self._dtype).eval().requires_grad_(False)
+
+
+def check_in_order(args: TrainingArguments) -> None:
+    """Raise ``ConfigError`` where the student would be rolled out by a process that is not training it."""
+    if args.world_size > 1 or args.dataloader_num_workers > 0:
+        raise ConfigError(
+            f"Student roll-outs while training need one process and dataloader_num_workers=0, got {args.world_size} processes and "
+            f"{args.dataloader_num_workers} workers."
+        )

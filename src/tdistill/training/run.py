@@ -19,6 +19,7 @@ from transformers import (
 )
 
 from tdistill.adapters import add_lora
+from tdistill.data.corpus import PackedCorpus
 from tdistill.data.dataset import RolloutDataset
 from tdistill.data.mixed import MixedDataset, Mixture
 from tdistill.files import write_json
@@ -27,6 +28,7 @@ from tdistill.models import find_model, load_model
 from tdistill.objectives import BoundObjective
 from tdistill.processes import is_main_process, wait_for_everyone
 from tdistill.progress import bar, say
+from tdistill.training.language_modelling import LanguageModelling
 from tdistill.training.on_policy import StudentRollouts, StudentSampling
 from tdistill.training.target import TARGET_TAU
 from tdistill.training.trainer import DistillTrainer
@@ -90,6 +92,8 @@ def train_student(
     target_tau: float = TARGET_TAU,
     peft: dict[str, Any] | None = None,
     merge: bool = False,
+    lm: LanguageModelling | None = None,
+    corpus: PackedCorpus | None = None,
 ) -> dict[str, float]:
     """Train and save ``directory`` as an ordinary model, with the log beside it.
 
@@ -109,6 +113,8 @@ def train_student(
         on_policy: mix in the student's own roll-outs; they lie in ``rollouts`` below ``directory``.
         target_tau: of the target network, for objectives that have one.
         peft: train LoRA adapters, by these arguments of ``peft.LoraConfig``.
+        lm: the language-modelling term, on windows of ``corpus``.
+        corpus: plain text.
         merge: save the whole model with its adapters merged, not the adapters.
 
     Returns:
@@ -117,19 +123,21 @@ def train_student(
     checkpoints = directory / CHECKPOINTS
     args = training_arguments(arguments, checkpoints, seed)
     torch.manual_seed(seed)
-    lm = load_model(find_model(str(start)), "float32", trust_remote_code).train()
+    model = load_model(find_model(str(start)), "float32", trust_remote_code).train()
     if peft is not None:
-        lm = add_lora(lm, peft)
-    student = StudentModel(lm, value_head="value" in objective.needs)
+        model = add_lora(model, peft)
+    student = StudentModel(model, value_head="value" in objective.needs)
     online = "dense" in objective.needs or train_dataset.teacher_top_p >= 1.0
     steps_total = _total_steps(args, len(train_dataset))
     teacher = lru_cache(load_teacher) if load_teacher else None
     rollouts: StudentRollouts | None = None
     data: RolloutDataset | MixedDataset = train_dataset
+    mixture = Mixture(0.0)
     if on_policy is not None and teacher is not None:
-        place, dtype = directory / ROLLOUTS, on_policy.dtype
-        rollouts = StudentRollouts(lm, teacher, tokenizer, train_dataset, place, on_policy.sampling, dtype, seed)
-        data = MixedDataset(train_dataset, rollouts, on_policy.mixture, steps_total, _examples_per_step(args), seed)
+        place, dtype, mixture = directory / ROLLOUTS, on_policy.dtype, on_policy.mixture
+        rollouts = StudentRollouts(model, teacher, tokenizer, train_dataset, place, on_policy.sampling, dtype, seed)
+    if rollouts is not None or corpus is not None:
+        data = MixedDataset(train_dataset, rollouts, mixture, steps_total, _examples_per_step(args), seed, corpus)
     trainer = DistillTrainer(
         student,
         args,
@@ -137,8 +145,9 @@ def train_student(
         data,
         eval_dataset,
         tokenizer,
-        teacher_model=teacher() if online and teacher else None,
+        teacher_model=teacher() if (online or (lm is not None and lm.reads_teacher)) and teacher else None,
         target_tau=target_tau,
+        lm=lm,
         callbacks=[_MarkComplete()],
     )
     trainer.remove_callback(PrinterCallback)
@@ -154,7 +163,7 @@ def train_student(
         trainer.train(resume_from_checkpoint=str(resume) if resume else None)
     metrics = trainer.evaluate() if eval_dataset is not None else {}
     if peft is not None and merge:
-        student.lm = lm.merge_and_unload()
+        student.lm = model.merge_and_unload()
     trainer.save_model(str(directory))
     history = {
         "objective": objective.describe(),

@@ -17,7 +17,9 @@ from tdistill.head.student import StudentModel
 from tdistill.mdp.steps import Steps
 from tdistill.objectives import BoundObjective, bind
 from tdistill.training.batch import build_steps, student_inputs, teacher_online
+from tdistill.training.language_modelling import LanguageModelling, window_losses
 from tdistill.training.metrics import MetricSums, overlap_ratio, support_metrics
+from tdistill.training.on_policy import check_in_order
 from tdistill.training.target import TARGET_TAU, FollowStudent, TargetNetwork
 
 # What every run is validated by, whatever it trains on: comparable across objectives.
@@ -35,6 +37,7 @@ class DistillTrainer(Trainer):
         eval_dataset: a ``RolloutDataset``.
         processing_class: the tokenizer; saved with checkpoints, and its length is the vocabulary size.
         teacher_model: needed if the objective or a data set with p = 1 wants every logit; never under autograd.
+        lm: the language-modelling term, on the windows that a ``MixedDataset`` with a corpus adds.
         target_tau: how fast the target network follows the student, for objectives with ``target_network=True``.
 
     Raises:
@@ -54,6 +57,7 @@ class DistillTrainer(Trainer):
         processing_class: Any = None,
         teacher_model: PreTrainedModel | None = None,
         target_tau: float = TARGET_TAU,
+        lm: LanguageModelling | None = None,
         **kwargs: Any,
     ):
         student = model if isinstance(model, StudentModel) else StudentModel(model, value_head="value" in objective.needs)
@@ -66,12 +70,14 @@ class DistillTrainer(Trainer):
             )
         self.objective = objective
         self._online = "dense" in objective.needs or any(d is not None and d.teacher_top_p >= 1.0 for d in (train_dataset, eval_dataset))
-        if self._online and teacher_model is None:
+        self.lm = lm
+        if (self._online or (lm is not None and lm.reads_teacher)) and teacher_model is None:
             raise ConfigError(f"{objective.name} on this data needs the teacher online: pass teacher_model.")
         self.vocab_size = len(processing_class) if processing_class is not None else student.config.vocab_size
         self._metrics = MetricSums()
         if isinstance(train_dataset, MixedDataset):
-            _check_in_order(args)
+            if train_dataset.has_other:
+                check_in_order(args)
             args.train_sampling_strategy = "sequential"
         args.remove_unused_columns = False  # the collator reads columns that no forward takes
         args.logging_nan_inf_filter = False  # a non-finite loss is an error here, not an average
@@ -109,10 +115,21 @@ class DistillTrainer(Trainer):
         output = self.objective(steps)
         count = steps.mask_t.sum() if num_items_in_batch is None else num_items_in_batch
         loss = torch.where(steps.mask_t, output.loss_t, 0.0).sum() / count
+        if self.lm is not None:
+            loss = loss + self._lm_loss(model, inputs["window_ids"])
         if self.args.average_tokens_across_devices and num_items_in_batch is not None:
             loss = loss * self.accelerator.num_processes
         self._record(steps, out, output.metrics)
         return (loss, out) if return_outputs else loss
+
+    def _lm_loss(self, model: nn.Module, windows: Tensor) -> Tensor:
+        """This micro-batch's part: Σ over its windows ÷ the steps of all windows of the optimizer step, of which all are whole."""
+        assert self.lm is not None
+        ce, kd = window_losses(model, windows, self.lm, self.teacher_model, self.vocab_size)
+        self._metrics.add({"lm/cross_entropy": ce} | ({"lm/kd": kd} if self.lm.reads_teacher else {}), torch.ones_like(ce, dtype=torch.bool))
+        per_step = self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps * self.accelerator.num_processes
+        mixed = (1.0 - self.lm.kd_ratio) * ce + self.lm.kd_ratio * kd
+        return self.lm.lm_coef * mixed.sum() / (per_step * ce.shape[1])
 
     def _steps(
         self, model: nn.Module, inputs: dict[str, Tensor], needs: frozenset[str], diagnostics: bool = False
@@ -226,12 +243,3 @@ class DistillTrainer(Trainer):
             super()._load_best_model()
         else:
             self.accelerator.unwrap_model(self.model).load_weights(self.state.best_model_checkpoint)
-
-
-def _check_in_order(args: TrainingArguments) -> None:
-    """Raise ``ConfigError`` where the student would be rolled out by a process that is not training it."""
-    if args.world_size > 1 or args.dataloader_num_workers > 0:
-        raise ConfigError(
-            f"Student roll-outs while training need one process and dataloader_num_workers=0, got {args.world_size} processes and "
-            f"{args.dataloader_num_workers} workers."
-        )

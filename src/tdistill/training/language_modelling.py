@@ -1,0 +1,50 @@
+"""The language-modelling term: the student keeps reading a plain-text corpus while it is distilled."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from tdistill.rollout.score import step_logp
+
+
+@dataclass(frozen=True)
+class LanguageModelling:
+    """lm_coef·[(1 − kd_ratio)·CE(corpus) + kd_ratio·KL(teacher ‖ student)(corpus)], each a mean per token with a divisor of its own."""
+
+    lm_coef: float = 1.0
+    kd_ratio: float = 0.0
+
+    @property
+    def reads_teacher(self) -> bool:
+        """The teacher must be online."""
+        return self.kd_ratio > 0.0
+
+
+def window_losses(
+    model: nn.Module, windows: Tensor, term: LanguageModelling, teacher: PreTrainedModel | None, vocab_size: int
+) -> tuple[Tensor, Tensor]:
+    """Cross-entropy of the next token, and KL(teacher ‖ student) over the vocabulary (0 without ``kd_ratio``), at every step of windows.
+
+    Args:
+        model: a ``StudentModel``, wrapped or not.
+        windows: [B, W] token ids; each gives W − 1 steps.
+        term: what is wanted.
+        teacher: read only with ``kd_ratio`` > 0.
+        vocab_size: V.
+
+    Returns:
+        [B, W − 1] each.
+    """
+    read, targets = windows[:, :-1], windows[:, 1:]
+    given: dict[str, Any] = {"input_ids": read, "attention_mask": torch.ones_like(read), "taken_ids": targets, "vocab_size": vocab_size}
+    out = model(**given, needs=frozenset({"log_z", "taken"}))  # without candidates, q_t are all V logits
+    ce = out["log_z_t"] - out["taken_logit_t"]
+    if not term.reads_teacher:
+        return ce, torch.zeros_like(ce)
+    assert teacher is not None
+    # clone: tensors made in inference mode can't be saved for the backward of the loss
+    p = step_logp(teacher, read, torch.ones_like(read), targets.shape[1], vocab_size).clone()
+    return ce, (p.exp() * (p - (out["q_t"] - out["log_z_t"].unsqueeze(-1)))).sum(-1)
