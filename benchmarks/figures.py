@@ -223,7 +223,7 @@ def _nll_panel() -> Panel:
     return Panel(f"Teacher NLL by α: {told}. Held at the tail, α = 100: {held[0]:.2f}. SFT continued: {sft:.2f}.", draw)
 
 
-FAMILIES = {  # method of quickstart-objectives.jsonl → its name here and its family's colour
+FAMILIES = {  # method of quickstart-objectives.jsonl → its name here and its family's colour; others are shown as they are called
     "bd_alpha_0.1": ("Bellman Distill, α = .1", OCHRE),
     "bd_alpha_1000": ("Bellman Distill, α = 1000", OCHRE),
     "bd_tail_100": ("BD α = 100, tail held", ORANGE),
@@ -240,34 +240,37 @@ def objectives_plot() -> Plot:
     """Every objective against SFT continued, paired by prompt and seed."""
     rows = read_jsonl(DOCS / "results/quickstart-objectives.jsonl")
     found = {r["method"]: r for r in rows if "minus_sft_continued" in r}
-    if found.keys() != FAMILIES.keys():
-        raise SystemExit(f"quickstart-objectives.jsonl has {sorted(found)}, the figure knows {sorted(FAMILIES)}.")
+    shown = {m: FAMILIES.get(m, (m, INK)) for m in [*(m for m in FAMILIES if m in found), *sorted(found.keys() - FAMILIES.keys())]}
     seeds = {(r["method"], r["seed"]): r["metrics"] for r in rows if "seed" in r}
-    panels = [_difference_panel(key, title, found, seeds) for key, title in (("forward_kl", "Δ forward KL"), ("teacher_nll", "Δ teacher NLL"))]
+    panels = [
+        _difference_panel(key, title, shown, found, seeds) for key, title in (("forward_kl", "Δ forward KL"), ("teacher_nll", "Δ teacher NLL"))
+    ]
     caption = "Every objective less SFT continued: means over seeds with ±2 standard errors over prompts; small marks are single seeds."
-    return Plot("knobs", caption, panels, columns=2, size=(490, 330))
+    return Plot("knobs", caption, panels, columns=2, size=(490, 60 + 30 * len(shown)))
 
 
-def _difference_panel(key: str, title: str, found: dict[str, Any], seeds: dict[tuple[str, int], Any]) -> Panel:
-    differences = {m: found[m]["minus_sft_continued"] for m in FAMILIES}
+def _difference_panel(
+    key: str, title: str, shown: dict[str, tuple[str, str]], found: dict[str, Any], seeds: dict[tuple[str, int], Any]
+) -> Panel:
+    differences = {m: found[m]["minus_sft_continued"] for m in shown}
 
     def draw(ax: Axes) -> None:
         ax.axvline(0, color=GREY, linestyle="--", linewidth=1.6)
-        for y, (method, (_, colour)) in enumerate(FAMILIES.items()):
+        for y, (method, (_, colour)) in enumerate(shown.items()):
             d = differences[method]
             mean, stderr = d["metrics"][key]["mean"], d["metrics"][key]["stderr"]
             ax.errorbar(mean, y, xerr=2 * stderr, fmt="o", color=colour, markersize=6, capsize=3, linewidth=2)
             singles = [seeds[method, s][key]["mean"] - seeds["sft_continued", s][key]["mean"] for s in d["seeds"]]
             if len(singles) > 1:
                 ax.plot(singles, [y + 0.28] * len(singles), "|", color=colour, markersize=7)
-        ax.set_yticks(range(len(FAMILIES)), [f"{name} ({len(differences[m]['seeds'])})" for m, (name, _) in FAMILIES.items()])
-        ax.set_ylim(len(FAMILIES) - 0.4, -0.6)
+        ax.set_yticks(range(len(shown)), [f"{name} ({len(differences[m]['seeds'])})" for m, (name, _) in shown.items()])
+        ax.set_ylim(len(shown) - 0.4, -0.6)
         ax.set_title(f"{title}, nats a token")
         ax.set_xlabel("left of the dashed line: better than SFT continued")
         set_scale(ax, "x")
         ax.grid(axis="y", visible=False)
 
-    told = "; ".join(f"{FAMILIES[m][0]} {d['metrics'][key]['mean']:+.2f}" for m, d in differences.items())
+    told = "; ".join(f"{shown[m][0]} {d['metrics'][key]['mean']:+.2f}" for m, d in differences.items())
     return Panel(f"{title} against SFT continued: {told}.", draw)
 
 

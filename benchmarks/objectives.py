@@ -35,7 +35,7 @@ from tdistill.stages.evaluate import protocol
 from tdistill.stages.models import load_teacher, student_tokenizer
 from tdistill.stages.rollout import cache
 from tdistill.stages.train import on_policy, start_directory
-from tdistill.training.run import read_history, train_student
+from tdistill.training.run import Extras, read_history, train_student
 
 BASELINE, TRAINED = "sft_continued", "trained.json"
 
@@ -74,8 +74,7 @@ def main() -> None:
                     seed,
                     directory.name,
                     partial(load_teacher, run),
-                    on_policy=on_policy(own, run.recipe.teacher.dtype),
-                    target_tau=run.recipe.train.target_tau,
+                    extras=Extras(on_policy(own, run.recipe.teacher.dtype), run.recipe.train.target_tau),
                 )
                 record = {"seconds": time.perf_counter() - started, "arguments": arguments, "on_policy": own and own.model_dump()}
                 write_json(directory / TRAINED, record | {"provenance": provenance(run.recipe)})

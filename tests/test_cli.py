@@ -254,7 +254,8 @@ def test_a_student_learns_from_its_own_rollouts_too(tiny_recipe, monkeypatch, ca
     mixed = (
         "train.on_policy={lmbda: 0.5, refresh_steps: 2, replay: 2, teacher_mix: 0.2}",
         "train.objective={name: sqil, other: rollouts, gauge: learned, target_network: true, anchor: tail}",
-        "train.baselines={own_text: {objective: {name: reverse_kl}, on_policy: {lmbda: 1.0, refresh_steps: 2, replay: 2}}, sft_continued: {objective: {name: nll}, on_policy: {lmbda: 0.0}}}",
+        "train.baselines={own_text: {objective: {name: reverse_kl}, on_policy: {lmbda: 1.0, refresh_steps: 2, replay: 2}},"
+        " sft_continued: {objective: {name: nll}, on_policy: {lmbda: 0.0}}}",
     )
     code, _, err = call(monkeypatch, capsys, "run", tiny_recipe, *mixed)
     assert code == 0, err

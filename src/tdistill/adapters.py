@@ -30,11 +30,11 @@ def check_lora(arguments: dict[str, Any]) -> None:
     known = LoraConfig.__dataclass_fields__
     for key in arguments:
         if key not in known:
-            raise ConfigError(f"train.peft.{key} is no argument of peft.LoraConfig.{nearest(key, known)}")
+            raise ConfigError(f"train.peft.lora.{key} is no argument of peft.LoraConfig.{nearest(key, known)}")
     try:
         LoraConfig(task_type="CAUSAL_LM", **arguments)
     except (TypeError, ValueError) as error:
-        raise ConfigError(f"train.peft: {error}") from None
+        raise ConfigError(f"train.peft.lora: {error}") from None
 
 
 def add_lora(lm: PreTrainedModel, arguments: dict[str, Any]) -> Any:
@@ -50,7 +50,7 @@ def add_lora(lm: PreTrainedModel, arguments: dict[str, Any]) -> Any:
         adapted = get_peft_model(lm, LoraConfig(task_type="CAUSAL_LM", **arguments))
     except ValueError as error:
         modules = sorted({name.rsplit(".", 1)[-1] for name, m in lm.named_modules() if type(m).__name__ == "Linear"})
-        raise ConfigError(f"train.peft does not fit the student: {error} Its linear modules: {', '.join(modules)}.") from None
+        raise ConfigError(f"train.peft.lora does not fit the student: {error} Its linear modules: {', '.join(modules)}.") from None
     lm.enable_input_require_grads()  # else activation checkpointing finds no gradient to the first adapter
     return adapted
 
@@ -68,9 +68,7 @@ def base_directory(directory: Path) -> Path:
     """
     named = json.loads((directory / ADAPTER_CONFIG).read_text(encoding="utf-8"))["base_model_name_or_path"]
     if not Path(named).is_dir():
-        raise ModelError(
-            f"{directory} holds adapters of {named!r}, which is no directory here. Train with merge: true for a whole model."
-        )
+        raise ModelError(f"{directory} holds adapters of {named!r}, which is no directory here. Train with merge: true for a whole model.")
     return Path(named)
 
 

@@ -110,6 +110,21 @@ class LmConfig(Strict):
     window: int = Field(256, ge=2, description="tokens")
 
 
+class PeftConfig(Strict):
+    """LoRA: the student's weights stay, adapters are trained."""
+
+    lora: dict[str, Any] = Field(description="passed to peft.LoraConfig, e.g. {r: 16, lora_alpha: 32, target_modules: all-linear}")
+    merge: bool = Field(False, description="save whole models, the adapters merged")
+
+
+class MonitorConfig(Strict):
+    """What is watched while a student trains, and what is kept of it."""
+
+    early_stopping_patience: int | None = Field(None, ge=1, description="validations without a better one, after which a run stops")
+    log_completions: int = Field(0, ge=0, description="validation prompts answered at every validation, for eyes")
+    keep_checkpoints: bool = Field(False, description="keep optimizer checkpoints after the student is saved")
+
+
 class BaselineConfig(Strict):
     """A student trained for comparison. In a recipe its objective may stand alone."""
 
@@ -129,9 +144,8 @@ class TrainConfig(Strict):
     on_policy: OnPolicyConfig | None = Field(None, description="mix in the student's own roll-outs")
     lm: LmConfig | None = Field(None, description="add language modelling on a corpus")
     target_tau: float = Field(0.005, gt=0, le=1, description="how fast the target network follows, for objectives with target_network: true")
-    peft: dict[str, Any] | None = Field(None, description="LoRA: passed to peft.LoraConfig, e.g. {r: 16, target_modules: all-linear}")
-    merge: bool = Field(False, description="with peft: save whole models, the adapters merged")
-    keep_checkpoints: bool = Field(False, description="keep optimizer checkpoints after the student is saved")
+    peft: PeftConfig | None = Field(None, description="train LoRA adapters")
+    monitor: MonitorConfig = MonitorConfig()
     arguments: dict[str, Any] = Field(default={}, description="passed to transformers.TrainingArguments")
 
     @field_validator("objective", mode="before")

@@ -142,7 +142,7 @@ def check_recipe(recipe: Recipe, where: str = "recipe") -> None:
     if recipe.train.peft is not None:
         from tdistill.adapters import check_lora
 
-        check_lora(recipe.train.peft)
+        check_lora(recipe.train.peft.lora)
     for section in ("sft", "train"):
         config = getattr(recipe, section)
         if config is not None:

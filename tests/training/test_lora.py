@@ -22,7 +22,7 @@ LORA = {"r": 4, "lora_alpha": 8, "target_modules": "all-linear"}
 @pytest.fixture
 def recipe(tiny_recipe: Path) -> Path:
     content = yaml.safe_load(tiny_recipe.read_text())
-    content["train"] |= {"peft": LORA, "baselines": {}, "objective": {"name": "csil", "anchor": "tail"}}
+    content["train"] |= {"peft": {"lora": LORA}, "baselines": {}, "objective": {"name": "csil", "anchor": "tail"}}
     content["train"]["arguments"]["learning_rate"] = 1e-2
     tiny_recipe.write_text(yaml.safe_dump(content))
     return tiny_recipe
@@ -37,7 +37,7 @@ def call(monkeypatch: pytest.MonkeyPatch, *argv: object) -> None:
 
 @pytest.mark.parametrize("merge", [False, True])
 def test_a_run_with_adapters(merge: bool, recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    overrides = [f"train.merge={str(merge).lower()}", "train.arguments.activation_checkpointing=true"]
+    overrides = [f"train.peft.merge={str(merge).lower()}", "train.arguments.activation_checkpointing=true"]
     call(monkeypatch, "run", recipe, *overrides)
     run = Run(load_recipe(recipe, overrides))
     student, start = run.directory("train") / "distilled", run.directory("sft")
@@ -62,8 +62,8 @@ def test_a_run_with_adapters(merge: bool, recipe: Path, monkeypatch: pytest.Monk
 
 
 def test_arguments_are_checked_before_anything_starts(recipe: Path) -> None:
-    with pytest.raises(ConfigError, match=r"train\.peft\.lora_alfa is no argument of peft\.LoraConfig\. Did you mean 'lora_alpha'"):
-        load_recipe(recipe, ["train.peft={lora_alfa: 4}"])
+    with pytest.raises(ConfigError, match=r"train\.peft\.lora\.lora_alfa is no argument of peft\.LoraConfig\. Did you mean 'lora_alpha'"):
+        load_recipe(recipe, ["train.peft.lora={lora_alfa: 4}"])
 
 
 def test_modules_that_the_student_does_not_have_are_named(tiny_teacher: Path) -> None:

@@ -5,6 +5,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from transformers import PreTrainedTokenizerBase
+
 from tdistill.config import BaselineConfig, OnPolicyConfig, TrainConfig
 from tdistill.data.corpus import PackedCorpus
 from tdistill.data.mixed import Mixture
@@ -14,11 +16,12 @@ from tdistill.models import DTYPES
 from tdistill.objectives import bind
 from tdistill.pipeline import Run
 from tdistill.processes import is_main_process
+from tdistill.rollout.generate import Sampling
 from tdistill.stages.models import load_teacher, student_tokenizer
 from tdistill.stages.rollout import cache, content_hash
 from tdistill.training.language_modelling import LanguageModelling
 from tdistill.training.on_policy import StudentSampling
-from tdistill.training.run import OnPolicy, train_student
+from tdistill.training.run import Extras, OnPolicy, train_student
 
 DONE = "done.json"  # written last by a student of the train stage
 
@@ -76,6 +79,23 @@ def on_policy(config: OnPolicyConfig | None, dtype: str) -> OnPolicy | None:
     return OnPolicy(mixture, sampling, DTYPES[dtype])
 
 
+def training_extras(run: Run, config: TrainConfig, system: BaselineConfig, tokenizer: PreTrainedTokenizerBase) -> Extras:
+    """What the recipe adds to a training run."""
+    protocol, lm = run.recipe.evaluation, config.lm
+    length = protocol.max_completion_length or run.recipe.rollout.max_completion_length
+    return Extras(
+        on_policy=on_policy(system.on_policy or config.on_policy, run.recipe.teacher.dtype),
+        target_tau=config.target_tau,
+        lm=LanguageModelling(lm.lm_coef, lm.kd_ratio) if lm else None,
+        corpus=PackedCorpus(lm.corpus, tokenizer, lm.window) if lm else None,
+        peft=config.peft.lora if config.peft else None,
+        merge=config.peft is not None and config.peft.merge,
+        sampling=Sampling(protocol.temperature, protocol.top_p, 0, length, run.recipe.seed),
+        trust_remote_code=run.recipe.student.trust_remote_code,
+        **config.monitor.model_dump(),
+    )
+
+
 def _train_one(run: Run, start: Path, directory: Path, name: str, system: BaselineConfig, config: TrainConfig) -> dict[str, Any]:
     p, rule = config.teacher_top_p, config.candidate_rule
     origins, bound, tokenizer = list(config.origins), bind(system.objective), student_tokenizer(run)
@@ -90,14 +110,7 @@ def _train_one(run: Run, start: Path, directory: Path, name: str, system: Baseli
         run.recipe.seed,
         name,
         load_teacher=partial(load_teacher, run),
-        keep_checkpoints=config.keep_checkpoints,
-        trust_remote_code=run.recipe.student.trust_remote_code,
-        on_policy=on_policy(system.on_policy or config.on_policy, run.recipe.teacher.dtype),
-        target_tau=config.target_tau,
-        lm=LanguageModelling(config.lm.lm_coef, config.lm.kd_ratio) if config.lm else None,
-        corpus=PackedCorpus(config.lm.corpus, tokenizer, config.lm.window) if config.lm else None,
-        peft=config.peft,
-        merge=config.merge,
+        extras=training_extras(run, config, system, tokenizer),
     )
     if is_main_process():
         write_model_card(directory, run, name, bound.describe(), metrics)

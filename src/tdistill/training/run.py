@@ -4,13 +4,14 @@ import json
 import math
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import (
+    EarlyStoppingCallback,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     PrinterCallback,
@@ -28,6 +29,8 @@ from tdistill.models import find_model, load_model
 from tdistill.objectives import BoundObjective
 from tdistill.processes import is_main_process, wait_for_everyone
 from tdistill.progress import bar, say
+from tdistill.rollout.generate import Sampling
+from tdistill.training.completions import COMPLETIONS, LogCompletions
 from tdistill.training.language_modelling import LanguageModelling
 from tdistill.training.on_policy import StudentRollouts, StudentSampling
 from tdistill.training.target import TARGET_TAU
@@ -55,12 +58,41 @@ DEFAULT_ARGUMENTS: dict[str, Any] = {
 
 
 @dataclass(frozen=True)
+class Extras:
+    """What a training run may have beside its objective."""
+
+    on_policy: "OnPolicy | None" = None  # the student's own roll-outs; they lie in ``rollouts`` below the student's directory
+    target_tau: float = TARGET_TAU  # of the target network, for objectives that have one
+    lm: LanguageModelling | None = None  # the language-modelling term, on windows of ``corpus``
+    corpus: PackedCorpus | None = None
+    peft: dict[str, Any] | None = None  # train LoRA adapters, by these arguments of ``peft.LoraConfig``
+    merge: bool = False  # save the whole model with its adapters merged, not the adapters
+    early_stopping_patience: int | None = None  # validations without a better one, after which the run stops
+    log_completions: int = 0  # validation prompts that the student answers at every validation, see ``LogCompletions``
+    sampling: Sampling = field(default_factory=Sampling)  # of those answers
+    keep_checkpoints: bool = False
+    trust_remote_code: bool = False  # for the student's own code
+
+
+@dataclass(frozen=True)
 class OnPolicy:
     """The student's part in its training text."""
 
     mixture: Mixture
     sampling: StudentSampling
     dtype: torch.dtype  # to write in
+
+    def rollouts(
+        self,
+        model: PreTrainedModel,
+        teacher: Callable[[], PreTrainedModel],
+        tokenizer: PreTrainedTokenizerBase,
+        expert: RolloutDataset,
+        directory: Path,
+        seed: int,
+    ) -> StudentRollouts:
+        """What makes the rounds."""
+        return StudentRollouts(model, teacher, tokenizer, expert, directory, self.sampling, self.dtype, seed)
 
 
 def training_arguments(arguments: dict[str, Any], output_dir: str | Path, seed: int) -> TrainingArguments:
@@ -86,14 +118,7 @@ def train_student(
     seed: int,
     title: str,
     load_teacher: Callable[[], PreTrainedModel] | None = None,
-    keep_checkpoints: bool = False,
-    trust_remote_code: bool = False,
-    on_policy: OnPolicy | None = None,
-    target_tau: float = TARGET_TAU,
-    peft: dict[str, Any] | None = None,
-    merge: bool = False,
-    lm: LanguageModelling | None = None,
-    corpus: PackedCorpus | None = None,
+    extras: Extras | None = None,
 ) -> dict[str, float]:
     """Train and save ``directory`` as an ordinary model, with the log beside it.
 
@@ -108,36 +133,29 @@ def train_student(
         seed: of data order and dropout.
         title: of the progress bar.
         load_teacher: called only if the objective or p = 1 needs the teacher online, or to score the student's roll-outs.
-        keep_checkpoints: leave the checkpoints.
-        trust_remote_code: for the student's own code.
-        on_policy: mix in the student's own roll-outs; they lie in ``rollouts`` below ``directory``.
-        target_tau: of the target network, for objectives that have one.
-        peft: train LoRA adapters, by these arguments of ``peft.LoraConfig``.
-        lm: the language-modelling term, on windows of ``corpus``.
-        corpus: plain text.
-        merge: save the whole model with its adapters merged, not the adapters.
+        extras: what else a run may have.
 
     Returns:
         The validation metrics of the student that was saved.
     """
+    extras = extras or Extras()
     checkpoints = directory / CHECKPOINTS
     args = training_arguments(arguments, checkpoints, seed)
     torch.manual_seed(seed)
-    model = load_model(find_model(str(start)), "float32", trust_remote_code).train()
-    if peft is not None:
-        model = add_lora(model, peft)
+    model: Any = load_model(find_model(str(start)), "float32", extras.trust_remote_code).train()
+    if extras.peft is not None:
+        model = add_lora(model, extras.peft)
     student = StudentModel(model, value_head="value" in objective.needs)
-    online = "dense" in objective.needs or train_dataset.teacher_top_p >= 1.0
-    steps_total = _total_steps(args, len(train_dataset))
     teacher = lru_cache(load_teacher) if load_teacher else None
-    rollouts: StudentRollouts | None = None
+    steps_total = _total_steps(args, len(train_dataset))
+    rollouts = None
+    if extras.on_policy is not None and teacher is not None:
+        rollouts = extras.on_policy.rollouts(model, teacher, tokenizer, train_dataset, directory / ROLLOUTS, seed)
     data: RolloutDataset | MixedDataset = train_dataset
-    mixture = Mixture(0.0)
-    if on_policy is not None and teacher is not None:
-        place, dtype, mixture = directory / ROLLOUTS, on_policy.dtype, on_policy.mixture
-        rollouts = StudentRollouts(model, teacher, tokenizer, train_dataset, place, on_policy.sampling, dtype, seed)
-    if rollouts is not None or corpus is not None:
-        data = MixedDataset(train_dataset, rollouts, mixture, steps_total, _examples_per_step(args), seed, corpus)
+    if rollouts is not None or extras.corpus is not None:
+        mixture = extras.on_policy.mixture if extras.on_policy else Mixture(0.0)
+        data = MixedDataset(train_dataset, rollouts, mixture, steps_total, _examples_per_step(args), seed, extras.corpus)
+    online = "dense" in objective.needs or train_dataset.teacher_top_p >= 1.0 or (extras.lm is not None and extras.lm.reads_teacher)
     trainer = DistillTrainer(
         student,
         args,
@@ -145,11 +163,16 @@ def train_student(
         data,
         eval_dataset,
         tokenizer,
-        teacher_model=teacher() if (online or (lm is not None and lm.reads_teacher)) and teacher else None,
-        target_tau=target_tau,
-        lm=lm,
+        teacher_model=teacher() if online and teacher else None,
+        target_tau=extras.target_tau,
+        lm=extras.lm,
         callbacks=[_MarkComplete()],
     )
+    if extras.early_stopping_patience is not None:
+        trainer.add_callback(EarlyStoppingCallback(extras.early_stopping_patience))
+    if extras.log_completions:
+        answered, trackers = (eval_dataset, extras.log_completions, extras.sampling), trainer.callback_handler.callbacks
+        trainer.add_callback(LogCompletions(student, tokenizer, *answered, directory / COMPLETIONS, trackers))
     trainer.remove_callback(PrinterCallback)
     rest = len(data) % _examples_per_step(args)
     if args.world_size > 1 and rest:
@@ -162,7 +185,7 @@ def train_student(
         trainer.add_callback(_ShowProgress(progress))
         trainer.train(resume_from_checkpoint=str(resume) if resume else None)
     metrics = trainer.evaluate() if eval_dataset is not None else {}
-    if peft is not None and merge:
+    if extras.peft is not None and extras.merge:
         student.lm = model.merge_and_unload()
     trainer.save_model(str(directory))
     history = {
@@ -174,7 +197,7 @@ def train_student(
     }
     if is_main_process():
         write_json(directory / LOG_FILE, history)
-        if not keep_checkpoints:
+        if not extras.keep_checkpoints:
             shutil.rmtree(checkpoints, ignore_errors=True)
     wait_for_everyone()
     return metrics

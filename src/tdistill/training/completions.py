@@ -1,0 +1,82 @@
+"""What the student writes while it trains: a few validation prompts answered at every validation, for eyes rather than for metrics."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.integrations import TensorBoardCallback, WandbCallback
+
+from tdistill.data.dataset import RolloutDataset
+from tdistill.head.student import StudentModel
+from tdistill.processes import is_main_process
+from tdistill.rollout.generate import Sampling, generate_batch
+
+COMPLETIONS = "completions.jsonl"
+
+
+class LogCompletions(TrainerCallback):
+    """Appends one line a prompt and validation to ``path``, and a table to TensorBoard or Weights & Biases where they are on.
+
+    Args:
+        student: being trained.
+        tokenizer: its own.
+        valid: whose first prompts are answered, the same noise every time, so that lines differ only by the student.
+        count: of prompts.
+        sampling: how they are answered.
+        path: a JSON-lines file.
+        trackers: the Trainer's callbacks.
+    """
+
+    def __init__(
+        self,
+        student: StudentModel,
+        tokenizer: PreTrainedTokenizerBase,
+        valid: RolloutDataset,
+        count: int,
+        sampling: Sampling,
+        path: Path,
+        trackers: Sequence[TrainerCallback] = (),
+    ):
+        self._student, self._tokenizer, self._sampling, self._path, self._trackers = student, tokenizer, sampling, path, trackers
+        self._prompts, self._eos = valid.prompts()[:count], valid.manifest.settings["eos_ids"]
+
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """As the Trainer calls it."""
+        if not is_main_process():
+            return
+        training = self._student.training
+        self._student.eval()
+        with torch.autocast(args.device.type, torch.bfloat16, enabled=args.bf16):
+            batch = [(prompt, 0) for prompt in self._prompts]
+            rows = generate_batch(self._student.lm, batch, self._sampling, self._eos, len(self._tokenizer))
+        self._student.train(training)
+        table = [
+            {
+                "step": state.global_step,
+                "prompt": self._tokenizer.decode(row.prompt.ids, skip_special_tokens=True),
+                "completion": self._tokenizer.decode(row.tokens, skip_special_tokens=True),
+                "finished": row.finished,
+            }
+            for row in rows
+        ]
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        with self._path.open("a", encoding="utf-8") as handle:
+            handle.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in table)
+        _show(table, state.global_step, self._trackers)
+
+
+def _show(table: Sequence[dict[str, Any]], step: int, callbacks: Sequence[TrainerCallback]) -> None:
+    for callback in callbacks:
+        if isinstance(callback, TensorBoardCallback) and callback.tb_writer is not None:
+            rows = "\n".join(f"| {_cell(r['prompt'])} | {_cell(r['completion'])} |" for r in table)
+            callback.tb_writer.add_text("completions", f"| prompt | completion |\n|---|---|\n{rows}", step)
+        if isinstance(callback, WandbCallback) and callback._wandb is not None and callback._wandb.run is not None:
+            columns = list(table[0])
+            callback._wandb.log({"completions": callback._wandb.Table(columns, [[r[c] for c in columns] for r in table])}, commit=False)
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", "<br>")
