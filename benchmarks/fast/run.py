@@ -1,0 +1,195 @@
+"""The fast bench on several cores: every seed is a process of `benchmarks/objectives.py` with one torch thread.
+
+`python benchmarks/fast/run.py --seeds 0-9 --workers 2 --rows runs/fast/rows.jsonl [--only NAME,…] [--rates FILE] [KEY=VALUE]...` trains and
+evaluates what `methods.yaml` lists, from the one SFT student and the one cache of `recipe.yaml`, and writes one row a method and seed with
+every prompt's scores, so that a bootstrap can pair prompts. What is there is kept: a killed bench goes on at the student that it was at.
+The seeds are of the order of the data (and of student roll-outs): start, cache and the noise of the answers are the same for all.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+HERE = Path(__file__).resolve().parent
+sys.path.append(str(HERE.parent))  # benchmarks/, where objectives.py lies
+
+import objectives as bench  # noqa: E402
+
+from tdistill.config import BaselineConfig, TrainConfig  # noqa: E402
+from tdistill.errors import ConfigError, OutputError  # noqa: E402
+from tdistill.evaluation.run import SCORES, read_scores  # noqa: E402
+from tdistill.files import write_jsonl  # noqa: E402
+from tdistill.models import find_model, model_fingerprint  # noqa: E402
+from tdistill.objectives import bind  # noqa: E402
+from tdistill.pipeline import Run  # noqa: E402
+from tdistill.progress import bar, say  # noqa: E402
+from tdistill.recipe import load_recipe  # noqa: E402
+from tdistill.stages.evaluate import protocol  # noqa: E402
+from tdistill.stages.train import start_directory  # noqa: E402
+
+POLL_SECONDS = 1.0
+# A worker's matmuls are small: a second thread would wait more than it works.
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+PREPARED = "sft"  # the last system that objectives.py evaluates before its first student
+
+
+class Bench:
+    """What is asked for, and where it lies."""
+
+    def __init__(self, options: argparse.Namespace):
+        self.options = options
+        self.run = Run(load_recipe(options.recipe, options.override))
+        read = TrainConfig(objective={"name": "nll"}, baselines=yaml.safe_load(options.methods.read_text(encoding="utf-8"))).baselines
+        methods = bench.at_rates(read, options.rates)
+        unknown = options.only - set(read)
+        if unknown:
+            raise ConfigError(f"{options.methods} lists no {', '.join(sorted(unknown))}. It has {', '.join(read)}.")
+        self.methods = {n: m for n, m in methods.items() if not options.only or n.partition("@")[0] in options.only}
+        self.root = self.run.root / "objectives" / bench.run_key(self.run)
+        self.evaluated = self.root / "evaluated" / f"{options.split}-{self.run.recipe.evaluation.num_generations}"
+
+    def units(self) -> list[tuple[str, int]]:
+        """Every method with every seed."""
+        return [(name, seed) for seed in self.options.seeds for name in self.methods]
+
+    def is_done(self, name: str, seed: int) -> bool:
+        """Trained and evaluated on the split."""
+        return (self.root / f"{name}-{seed}" / bench.TRAINED).exists() and self.has_scores(f"{name}-{seed}")
+
+    def has_scores(self, system: str) -> bool:
+        """Evaluated on the split."""
+        return (self.evaluated / SCORES / f"{system}.json").exists()
+
+    def arguments(self, method: BaselineConfig) -> dict[str, Any]:
+        """What ``TrainingArguments`` gets: the recipe's, then the method's own."""
+        return self.run.recipe.train.arguments | method.arguments
+
+
+def main() -> None:
+    asked = Bench(_options())
+    check_settings(asked)
+    try:
+        failed = work(asked)
+    finally:
+        rows = list(unit_rows(asked))
+        if asked.options.rows:
+            write_jsonl(asked.options.rows, rows)
+            say(f"{len(rows)} rows → {asked.options.rows}")
+    if rows:
+        print(bench.table(list(bench.rows(asked.root, asked.evaluated, asked.methods, protocol(asked.run, asked.options.split)))))
+    if failed:
+        raise OutputError(f"Seeds {failed} stopped early: their logs lie beside {log_path(asked, failed[0])}. Run again to go on.")
+
+
+def check_settings(asked: Bench) -> None:
+    """A student is found by name and seed: one of the same name, trained by other settings, must not pass for it.
+
+    Raises:
+        ConfigError: there is one.
+    """
+    for row in unit_rows(asked):
+        method = asked.methods[row["method"]]
+        own = method.on_policy and method.on_policy.model_dump()
+        wanted = (bind(method.objective).describe(), asked.arguments(method), own)
+        if (row["objective"], row["arguments"], row["on_policy"]) != wanted:
+            where = asked.root / f"{row['method']}-{row['seed']}"
+            raise ConfigError(f"{where} was trained by other settings ({row['objective']}): remove it and its scores, or rename the method.")
+
+
+def work(asked: Bench) -> list[int]:
+    """Run a process a seed, ``--workers`` at once; returns the seeds whose process failed.
+
+    The first starts alone until roll-outs, SFT student and what comes before the first method are there: two would write the same files.
+    """
+    todo = [s for s in asked.options.seeds if not all(asked.is_done(n, s) for n in asked.methods)]
+    running: dict[int, subprocess.Popen[bytes]] = {}
+    failed: list[int] = []
+    seen = _count_done(asked)
+    with bar("method × seed", len(asked.units()), "students", seen) as progress:
+        try:
+            while todo or running:
+                room = asked.options.workers if asked.has_scores(PREPARED) else 1
+                while todo and len(running) < room:
+                    seed = todo.pop(0)
+                    running[seed] = start(asked, seed)
+                time.sleep(POLL_SECONDS)
+                for seed in [s for s, process in running.items() if process.poll() is not None]:
+                    failed += [seed] if running.pop(seed).returncode else []
+                now = _count_done(asked)
+                progress.advance(now - seen)
+                seen = now
+        finally:
+            for process in running.values():
+                process.terminate()
+    return failed
+
+
+def _count_done(asked: Bench) -> int:
+    return sum(asked.is_done(*unit) for unit in asked.units())
+
+
+def log_path(asked: Bench, seed: int) -> Path:
+    """What the process of a seed says."""
+    return asked.root / f"seed-{seed}.log"
+
+
+def start(asked: Bench, seed: int) -> "subprocess.Popen[bytes]":
+    """`objectives.py` for one seed, its words in a file: bars of several processes would write over each other."""
+    o = asked.options
+    command = [sys.executable, bench.__file__, o.recipe, *o.override, "--methods", o.methods, "--split", o.split, "--seeds", seed]
+    command += ["--only", ",".join(sorted(o.only))] if o.only else []
+    command += ["--rates", o.rates] if o.rates else []
+    asked.root.mkdir(parents=True, exist_ok=True)
+    with log_path(asked, seed).open("wb") as log:
+        return subprocess.Popen([str(c) for c in command], stdout=log, stderr=log, env={**os.environ, **ONE_THREAD})
+
+
+def unit_rows(asked: Bench) -> Iterator[dict[str, Any]]:
+    """One row a method and seed that is there: objectives.py's, with every prompt's scores and what it started from."""
+    done = {f"{name}-{seed}": (name, seed) for name, seed in asked.units() if asked.is_done(name, seed)}
+    if not done:
+        return
+    shared = protocol(asked.run, asked.options.split)
+    common = {
+        "recipe": asked.run.recipe.model_dump(),
+        "split": asked.options.split,
+        "protocol": shared.describe(),
+        "sft_fingerprint": model_fingerprint(find_model(str(start_directory(asked.run)))),
+    }
+    for row in bench.rows(asked.root, asked.evaluated, asked.methods, shared):
+        if row.get("system") in done:
+            yield {"on_policy": None} | row | common | {"scores": read_scores(asked.evaluated, row["system"])["scores"]}
+
+
+def _seeds(text: str) -> list[int]:
+    """ "0-2,7" → 0, 1, 2, 7."""
+    found: list[int] = []
+    for part in text.split(","):
+        first, _, last = part.partition("-")
+        found += range(int(first), int(last or first) + 1)
+    return found
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("override", nargs="*", help="KEY.SUB=VALUE of the recipe")
+    parser.add_argument("--recipe", type=Path, default=HERE / "recipe.yaml")
+    parser.add_argument("--methods", type=Path, default=HERE / "methods.yaml")
+    parser.add_argument("--only", type=lambda s: {n for n in s.split(",") if n}, default=set(), help="comma-separated names")
+    parser.add_argument("--seeds", type=_seeds, default=_seeds("0-9"), help="such as 0-9 or 3,5")
+    parser.add_argument("--workers", type=int, default=2, help="processes at once")
+    parser.add_argument("--split", choices=("valid", "test"), default="valid")
+    parser.add_argument("--rates", help="as for objectives.py")
+    parser.add_argument("--rows", type=Path, help="write the rows here")
+    return parser.parse_intermixed_args()
+
+
+if __name__ == "__main__":
+    main()
