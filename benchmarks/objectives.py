@@ -36,6 +36,7 @@ from tdistill.stages.models import load_teacher, student_tokenizer
 from tdistill.stages.rollout import cache
 from tdistill.stages.train import on_policy, start_directory
 from tdistill.training.run import Extras, read_history, train_student
+from tdistill.training.value import ValueSettings
 
 BASELINE, TRAINED = "sft_continued", "trained.json"
 
@@ -74,9 +75,13 @@ def main() -> None:
                     seed,
                     directory.name,
                     partial(load_teacher, run),
-                    extras=Extras(on_policy(own, run.recipe.teacher.dtype), run.recipe.train.target_tau),
+                    extras=Extras(
+                        on_policy(own, run.recipe.teacher.dtype),
+                        ValueSettings(**(methods[name].value or run.recipe.train.value).model_dump()),
+                    ),
                 )
                 record = {"seconds": time.perf_counter() - started, "arguments": arguments, "on_policy": own and own.model_dump()}
+                record["value"] = (methods[name].value or run.recipe.train.value).model_dump()
                 write_json(directory / TRAINED, record | {"provenance": provenance(run.recipe)})
             found = EvaluatedSystem(directory.name, objective.describe(), partial(load, find_model(str(directory))))
             evaluate_systems([found], teacher, shared, scores)

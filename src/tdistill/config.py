@@ -110,6 +110,14 @@ class LmConfig(Strict):
     window: int = Field(256, ge=2, description="tokens")
 
 
+class ValueConfig(Strict):
+    """How the value head learns, for objectives that have one, and how fast a target network follows."""
+
+    learning_rate: float | None = Field(None, gt=0, description="of the value head; by default the student's")
+    warmup_steps: int = Field(0, ge=0, description="first steps in which the value head alone learns")
+    target_tau: float = Field(0.005, gt=0, le=1, description="Polyak rate, for objectives with target_network: true")
+
+
 class PeftConfig(Strict):
     """LoRA: the student's weights stay, adapters are trained."""
 
@@ -131,6 +139,7 @@ class BaselineConfig(Strict):
     objective: dict[str, Any] | list[dict[str, Any]] = Field(description="name and arguments, or a weighted list")
     arguments: dict[str, Any] = Field(default={}, description="what differs from train.arguments, such as a learning rate of its own")
     on_policy: OnPolicyConfig | None = Field(None, description="own student roll-outs; by default train.on_policy")
+    value: ValueConfig | None = Field(None, description="own settings of the value head; by default train.value")
 
 
 class TrainConfig(Strict):
@@ -143,7 +152,7 @@ class TrainConfig(Strict):
     origins: list[Literal["teacher", "human"]] = Field(default=["teacher"], min_length=1, max_length=1)
     on_policy: OnPolicyConfig | None = Field(None, description="mix in the student's own roll-outs")
     lm: LmConfig | None = Field(None, description="add language modelling on a corpus")
-    target_tau: float = Field(0.005, gt=0, le=1, description="how fast the target network follows, for objectives with target_network: true")
+    value: ValueConfig = ValueConfig()
     peft: PeftConfig | None = Field(None, description="train LoRA adapters")
     monitor: MonitorConfig = MonitorConfig()
     arguments: dict[str, Any] = Field(default={}, description="passed to transformers.TrainingArguments")

@@ -21,6 +21,7 @@ from tdistill.rollout.run import Capture, roll_out
 from tdistill.training.on_policy import StudentRollouts, StudentSampling
 from tdistill.training.run import Extras, OnPolicy, read_history, train_student, training_arguments
 from tdistill.training.trainer import DistillTrainer
+from tdistill.training.value import ValueSettings
 
 N_PROMPTS = 10
 
@@ -128,7 +129,19 @@ def test_a_round_records_who_wrote_and_what_the_teacher_thinks(
 def train(directory: Path, start: Path, objective: BoundObjective, expert: RolloutDataset, tokenizer: Any, teacher: Any) -> None:
     on_policy = OnPolicy(Mixture(0.5, refresh_steps=2), StudentSampling(), torch.float32)
     arguments = {"max_steps": 6, "eval_steps": 2, "save_steps": 2, "logging_steps": 1, "learning_rate": 1e-2, "per_device_train_batch_size": 4}
-    train_student(start, directory, objective, expert, expert, tokenizer, arguments, 3, "t", lambda: teacher, Extras(on_policy, 0.2))
+    train_student(
+        start,
+        directory,
+        objective,
+        expert,
+        expert,
+        tokenizer,
+        arguments,
+        3,
+        "t",
+        lambda: teacher,
+        Extras(on_policy, ValueSettings(target_tau=0.2)),
+    )
 
 
 def interrupted(objective: BoundObjective, calls: int) -> BoundObjective:

@@ -22,6 +22,7 @@ from tdistill.stages.rollout import cache, content_hash
 from tdistill.training.language_modelling import LanguageModelling
 from tdistill.training.on_policy import StudentSampling
 from tdistill.training.run import Extras, OnPolicy, train_student
+from tdistill.training.value import ValueSettings
 
 DONE = "done.json"  # written last by a student of the train stage
 
@@ -85,7 +86,7 @@ def training_extras(run: Run, config: TrainConfig, system: BaselineConfig, token
     length = protocol.max_completion_length or run.recipe.rollout.max_completion_length
     return Extras(
         on_policy=on_policy(system.on_policy or config.on_policy, run.recipe.teacher.dtype),
-        target_tau=config.target_tau,
+        value=ValueSettings(**(system.value or config.value).model_dump()),
         lm=LanguageModelling(lm.lm_coef, lm.kd_ratio) if lm else None,
         corpus=PackedCorpus(lm.corpus, tokenizer, lm.window) if lm else None,
         peft=config.peft.lora if config.peft else None,

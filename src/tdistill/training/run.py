@@ -30,11 +30,12 @@ from tdistill.objectives import BoundObjective
 from tdistill.processes import is_main_process, wait_for_everyone
 from tdistill.progress import bar, say
 from tdistill.rollout.generate import Sampling
+from tdistill.training.clock import Clock
 from tdistill.training.completions import COMPLETIONS, LogCompletions
 from tdistill.training.language_modelling import LanguageModelling
 from tdistill.training.on_policy import StudentRollouts, StudentSampling
-from tdistill.training.target import TARGET_TAU
 from tdistill.training.trainer import DistillTrainer
+from tdistill.training.value import ValueSettings
 
 CHECKPOINTS, ROLLOUTS, LOG_FILE = "checkpoints", "rollouts", "log_history.json"
 # Written last into a checkpoint: one without it was cut short and is not resumed from.
@@ -62,7 +63,7 @@ class Extras:
     """What a training run may have beside its objective."""
 
     on_policy: "OnPolicy | None" = None  # the student's own roll-outs; they lie in ``rollouts`` below the student's directory
-    target_tau: float = TARGET_TAU  # of the target network, for objectives that have one
+    value: ValueSettings = field(default_factory=ValueSettings)  # of the value head and the target network
     lm: LanguageModelling | None = None  # the language-modelling term, on windows of ``corpus``
     corpus: PackedCorpus | None = None
     peft: dict[str, Any] | None = None  # train LoRA adapters, by these arguments of ``peft.LoraConfig``
@@ -164,9 +165,9 @@ def train_student(
         eval_dataset,
         tokenizer,
         teacher_model=teacher() if online and teacher else None,
-        target_tau=extras.target_tau,
+        value=extras.value,
         lm=extras.lm,
-        callbacks=[_MarkComplete()],
+        callbacks=[Clock(), _MarkComplete()],
     )
     if extras.early_stopping_patience is not None:
         trainer.add_callback(EarlyStoppingCallback(extras.early_stopping_patience))

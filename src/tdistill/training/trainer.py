@@ -20,7 +20,8 @@ from tdistill.training.batch import build_steps, student_inputs, teacher_online
 from tdistill.training.language_modelling import LanguageModelling, window_losses
 from tdistill.training.metrics import MetricSums, overlap_ratio, support_metrics
 from tdistill.training.on_policy import check_in_order
-from tdistill.training.target import TARGET_TAU, FollowStudent, TargetNetwork
+from tdistill.training.target import FollowStudent, TargetNetwork
+from tdistill.training.value import ValueSettings, ValueWarmup, own_rate
 
 # What every run is validated by, whatever it trains on: comparable across objectives.
 VALIDATION = {"nll": bind("nll"), "forward_kl": bind("forward_kl"), "reverse_kl": bind("reverse_kl")}
@@ -38,7 +39,7 @@ class DistillTrainer(Trainer):
         processing_class: the tokenizer; saved with checkpoints, and its length is the vocabulary size.
         teacher_model: needed if the objective or a data set with p = 1 wants every logit; never under autograd.
         lm: the language-modelling term, on the windows that a ``MixedDataset`` with a corpus adds.
-        target_tau: how fast the target network follows the student, for objectives with ``target_network=True``.
+        value: how the value head learns, and how fast a target network follows.
 
     Raises:
         ConfigError: the objective needs what model, teacher or data do not offer.
@@ -56,7 +57,7 @@ class DistillTrainer(Trainer):
         eval_dataset: RolloutDataset | None = None,
         processing_class: Any = None,
         teacher_model: PreTrainedModel | None = None,
-        target_tau: float = TARGET_TAU,
+        value: ValueSettings | None = None,
         lm: LanguageModelling | None = None,
         **kwargs: Any,
     ):
@@ -92,7 +93,10 @@ class DistillTrainer(Trainer):
         )
         # Makes the Trainer count the labels over all micro-batches and processes of a step.
         self.model_accepts_loss_kwargs = True
-        self.target = self._make_target(target_tau) if "target" in objective.needs else None
+        self.value = value or ValueSettings()
+        self.target = self._make_target(self.value.target_tau) if "target" in objective.needs else None
+        if student.value_head is not None and self.value.warmup_steps:
+            self.add_callback(ValueWarmup(student.lm, self.value.warmup_steps))
         self.teacher_model = teacher_model.to(self.args.device).requires_grad_(False).eval() if teacher_model is not None else None
 
     def _make_target(self, tau: float) -> TargetNetwork:
@@ -101,6 +105,15 @@ class DistillTrainer(Trainer):
         target = TargetNetwork(self.model, tau)
         self.add_callback(FollowStudent(target, lambda: self.accelerator.unwrap_model(self.model)))
         return target
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """As the Trainer's, with the value head's own learning rate."""
+        is_new = self.optimizer is None
+        optimizer = super().create_optimizer(model)
+        head = self.accelerator.unwrap_model(model if model is not None else self.model).value_head
+        if is_new and head is not None and self.value.learning_rate is not None:
+            own_rate(optimizer, list(head.parameters()), self.value.learning_rate)
+        return optimizer
 
     def compute_loss(
         self,

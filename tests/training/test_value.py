@@ -1,0 +1,54 @@
+"""The value head's own learning rate and its head start."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tdistill.cli import main
+from tdistill.head.student import StudentModel
+from tdistill.models import find_model, load_model
+from tdistill.pipeline import Run
+from tdistill.prune import prune_layers
+from tdistill.recipe import load_recipe
+from tdistill.training.value import own_rate
+
+
+def test_a_group_of_its_own(tiny_teacher: Path) -> None:
+    student = StudentModel(prune_layers(load_model(find_model(str(tiny_teacher))), [0]), value_head=True)
+    optimizer = torch.optim.AdamW(student.parameters(), lr=1e-4, weight_decay=0.1)
+    count = sum(len(g["params"]) for g in optimizer.param_groups)
+    own_rate(optimizer, list(student.value_head.parameters()), 0.5)
+    assert [g["lr"] for g in optimizer.param_groups] == [1e-4, 0.5]
+    assert sum(len(g["params"]) for g in optimizer.param_groups) == count
+    assert len(optimizer.param_groups[1]["params"]) == 2
+
+
+def trained(recipe: Path, monkeypatch: pytest.MonkeyPatch, *overrides: str) -> tuple[Any, Any, torch.Tensor]:
+    """Start, student, and the value head's weight."""
+    from safetensors.torch import load_file
+
+    for stage in ("rollout", "sft", "train"):
+        monkeypatch.setattr("sys.argv", ["tdistill", stage, str(recipe), *overrides])
+        with pytest.raises(SystemExit) as stop:
+            main()
+        assert not stop.value.code
+    run = Run(load_recipe(recipe, list(overrides)))
+    directory = run.directory("train") / "distilled"
+    head = load_file(directory / "value_head.safetensors")["weight"]
+    return load_model(find_model(str(run.directory("sft")))), load_model(find_model(str(directory))), head
+
+
+def test_a_head_start_leaves_the_student_alone(tiny_recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    common = [
+        "train.objective={name: actor_critic}",
+        "train.baselines={}",
+        "train.arguments={max_steps: 3, eval_strategy: 'no', save_strategy: 'no', learning_rate: 1e-3, weight_decay: 0.1}",
+    ]
+    start, student, head = trained(tiny_recipe, monkeypatch, *common, "train.value={warmup_steps: 3, learning_rate: 1e-2}")
+    for a, b in zip(start.parameters(), student.parameters(), strict=True):
+        assert torch.equal(a, b)
+    assert head.abs().max() > 5e-3
+    _, moved, _ = trained(tiny_recipe, monkeypatch, *common, "train.value={warmup_steps: 2}")
+    assert not torch.equal(moved.lm_head.weight, start.lm_head.weight)
