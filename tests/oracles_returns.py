@@ -151,11 +151,13 @@ def actor_critic(
     lambda_: float = 1.0,
     rho_max: float = 1.0,
     value_coef: float = 0.5,
+    center: str = "none",
     support: str = "tail",
 ) -> list[CriticStep]:
     """KL − γρ(Ĝ_{t+1} − u)log π(a) + value_coef·½(u − û)², where Ĝ and û are plain numbers."""
     divergence = oracles.reverse_kl(response, support=support)
     nll, n = oracles.taken_nll(response), len(response)
+    level = sum(d.item() for d in divergence) / n if center == "response" else 0.0
     acts = [t + 1 < n or response.finished for t in range(n)]
     rho = [min(rho_max, 1.0 if math.isnan(mu) else math.exp(min(-cost.item() - mu, 700.0))) for cost, mu in zip(nll, behaviour, strict=True)]
 
@@ -165,7 +167,7 @@ def actor_critic(
             return 0.0
         u = response.value[t].item()
         excess = lambda_ * rho[t] * (value_return(t + 1) - u) if acts[t] else 0.0
-        return -divergence[t].item() + gamma * (u + excess)
+        return level - divergence[t].item() + gamma * (u + excess)
 
     steps = []
     for t in range(n):

@@ -115,6 +115,7 @@ class ValueConfig(Strict):
 
     learning_rate: float | None = Field(None, gt=0, description="of the value head; by default the student's")
     warmup_steps: int = Field(0, ge=0, description="first steps in which the value head alone learns")
+    detach: bool = Field(False, description="the value head's loss does not move the language model")
     target_tau: float = Field(0.005, gt=0, le=1, description="Polyak rate, for objectives with target_network: true")
 
 

@@ -49,6 +49,26 @@ def test_equals_the_oracle(world: builders.World, knobs: dict[str, Any]) -> None
     builders.assert_equals_oracle(world, bind("actor_critic", value_coef=0.3, **knobs), oracle(world, value_coef=0.3, **knobs))
 
 
+@pytest.mark.parametrize("gamma", [0.0, 0.9, 1.0])
+@pytest.mark.parametrize("support", SUPPORTS)
+def test_centred_equals_the_oracle(world: builders.World, support: str, gamma: float) -> None:
+    knobs = {"gamma": gamma, "lambda_": 0.6, "support": support, "center": "response"}
+    builders.assert_equals_oracle(world, bind("actor_critic", **knobs), oracle(world, **knobs))
+
+
+def test_centred_ending_early_saves_nothing() -> None:
+    """Under equal divergences at every step all centred returns are 0, and the long-term term with them."""
+    made = builders.make_world(seed=3, lengths=(4,), finished=(True,), p=1.0)
+    made.logits.data.copy_(made.logits[:, :1].expand(1, 4, -1).clone())
+    made = replace(made, teacher_logp=made.teacher_logp[:, :1].expand(1, 4, -1).clone())
+    made.value.data.zero_()
+    kl = builders.loss_and_grads(made, bind("reverse_kl"))
+    centred, total = (builders.loss_and_grads(made, bind("actor_critic", gamma=1.0, value_coef=0.0, center=c)) for c in ("response", "none"))
+    torch.testing.assert_close(centred[0], kl[0])
+    torch.testing.assert_close(centred[1], kl[1])
+    assert ((total[0] - kl[0])[0, :3].abs() > 1e-3).all()
+
+
 @pytest.mark.parametrize("support", SUPPORTS)
 def test_equals_the_oracle_in_float32(world: builders.World, support: str) -> None:
     knobs = {"gamma": 0.9, "lambda_": 0.6, "support": support}

@@ -52,3 +52,14 @@ def test_a_head_start_leaves_the_student_alone(tiny_recipe: Path, monkeypatch: p
     assert head.abs().max() > 5e-3
     _, moved, _ = trained(tiny_recipe, monkeypatch, *common, "train.value={warmup_steps: 2}")
     assert not torch.equal(moved.lm_head.weight, start.lm_head.weight)
+
+
+@pytest.mark.parametrize("detach", [False, True])
+def test_a_detached_head_moves_nothing_but_itself(detach: bool, tiny_teacher: Path) -> None:
+    student = StudentModel(prune_layers(load_model(find_model(str(tiny_teacher))), [0]), value_head=True, detach_value=detach)
+    torch.nn.init.ones_(student.value_head.weight)
+    ids = torch.randint(250, (1, 6))
+    out = student(ids, torch.ones_like(ids), ids[:, 2:], needs=frozenset({"value"}))
+    out["value_t"].square().sum().backward()
+    assert student.value_head.weight.grad.abs().sum() > 0
+    assert (student.lm.model.embed_tokens.weight.grad is None) is detach

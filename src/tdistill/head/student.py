@@ -24,10 +24,12 @@ class StudentModel(nn.Module):
     every architecture's own head, with its scaling and soft caps, is used as it is.
     """
 
-    def __init__(self, lm: PreTrainedModel, value_head: bool = False):
+    def __init__(self, lm: PreTrainedModel, value_head: bool = False, detach_value: bool = False):
         super().__init__()
+        self.detach_value = detach_value  # the value head reads the hidden states without moving them
         self.lm = lm
-        self.value_head = nn.Linear(lm.config.get_text_config().hidden_size, 1) if value_head else None
+        # The last hidden state is as wide as the head reads, which in OPT-350M is half of hidden_size.
+        self.value_head = nn.Linear(lm.get_output_embeddings().weight.shape[-1], 1) if value_head else None
         if self.value_head is not None:
             nn.init.zeros_(self.value_head.weight)  # v ≡ 0 is the value of a soft-optimal policy: start there
             nn.init.zeros_(self.value_head.bias)
@@ -76,7 +78,7 @@ class StudentModel(nn.Module):
         if hidden is not None:
             if self.value_head is None:
                 raise ModelError("The objective needs a value head: build the student with StudentModel(lm, value_head=True).")
-            out["value_t"] = self.value_head(hidden.float()).squeeze(-1)
+            out["value_t"] = self.value_head((hidden.detach() if self.detach_value else hidden).float()).squeeze(-1)
         if "dense" in needs:
             out["logits_t"] = logits
         if diagnostics:

@@ -18,11 +18,13 @@ class ValueSettings:
         learning_rate: of the value head; None is the student's. The schedule is the same.
         warmup_steps: first steps in which the value head alone learns. It starts at 0, and until it has learnt the level of
             the returns, an advantage measured from it says that every token was a bad one.
+        detach: the head reads the hidden states without gradient: its loss does not move the language model.
         target_tau: how fast a target network follows the student.
     """
 
     learning_rate: float | None = None
     warmup_steps: int = 0
+    detach: bool = False
     target_tau: float = TARGET_TAU
 
 
