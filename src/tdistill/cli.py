@@ -91,6 +91,68 @@ def sample(
 
 
 @app.command()
+def judge(
+    answers_a: Annotated[Path, typer.Argument(help="a system's answers: evaluate/KEY/answers/NAME.jsonl")],
+    answers_b: Annotated[Path, typer.Argument(help="another's, to the same prompts")],
+    base_url: Annotated[str, typer.Option(help="of an OpenAI-compatible server, e.g. http://localhost:8000/v1")],
+    model: Annotated[str, typer.Option(help="the judge, as the server names it")],
+    output: Annotated[Path | None, typer.Option(help="summary, .json; verdicts go beside it. Default runs/judge/A-vs-B-KEY.json")] = None,
+    prompts: Annotated[str | None, typer.Option(help="what was answered. Default: the test prompts of the evaluation's recipe")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="prompts to judge. Default: all")] = None,
+    max_tokens: Annotated[int, typer.Option(min=1, help="of a reply; a reasoning judge needs more")] = 512,
+    price_per_million_input: Annotated[float | None, typer.Option(min=0, help="tokens, to show the cost")] = None,
+    price_per_million_output: Annotated[float | None, typer.Option(min=0, help="tokens, to show the cost")] = None,
+    concurrency: Annotated[int, typer.Option(min=1, help="requests at once")] = 4,
+    timeout: Annotated[float, typer.Option(min=0.1, help="seconds for a reply")] = 120.0,
+    api_key_env: Annotated[str, typer.Option(help="the environment variable that holds the key")] = "OPENAI_API_KEY",
+    yes: Annotated[bool, typer.Option("--yes", help="send without asking")] = False,
+) -> None:
+    """Let a judge model compare two systems' answers, in both orders: win rate and position bias."""
+    from rich.console import Console
+
+    from tdistill.evaluation.judge import JudgeSettings, Judging
+    from tdistill.progress import say
+    from tdistill.report.tables import to_rich
+
+    prices = price_per_million_input, price_per_million_output
+    settings = JudgeSettings(base_url, model, output, prompts, limit, max_tokens, *prices, concurrency, timeout, api_key_env)
+    judging = Judging(answers_a, answers_b, settings)
+    say(judging.plan())
+    if judging.to_ask and not yes:
+        if not sys.stdin.isatty():
+            raise TdistillError("Nothing was sent: there is no terminal to agree on. Give --yes to send the requests above.")
+        typer.confirm("Send them?", abort=True, err=True)
+    summary, console = judging.run(), Console()
+    console.print(to_rich(judging.table(summary)))
+    console.print(f"summary: {judging.output}\nverdicts: {judging.journal.path}", soft_wrap=True, highlight=False)
+    if summary.unanswered:
+        say(f"{summary.unanswered} requests got no reply, and their pairs are left out: the same command asks for them again.")
+
+
+@app.command()
+def compare(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="output directories of `tdistill run`, or RUN/evaluate/KEY")],
+    output: Annotated[Path, typer.Option(help="where the pages go")] = Path("runs/compare"),
+    baseline: Annotated[str | None, typer.Option(help="what differences are taken to. Default: sft_continued, where it is")] = None,
+) -> None:
+    """Compare the methods of finished runs, pooled over seeds: quality by time, tokens and steps."""
+    from rich.console import Console
+
+    from tdistill.compare.pages import write
+    from tdistill.compare.run import compare as compare_runs
+    from tdistill.compare.table import for_terminal
+    from tdistill.report.tables import to_rich
+
+    comparison, console = compare_runs(runs, baseline), Console()
+    markdown, page = write(comparison, output)
+    for table in for_terminal(comparison.methods, comparison.quality):
+        console.print(to_rich(table))
+    for note in comparison.notes:
+        console.print(f"Note: {note}", soft_wrap=True, highlight=False, markup=False)
+    console.print(f"\npage: {page}\n      {markdown}", soft_wrap=True, highlight=False, markup=False)
+
+
+@app.command()
 def theory(
     output_dir: Annotated[Path, typer.Argument(metavar="[OUTPUT_DIR]", help="where the report goes")] = Path("runs/theory"),
     instances: Annotated[int, typer.Option(min=1, help="random MDPs on which the propositions are checked")] = 20_000,

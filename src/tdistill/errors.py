@@ -36,6 +36,10 @@ class NonFiniteLossError(TrainingError):
     """The loss or its gradient stopped being a number."""
 
 
+class JudgeError(TdistillError):
+    """A judge's endpoint refuses, can't be reached, or speaks another protocol."""
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """Return ``" Did you mean 'x'?"`` for the known name closest to ``name``, else the list of known names."""
     known = sorted(known)

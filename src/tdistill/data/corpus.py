@@ -61,7 +61,7 @@ def read_documents(source: str) -> Iterator[str]:
     if ".jsonl" not in path.suffixes:
         yield from (part.strip() for part in text.split("\n\n") if part.strip())
         return
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             try:
                 yield json.loads(line)["text"]

@@ -1,0 +1,59 @@
+"""Verdicts as JSON lines, each on the disk as soon as it is there, so that a judge that was stopped goes on where it was."""
+
+import json
+import os
+import threading
+from pathlib import Path
+from typing import Any
+
+from tdistill.errors import DataError, OutputError
+from tdistill.evaluation.judge_pairs import read_json_lines
+from tdistill.evaluation.judge_score import CUT_OFF
+
+COLUMNS = ("key", "verdict", "failure", "served_model", "max_tokens", "options")
+
+
+class Journal:
+    """The rows of a file by their ``key``; threads may share it.
+
+    Raises:
+        DataError: the file holds something else.
+        OutputError: it can't be written.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._lock = threading.Lock()
+        self.rows: dict[str, dict[str, Any]] = {}
+        if not path.exists():
+            return
+        try:
+            content = path.read_bytes()
+            whole = content.rfind(b"\n") + 1  # a kill may have left a part of the last line
+            rows = read_json_lines(path, COLUMNS, content[:whole])
+        except DataError as error:
+            raise DataError(f"{error} Verdicts would be added to this file: choose another --output, or repair it.") from error
+        except OSError as error:
+            raise OutputError(f"Can't read {path}: {error.strerror}.") from error
+        if content and not rows:
+            raise DataError(f"{path} holds no whole line: choose another --output, or remove it.")
+        if whole < len(content):
+            os.truncate(path, whole)
+        self.rows = {row["key"]: row for row in rows}
+
+    def answers(self, key: str, max_tokens: int) -> bool:
+        """Whether a question need not be asked: it has a reply, and not one that was cut off at fewer tokens than now allowed."""
+        row = self.rows.get(key)
+        return row is not None and not (row["failure"] == CUT_OFF and row["max_tokens"] < max_tokens)
+
+    def append(self, row: dict[str, Any]) -> None:
+        """Add a row, and return when it is on the disk."""
+        line = json.dumps(row, sort_keys=True, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"
+        try:
+            with self._lock, self.path.open("ab") as handle:
+                handle.write(line)
+                handle.flush()
+                os.fsync(handle.fileno())
+        except OSError as error:
+            raise OutputError(f"Can't write to {self.path}: {error.strerror}. What is in it is kept; run again to go on.") from error
+        self.rows[row["key"]] = row

@@ -1,0 +1,113 @@
+"""What a judge will cost, and what it said: the summary's JSON and its table."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Self
+
+from tdistill.evaluation.judge_score import Summary
+from tdistill.report.data import Estimate
+from tdistill.report.tables import MISSING, Cell, Table, format_estimate, format_number, transposed
+
+BYTES_PER_TOKEN = 4  # of UTF-8: a rule of thumb for English, and not far off elsewhere
+MILLION = 1_000_000
+PERCENT = 100.0
+RESULT = "win_rate_of_a"  # the key by which a summary is known
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Tokens, and money where prices are known (in whatever currency they are in)."""
+
+    input_tokens: int
+    output_tokens: int
+    money: float | None
+
+    @classmethod
+    def of(cls, input_tokens: int, output_tokens: int, price_input: float | None, price_output: float | None) -> Self:
+        """Tokens times prices per million."""
+        known = price_input is not None and price_output is not None
+        money = (input_tokens * (price_input or 0.0) + output_tokens * (price_output or 0.0)) / MILLION if known else None
+        return cls(input_tokens, output_tokens, money)
+
+    @classmethod
+    def estimated(cls, contents: Sequence[str], max_tokens: int, price_input: float | None, price_output: float | None) -> Self:
+        """Before asking: the input by its bytes, the output at its limit."""
+        input_tokens = sum(math.ceil(len(c.encode()) / BYTES_PER_TOKEN) for c in contents)
+        return cls.of(input_tokens, max_tokens * len(contents), price_input, price_output)
+
+    @classmethod
+    def reported(cls, rows: Iterable[Mapping[str, Any]], price_input: float | None, price_output: float | None) -> Self:
+        """Afterwards: what the server counted, where it does."""
+        counts = [(row.get("prompt_tokens") or 0, row.get("completion_tokens") or 0) for row in rows]
+        return cls.of(sum(i for i, _ in counts), sum(o for _, o in counts), price_input, price_output)
+
+    def lines(self) -> list[str]:
+        """The estimate, for people who are to agree to it."""
+        tokens = (
+            f"tokens    about {self.input_tokens:,} in (estimated at {BYTES_PER_TOKEN} bytes a token), "
+            f"at most {self.output_tokens:,} out (the limit of each reply)"
+        )
+        money = "cost      unknown: no prices given" if self.money is None else f"cost      at most about {money_text(self.money)}"
+        return [tokens, money]
+
+
+def money_text(money: float) -> str:
+    """In the unit of the prices."""
+    return f"{format_number(money)} (in the currency of the prices)"
+
+
+def result_json(summary: Summary, cost: Cost) -> dict[str, Any]:
+    """The numbers of a summary, None where there is none."""
+    rate = summary.win_rate
+    return {
+        RESULT: {"mean": finite(rate.mean), "stderr": finite(rate.stderr), "prompts": rate.n, "interval_95": summary.interval},
+        "pairs": {
+            "counted": summary.pairs,
+            "wins": summary.wins,
+            "ties": summary.ties,
+            "losses": summary.losses,
+            "left_out": summary.pairs_left_out,
+        },
+        "position": {
+            "inconsistent_pairs": finite(summary.inconsistent_share),
+            "same_position_pairs": finite(summary.same_position_share),
+            "first_position_wins": finite(summary.first_position_share),
+        },
+        "replies": {"without_verdict": summary.failures, "unanswered": summary.unanswered},
+        "cost": asdict(cost),
+    }
+
+
+def finite(value: float) -> float | None:
+    """JSON has no NaN."""
+    return value if math.isfinite(value) else None
+
+
+def summary_table(title: str, model: str, summary: Summary, cost: Cost) -> Table:
+    """One comparison, a line a number."""
+    rate = Estimate(PERCENT * summary.win_rate.mean, PERCENT * summary.win_rate.stderr, summary.win_rate.n)
+    values = {
+        "": title,
+        "win rate": f"{format_estimate(rate)} %",
+        "95 % interval": " to ".join(map(_percent, summary.interval)) if summary.interval else MISSING,
+        "wins / ties / losses": f"{summary.wins} / {summary.ties} / {summary.losses}",
+        "pairs (prompts)": f"{summary.pairs} ({summary.win_rate.n})",
+        "pairs left out": str(summary.pairs_left_out),
+        "replies without a verdict": ", ".join(f"{n} {reason}" for reason, n in summary.failures.items()) or "0",
+        "requests without a reply": str(summary.unanswered),
+        "pairs whose orders disagree": _percent(summary.inconsistent_share),
+        "… by the same place chosen twice": _percent(summary.same_position_share),
+        "decisions for the first place": _percent(summary.first_position_share),
+        "tokens in / out": f"{cost.input_tokens:,} / {cost.output_tokens:,}",
+        "cost": MISSING if cost.money is None else money_text(cost.money),
+    }
+    caption = (
+        f"Judge: {model}. Both orders of a pair are averaged, a tie counts ½; ± is one standard error over prompts, the interval a "
+        "bootstrap over prompts. Without position bias the first place gets half of the decisions."
+    )
+    return transposed(Table(caption, list(values), [[Cell(v) for v in values.values()]], ["right"] * len(values)))
+
+
+def _percent(part: float) -> str:
+    return f"{format_number(PERCENT * part, 1)} %" if math.isfinite(part) else MISSING
