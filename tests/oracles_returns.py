@@ -151,13 +151,13 @@ def actor_critic(
     lambda_: float = 1.0,
     rho_max: float = 1.0,
     value_coef: float = 0.5,
-    center: str = "none",
+    center: float = 0.0,
     support: str = "tail",
 ) -> list[CriticStep]:
     """KL − γρ(Ĝ_{t+1} − u)log π(a) + value_coef·½(u − û)², where Ĝ and û are plain numbers."""
     divergence = oracles.reverse_kl(response, support=support)
     nll, n = oracles.taken_nll(response), len(response)
-    level = sum(d.item() for d in divergence) / n if center == "response" else 0.0
+    level = center * sum(d.item() for d in divergence) / n
     acts = [t + 1 < n or response.finished for t in range(n)]
     rho = [min(rho_max, 1.0 if math.isnan(mu) else math.exp(min(-cost.item() - mu, 700.0))) for cost, mu in zip(nll, behaviour, strict=True)]
 

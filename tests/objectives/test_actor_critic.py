@@ -51,8 +51,9 @@ def test_equals_the_oracle(world: builders.World, knobs: dict[str, Any]) -> None
 
 @pytest.mark.parametrize("gamma", [0.0, 0.9, 1.0])
 @pytest.mark.parametrize("support", SUPPORTS)
-def test_centred_equals_the_oracle(world: builders.World, support: str, gamma: float) -> None:
-    knobs = {"gamma": gamma, "lambda_": 0.6, "support": support, "center": "response"}
+@pytest.mark.parametrize("center", [0.5, 1.0])
+def test_centred_equals_the_oracle(world: builders.World, support: str, gamma: float, center: float) -> None:
+    knobs = {"gamma": gamma, "lambda_": 0.6, "support": support, "center": center}
     builders.assert_equals_oracle(world, bind("actor_critic", **knobs), oracle(world, **knobs))
 
 
@@ -63,7 +64,7 @@ def test_centred_ending_early_saves_nothing() -> None:
     made = replace(made, teacher_logp=made.teacher_logp[:, :1].expand(1, 4, -1).clone())
     made.value.data.zero_()
     kl = builders.loss_and_grads(made, bind("reverse_kl"))
-    centred, total = (builders.loss_and_grads(made, bind("actor_critic", gamma=1.0, value_coef=0.0, center=c)) for c in ("response", "none"))
+    centred, total = (builders.loss_and_grads(made, bind("actor_critic", gamma=1.0, value_coef=0.0, center=c)) for c in (1.0, 0.0))
     torch.testing.assert_close(centred[0], kl[0])
     torch.testing.assert_close(centred[1], kl[1])
     assert ((total[0] - kl[0])[0, :3].abs() > 1e-3).all()

@@ -30,7 +30,7 @@ CASES: list[Case] = [
     *cases("q_lambda", gauge=FREE, stop_target=[True, False], anchor=ANCHORS),
     *cases("path_consistency", gauge=GAUGES, max_n=[None, 2], anchor=ANCHORS),
     *cases("actor_critic", gamma=[0.0, 0.9], lambda_=[0.0, 0.7], rho_max=[0.8, float("inf")], support=["tail", "proj"]),
-    *cases("actor_critic", gamma=[0.9], center=["response"], support=["tail", "proj"]),
+    *cases("actor_critic", gamma=[0.9], center=[0.7], support=["tail", "proj"]),
     *cases("minillm", gamma=[0.9, 1.0], length_normalization=[True, False], reward_clip=[None, 1.0], support=["tail", "proj"]),
     *cases("sqil", **REGRESSION, anchor=["none", "tail"]),
     *cases("ls_iq", **REGRESSION, anchor=["none", "nll"]),

@@ -1,7 +1,6 @@
 """Actor-critic reverse KL: every token answers for the divergence of the states that it leads to."""
 
 import math
-from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float
@@ -12,8 +11,6 @@ from tdistill.mdp.steps import Steps
 from tdistill.objectives.contract import Gamma, NonNegative, Objective, ObjectiveOutput, Positive, UnitInterval
 from tdistill.objectives.support import Support, distributions, kl, support_needs
 
-Center = Literal["none", "response"]
-
 
 def actor_critic(
     steps: Steps,
@@ -22,7 +19,7 @@ def actor_critic(
     lambda_: UnitInterval = 0.95,
     rho_max: Positive = 1.0,
     value_coef: NonNegative = 0.5,
-    center: Center = "none",
+    center: UnitInterval = 0.0,
     support: Support = "tail",
 ) -> ObjectiveOutput:
     """loss_t = KL(q‖p)_t − γρ_t·sg(Ĝ_{t+1} − u(s_t))·log π(a_t|s_t) + value_coef·½(u(s_t) − sg û_t)².
@@ -42,8 +39,8 @@ def actor_critic(
         rho_max: ρ_t = min(rho_max, π(a_t)/behaviour(a_t)); ``inf`` does not truncate. Where nobody sampled the token (human text) the
             ratio counts as 1.
         value_coef: weight of the critic's loss. 0.5 as in Espeholt et al. (2018).
-        center: ``response`` counts in returns only what a step costs beyond its response's mean, so that ending early saves nothing. A
-            weak student lowers the total divergence of a text best by ending it; the rest of the gradient is as it was.
+        center: share of the response's mean KL that returns leave out, in [0, 1]. At 0 ending a text ends its cost, which is how a weak
+            student lowers the total best; at 1 ending early saves nothing. Biased by the order of 1/T.
         support: of the KL, as for ``reverse_kl``.
     """
     assert steps.value_t is not None
@@ -56,9 +53,8 @@ def actor_critic(
     logp_t = steps.taken_logit_t - steps.log_z_t
     rho_t = torch.where(acts_t, truncated_ratio(steps, rho_max), 0.0)
     stopped_u_t = u_t.detach()
-    reward_t = -kl_t.detach()
-    if center == "response":
-        reward_t = torch.where(steps.exists_t, reward_t - response_mean(reward_t, steps.exists_t), 0.0)
+    cost_t = kl_t.detach()
+    reward_t = torch.where(steps.exists_t, center * response_mean(cost_t, steps.exists_t) - cost_t, 0.0)
     return_t = lambda_return(reward_t, stopped_u_t, stopped_u_t, lambda_ * rho_t, gamma)
     advantage_t = next_value(return_t, steps.terminal_t) - stopped_u_t
     critic_t = 0.5 * (u_t - (stopped_u_t + rho_t * advantage_t)).square()
