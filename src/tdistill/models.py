@@ -164,6 +164,11 @@ def load_model(source: ModelSource, dtype: str = "float32", trust_remote_code: b
     return model.eval()
 
 
+def compute_device() -> torch.device:
+    """Where models write and score: this process's GPU, or the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def _forget_gguf(model: PreTrainedModel) -> None:
     # The weights were dequantised on loading, but config and model still call themselves GGUF: whoever loads what is saved from
     # here would look for packed weights.

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 from tdistill.config import BaselineConfig
 from tdistill.errors import DataError
 from tdistill.evaluation.run import EvaluatedSystem, Protocol, evaluate_systems
-from tdistill.models import find_model, load_model
+from tdistill.models import compute_device, find_model, load_model
 from tdistill.objectives import bind
 from tdistill.pipeline import Run
 from tdistill.stages.models import load_teacher, models_info, student_tokenizer
@@ -27,7 +27,7 @@ def systems(run: Run) -> list[EvaluatedSystem]:
     dtype, trust = run.recipe.evaluation.dtype, run.recipe.student.trust_remote_code
 
     def load(directory: Path) -> PreTrainedModel:
-        return load_model(find_model(str(directory)), dtype, trust)
+        return load_model(find_model(str(directory)), dtype, trust).to(compute_device())
 
     found = [
         EvaluatedSystem("teacher", run.teacher_source.name, partial(load_teacher, run, dtype)),

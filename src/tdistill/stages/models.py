@@ -11,6 +11,7 @@ from tdistill.files import write_json
 from tdistill.models import (
     ModelSource,
     check_same_vocabulary,
+    compute_device,
     eos_token_ids,
     find_model,
     load_model,
@@ -85,8 +86,9 @@ def teacher_directory(run: Run) -> ModelSource:
 
 
 def load_teacher(run: Run, dtype: str | None = None) -> PreTrainedModel:
-    """The teacher in the recipe's dtype, or another."""
-    return load_model(teacher_directory(run), dtype or run.recipe.teacher.dtype, run.recipe.teacher.trust_remote_code)
+    """The teacher in the recipe's dtype, or another, where it computes."""
+    teacher = load_model(teacher_directory(run), dtype or run.recipe.teacher.dtype, run.recipe.teacher.trust_remote_code)
+    return teacher.to(compute_device())
 
 
 def student_tokenizer(run: Run) -> PreTrainedTokenizerBase:
