@@ -5,8 +5,8 @@
 output_dir, so that a rerun skips what is there and prints the table. `--rows FILE` writes JSON lines. Settings are chosen on `valid`;
 `test` is for what was chosen.
 
-`--rates 3e-4,1e-3 --split valid` trains every method at each learning rate, and `--choose FILE` writes the best of each, by forward plus
-reverse KL on the split's teacher text; `--rates FILE` takes them from there.
+`--rates 3e-4,1e-3 --split valid` trains every method at each learning rate, and `--choose FILE` writes the best of each, by teacher NLL;
+`--rates FILE` takes them from there.
 """
 
 import argparse
@@ -109,11 +109,11 @@ def _with_rate(method: BaselineConfig, rate: float) -> BaselineConfig:
 
 
 def chosen_rates(lines: list[dict[str, Any]]) -> dict[str, float]:
-    """Method → the rate of its least forward + reverse KL."""
+    """Method → the rate of its lowest teacher NLL."""
     best: dict[str, tuple[float, float]] = {}
     for row in (r for r in lines if "seeds" in r):
         name, _, rate = row["method"].partition("@")
-        found = (row["metrics"]["forward_kl"]["mean"] + row["metrics"]["reverse_kl"]["mean"], float(rate))
+        found = (row["metrics"]["teacher_nll"]["mean"], float(rate))
         best[name] = min(found, best.get(name, found))
     return {name: rate for name, (_, rate) in best.items()}
 

@@ -8,6 +8,7 @@ The seeds are of the order of the data (and of student roll-outs): start, cache 
 
 import argparse
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -37,6 +38,7 @@ from tdistill.stages.train import start_directory  # noqa: E402
 POLL_SECONDS = 1.0
 # A worker's matmuls are small: a second thread would wait more than it works.
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+SIGNALLED = 128  # what a shell adds to the number of the signal that ended a command
 PREPARED = "sft"  # the last system that objectives.py evaluates before its first student
 
 
@@ -75,6 +77,7 @@ class Bench:
 def main() -> None:
     asked = Bench(_options())
     check_settings(asked)
+    signal.signal(signal.SIGTERM, _stop)  # by default it would leave the workers running
     try:
         failed = work(asked)
     finally:
@@ -86,6 +89,10 @@ def main() -> None:
         print(bench.table(list(bench.rows(asked.root, asked.evaluated, asked.methods, protocol(asked.run, asked.options.split)))))
     if failed:
         raise OutputError(f"Seeds {failed} stopped early: their logs lie beside {log_path(asked, failed[0])}. Run again to go on.")
+
+
+def _stop(number: int, _: object) -> None:
+    sys.exit(SIGNALLED + number)
 
 
 def check_settings(asked: Bench) -> None:
