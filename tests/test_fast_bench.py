@@ -1,0 +1,103 @@
+"""The fast bench at a miniature size: models from a few lines of text, its recipe on them, and one row a method and seed."""
+
+import json
+import random
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tdistill.config import TrainConfig
+from tdistill.objectives import bind
+from tdistill.recipe import load_recipe
+
+FAST = Path(__file__).parents[1] / "benchmarks" / "fast"
+WORDS = ("the", "king", "shall", "speak", "of", "rivers", "and", "old", "towns", "where", "a", "green", "bird", "sings", "before", "winter")
+TINY_STEPS = [f"{stage}.arguments.{key}=1" for stage in ("sft", "train") for key in ("max_steps", "eval_steps", "save_steps")]
+
+
+@pytest.fixture(scope="module")
+def scripts():
+    patch = pytest.MonkeyPatch()
+    patch.syspath_prepend(FAST)
+    import make_models
+    import run
+
+    yield make_models, run
+    for name in ("make_models", "run", "objectives"):
+        sys.modules.pop(name, None)
+    patch.undo()
+
+
+def text(sentences: int, gap: str, rng: random.Random) -> str:
+    return gap.join(" ".join(rng.choices(WORDS, k=14)).capitalize() + "." for _ in range(sentences))
+
+
+@pytest.fixture(scope="module")
+def models(scripts, tmp_path_factory) -> Path:
+    make_models, _ = scripts
+    rng, size = random.Random(0), make_models.Size(16, 1, 2, 1e-3)
+    texts = {
+        "tinyshakespeare": text(120, "\n\n", rng),
+        "wikitext2_valid": " = A heading = \n" + text(60, "\n", rng),
+        "wikitext2_test": text(40, "\n", rng),
+    }
+    plan = make_models.Plan(vocab=300, shortest=8, longest=120, batch=4, teacher=size, start=size, train=8, valid=4, test=2)
+    directory = tmp_path_factory.mktemp("fast")
+    make_models.make(texts, plan, directory / "models")
+    return directory
+
+
+def overrides(directory: Path) -> list[str]:
+    models = directory / "models"
+    files = [f"data.{split}={models / split}.jsonl" for split in ("train", "valid", "test")]
+    names = [f"teacher.teacher_model_name_or_path={models / 'teacher'}", f"student.student_model_name_or_path={models / 'start'}"]
+    small = ["data.max_prompt_length=150", "rollout.max_completion_length=4", f"output_dir={directory / 'run'}"]
+    return [*files, *names, *small, *TINY_STEPS]
+
+
+def test_models_and_prompts_are_written_with_what_they_measure(models):
+    lines = {split: (models / "models" / f"{split}.jsonl").read_text().splitlines() for split in ("train", "valid", "test")}
+    assert {split: len(found) for split, found in lines.items()} == {"train": 8, "valid": 4, "test": 4}
+    records = [json.loads(line) for found in lines.values() for line in found]
+    assert all(r["prompt"].strip() and r["completion"].strip() for r in records)
+    assert not {*lines["train"]} & {*lines["valid"]}
+    info = json.loads((models / "models" / "models.json").read_text())
+    assert info["teacher"]["perplexity"] > 1.0
+    assert info["start"]["parameters"] > 0
+
+
+def test_every_method_of_the_bench_binds():
+    methods = TrainConfig(objective={"name": "nll"}, baselines=yaml.safe_load((FAST / "methods.yaml").read_text())).baselines
+    assert "sft_continued" in methods
+    for method in methods.values():
+        bind(method.objective)
+
+
+def test_one_method_and_seed_gives_one_row(scripts, models, monkeypatch, tmp_path):
+    _, run = scripts
+    given, rows = overrides(models), tmp_path / "rows.jsonl"
+    load_recipe(FAST / "recipe.yaml", given)
+    argv = ["run.py", *given, "--only", "reverse_kl", "--seeds", "5", "--workers", "1", "--rows", str(rows)]
+    monkeypatch.setattr(sys, "argv", argv)
+    run.main()
+    (row,) = [json.loads(line) for line in rows.read_text().splitlines()]
+    assert (row["method"], row["seed"], row["split"]) == ("reverse_kl", 5, "valid")
+    assert len(row["sft_fingerprint"]) == 16
+    assert row["training_seconds"] > 0.0
+    for metric in ("forward_kl", "reverse_kl", "teacher_nll", "mean_length"):
+        assert len(row["scores"][metric]) == 4, metric
+
+    # What is there is kept, and the same name with other settings is refused.
+    monkeypatch.setattr(run, "start", lambda *_: pytest.fail("nothing is left to train"))
+    run.main()
+    other = tmp_path / "methods.yaml"
+    other.write_text("reverse_kl: {name: reverse_kl, support: proj}\n")
+    monkeypatch.setattr(sys, "argv", [*argv, "--methods", str(other)])
+    with pytest.raises(run.ConfigError, match="trained by other settings"):
+        run.main()
+
+
+def test_seeds_are_numbers_and_ranges(scripts):
+    assert scripts[1]._seeds("0-2,7") == [0, 1, 2, 7]
