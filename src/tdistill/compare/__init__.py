@@ -1,0 +1,1 @@
+"""``tdistill compare``: finished runs against each other, by what they cost."""

@@ -1,0 +1,119 @@
+"""What is compared, as plain values: students, and methods, which are students that differ by their seed alone."""
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from tdistill.report.tables import TEACHER
+
+METRICS = ("rouge_l", "teacher_nll", "forward_kl", "reverse_kl", "distinct_2")
+REFERENCES = (TEACHER, "start", "sft")  # evaluated by every run, and not trained by its train stage
+COSTS = ("seconds", "tokens", "steps")
+
+Scores = dict[str, dict[str, float]]  # metric → prompt → value
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What training took until some moment; NaN where it was not recorded."""
+
+    seconds: float = math.nan
+    tokens: float = math.nan
+    steps: float = math.nan
+
+
+@dataclass(frozen=True)
+class Student:
+    """One model: of one run, trained with one seed."""
+
+    name: str
+    objective: str
+    seed: int
+    settings: dict[str, Any]  # all that shapes it beside its seed, the objective included
+    scores: Scores
+    run: Path
+    machine: str
+    best: Cost = Cost()  # until the checkpoint that was saved
+    total: Cost = Cost()
+    validations: list[dict[str, float]] = field(default_factory=list)  # with ``seconds``, in order
+
+    @property
+    def is_reference(self) -> bool:
+        """Not trained by the train stage."""
+        return self.name in REFERENCES
+
+    @cached_property
+    def method(self) -> str:
+        """Equal for students that differ by their seed alone."""
+        return json.dumps([self.name, self.settings], sort_keys=True)
+
+
+@dataclass(frozen=True)
+class Method:
+    """Students that differ by their seed alone, under a name that no other method has."""
+
+    label: str
+    students: list[Student]  # by seed
+
+    @property
+    def first(self) -> Student:
+        """Has what they share: name, objective, settings."""
+        return self.students[0]
+
+    @property
+    def seeds(self) -> list[int]:
+        """In order."""
+        return [s.seed for s in self.students]
+
+    def cost(self, which: str, key: str) -> float:
+        """Mean over seeds of the cost ``key``, of the ``best`` checkpoint or in ``total``; NaN unless all seeds have it."""
+        return sum(getattr(getattr(s, which), key) for s in self.students) / len(self.students)
+
+
+def methods(students: Sequence[Student]) -> list[Method]:
+    """Students grouped by method, in the order in which methods appear."""
+    groups: dict[str, list[Student]] = {}
+    for student in students:
+        groups.setdefault(student.method, []).append(student)
+    found = [sorted(group, key=lambda s: s.seed) for group in groups.values()]
+    return [Method(label, group) for label, group in zip(labels([group[0] for group in found]), found, strict=True)]
+
+
+def labels(students: Sequence[Student]) -> list[str]:
+    """Each one's name; where several have the same, with the fewest settings that tell them apart, the objective's first."""
+    out = [s.name for s in students]
+    for name in dict.fromkeys(out):
+        places = [i for i, s in enumerate(students) if s.name == name]
+        if len(places) > 1:
+            for i, told in zip(places, _told_apart([_flat(students[i].settings) for i in places]), strict=True):
+                out[i] = f"{name} ({told})" if told else name
+    return out
+
+
+def _told_apart(settings: Sequence[dict[str, Any]]) -> list[str]:
+    keys = sorted({k for s in settings for k in s}, key=lambda k: (not k.endswith("objective.name"), not k.startswith("objective"), k))
+    chosen: list[str] = []
+    for key in keys:
+        before, after = (len({tuple(str(s.get(k)) for k in ks) for s in settings}) for ks in (chosen, [*chosen, key]))
+        if after > before:
+            chosen.append(key)
+        if after == len(settings):
+            break
+    return [", ".join(_told(key, s[key]) for key in chosen if s.get(key) is not None) for s in settings]
+
+
+def _told(key: str, value: Any) -> str:
+    last = key.rsplit(".", 1)[-1]
+    shown = f"{value:g}" if isinstance(value, float) else str(value)
+    return shown if last == "name" else f"{last} {shown}"
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else None
+    if items is None:
+        return {prefix: value}
+    return {k: v for key, inner in items for k, v in _flat(inner, f"{prefix}.{key}".lstrip(".")).items()}

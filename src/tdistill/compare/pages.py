@@ -1,0 +1,108 @@
+"""Writes a comparison: ``compare.md`` and ``compare.html`` with their figures, and ``compare.jsonl``."""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import tdistill
+from tdistill.compare.data import COSTS, METRICS, Method
+from tdistill.compare.figure import cost_plot, validation_plot
+from tdistill.compare.pool import pooled
+from tdistill.compare.run import Comparison
+from tdistill.errors import OutputError
+from tdistill.files import write_jsonl
+from tdistill.pipeline import MARKER, disk_errors
+from tdistill.report.document import Section, write_document
+from tdistill.report.svg import Plot
+from tdistill.report.tables import MISSING, Cell, Table
+from tdistill.training.run import DEFAULT_ARGUMENTS
+
+NAME, FIGURES = "compare", ("cost", "validation")
+
+
+def write(comparison: Comparison, output: Path) -> tuple[Path, Path]:
+    """Write ``compare.md``, ``compare.html``, ``figures/*.svg`` and ``compare.jsonl``; return the paths of the two pages.
+
+    Raises:
+        OutputError: the directory can't be made or written.
+    """
+    if (output / MARKER).exists():
+        raise OutputError(f"{output} is the output directory of a run: choose another --output.")
+    try:
+        (output / "figures").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"Can't write to {output}: {error.strerror}. Choose another --output.") from error
+    plots = {p.key: p for p in (cost_plot(comparison.methods, comparison.quality), validation_plot(comparison.methods)) if p is not None}
+    with disk_errors(output):
+        for key in set(FIGURES) - plots.keys():
+            (output / "figures" / f"{key}.svg").unlink(missing_ok=True)
+        title = f"{sum(not m.first.is_reference for m in comparison.methods)} methods compared"
+        pages = write_document(output, NAME, title, _facts(comparison), _sections(comparison, plots))
+        write_jsonl(output / f"{NAME}.jsonl", rows(comparison))
+    return pages
+
+
+def _facts(comparison: Comparison) -> dict[str, str]:
+    first = comparison.collected.evaluations[0]
+    answers = {k.removeprefix("evaluation."): v for k, v in first.protocol.items() if k.startswith("evaluation.")}
+    return {
+        "runs": ", ".join(dict.fromkeys(str(e.run) for e in comparison.collected.evaluations)),
+        "teacher": first.teacher,
+        "test prompts": str(len(first.prompts)),
+        "answers": ", ".join(f"{k} {v}" for k, v in answers.items()),
+        "baseline": comparison.baseline.label if comparison.baseline else "none",
+        "machines": "; ".join(sorted({s.machine for s in comparison.collected.students})),
+    }
+
+
+def _sections(comparison: Comparison, plots: dict[str, Plot]) -> list[Section]:
+    tables = comparison.tables
+    found = [
+        Section("methods", "Methods", [tables[0], *(f"Note: {note}" for note in comparison.notes), *_where(comparison.methods)]),
+        Section("cost", "Quality by cost", [plots["cost"]] if "cost" in plots else []),
+        Section("differences", "Differences", tables[1:]),
+        Section("validation", "Validation by time", [plots["validation"]] if "validation" in plots else []),
+    ]
+    return [section for section in found if section.parts]
+
+
+def _where(found: Sequence[Method]) -> list[Table]:
+    header = ["method", "what it is", "checkpoint picked by", "seeds", "runs"]
+    rows = [[Cell(m.label), Cell(m.first.objective), Cell(_picked_by(m)), *map(Cell, _origin(m))] for m in found]
+    return [Table("What each method is, and where it was read.", header, rows, ["left"] * len(header))]
+
+
+def _picked_by(method: Method) -> str:
+    if method.first.is_reference:
+        return MISSING
+    return method.first.settings["arguments"].get("metric_for_best_model", DEFAULT_ARGUMENTS["metric_for_best_model"])
+
+
+def _origin(method: Method) -> tuple[str, str]:
+    return ", ".join(map(str, method.seeds)), ", ".join(dict.fromkeys(str(s.run) for s in method.students))
+
+
+def rows(comparison: Comparison) -> Iterator[dict[str, Any]]:
+    """Where it comes from, then one row a student, a method and a difference, with a ``kind`` each."""
+    collected = comparison.collected
+    protocol = collected.evaluations[0].protocol | {"test prompts": len(collected.evaluations[0].prompts)}
+    places = [str(e.directory) for e in collected.evaluations]
+    yield {"kind": "comparison", "tdistill": tdistill.__version__, "evaluations": places, "protocol": protocol, "notes": comparison.notes}
+    for method in comparison.methods:
+        for s in method.students:
+            own = {m: _finite(asdict(pooled({s.seed: s.scores[m]}))) for m in METRICS if s.scores.get(m)}
+            row = {"kind": "student", "method": method.label, "name": s.name, "seed": s.seed, "run": str(s.run), "machine": s.machine}
+            row |= {"objective": s.objective, "settings": s.settings, "metrics": own, "validations": s.validations}
+            yield row | {"best": _finite(asdict(s.best)), "total": _finite(asdict(s.total))}
+        costs = {which: _finite({key: method.cost(which, key) for key in COSTS}) for which in ("best", "total")}
+        metrics = {k: _finite(asdict(v)) for k, v in comparison.quality[method.label].items()}
+        yield {"kind": "method", "method": method.label, "objective": method.first.objective, "seeds": method.seeds, "metrics": metrics} | costs
+    for d in comparison.differences:
+        yield {"kind": "difference", "method": d.method, "baseline": d.baseline, "metric": d.metric} | asdict(d.value)
+
+
+def _finite(values: dict[str, Any]) -> dict[str, Any]:
+    """JSON has no NaN."""
+    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}

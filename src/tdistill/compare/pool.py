@@ -1,0 +1,72 @@
+"""Several seeds and the same prompts → one number with its uncertainty: seeds and prompts are both draws from something larger."""
+
+import math
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from tdistill.compare.data import Method
+from tdistill.errors import DataError
+from tdistill.evaluation.bootstrap import hierarchical_bootstrap, variance_of_difference
+from tdistill.report.data import Estimate
+
+BySeed = Mapping[Hashable, Mapping[str, float]]  # seed → prompt → value
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A difference of two methods' means, a − b."""
+
+    difference: Estimate  # n: prompts
+    low: float  # of the 95 % interval
+    high: float
+    p_value: float  # two-sided
+    seeds: tuple[int, int]  # of a and of b
+    paired: bool  # over the seeds that both have; otherwise they have none in common, and all count
+
+
+def by_seed(method: Method, metric: str) -> BySeed:
+    """One metric of a method."""
+    return {s.seed: s.scores[metric] for s in method.students if s.scores.get(metric)}
+
+
+def pooled(values: BySeed) -> Estimate:
+    """Mean over seeds and the prompts on which all have a value, with the standard error that both leave."""
+    x = _table(values, _shared(values))
+    if x.size == 0:
+        return Estimate(math.nan, math.nan, 0)
+    return Estimate(float(x.mean()), _stderr([x]), x.shape[1])
+
+
+def compared(a: BySeed, b: BySeed) -> Compared | None:
+    """a − b by ``hierarchical_bootstrap``; None where there is too little to say anything.
+
+    Students of one seed have the order of their data and the teacher's text in common, so seeds are paired where both have them.
+    """
+    both = [seed for seed in a if seed in b]
+    if both:
+        a, b = ({seed: of[seed] for seed in both} for of in (a, b))
+    try:
+        found = hierarchical_bootstrap(a, b)
+    except DataError:  # no prompt in common, or one seed and one prompt
+        return None
+    prompts = _shared({**{(0, s): v for s, v in a.items()}, **{(1, s): v for s, v in b.items()}})
+    one, other = _table(a, prompts), _table(b, prompts)
+    stderr = _stderr([one - other] if both else [one, -other])
+    return Compared(Estimate(found.difference, stderr, found.prompts), found.low, found.high, found.p_value, found.seeds, bool(both))
+
+
+def _stderr(groups: list[np.ndarray]) -> float:
+    """NaN where one seed and one prompt show no spread."""
+    return math.sqrt(variance_of_difference(groups)[0]) if max(map(len, groups)) > 1 or groups[0].shape[1] > 1 else math.nan
+
+
+def _shared(values: Mapping) -> list[str]:
+    defined = [{prompt for prompt, value in row.items() if not math.isnan(value)} for row in values.values()]
+    return sorted(set.intersection(*defined)) if defined else []
+
+
+def _table(values: BySeed, prompts: list[str]) -> np.ndarray:
+    """[seeds, prompts]."""
+    return np.array([[row[p] for p in prompts] for row in values.values()], dtype=np.float64).reshape(len(values), len(prompts))

@@ -1,0 +1,110 @@
+"""``tdistill compare``: read runs and pool them; ``pages`` writes what comes out."""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tdistill.compare.collect import Collected, collect
+from tdistill.compare.data import METRICS, Method, Student, methods
+from tdistill.compare.figure import trained
+from tdistill.compare.pool import by_seed, compared, pooled
+from tdistill.compare.table import Difference, Quality, differences_table, methods_table
+from tdistill.errors import ConfigError, nearest
+from tdistill.report.tables import Table
+
+DEFAULT_BASELINE = "sft_continued"
+FEW_SEEDS = 5  # a bootstrap over fewer is rough
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Everything that was found out."""
+
+    collected: Collected
+    methods: list[Method]
+    quality: Quality
+    baseline: Method | None
+    differences: list[Difference]
+    notes: list[str]
+
+    @property
+    def tables(self) -> list[Table]:
+        """Methods, then differences where there is a baseline."""
+        found = [methods_table(self.methods, self.quality)]
+        return found + ([differences_table(self.differences, self.baseline.label)] if self.baseline and self.differences else [])
+
+
+def compare(runs: Sequence[Path], baseline: str | None = None) -> Comparison:
+    """Read and pool.
+
+    Args:
+        runs: output directories of ``tdistill run``, or single evaluations in them, as RUN/evaluate/KEY.
+        baseline: what differences are taken to, by its name in the table; by default ``sft_continued`` where there is one.
+
+    Raises:
+        ConfigError: see ``collect``; or there is no such baseline.
+    """
+    collected = collect(runs)
+    found = methods(collected.students)
+    quality = {m.label: {metric: pooled(by_seed(m, metric)) for metric in METRICS} for m in found}
+    chosen = choose_baseline(found, baseline)
+    differences = list(_differences(found, chosen)) if chosen else []
+    return Comparison(collected, found, quality, chosen, differences, [*collected.notes, *_notes(found, chosen)])
+
+
+def choose_baseline(found: Sequence[Method], name: str | None) -> Method | None:
+    """By its name in the table, or by its plain name where only one method has it.
+
+    Raises:
+        ConfigError: none, or several, are called so.
+    """
+    wanted = name or DEFAULT_BASELINE
+    fitting = [m for m in found if m.label == wanted] or [m for m in found if m.first.name == wanted]
+    if len(fitting) == 1:
+        return fitting[0]
+    if name is None:
+        return None
+    if fitting:
+        raise ConfigError(f"Several methods are called {name!r}. Choose one by --baseline: {', '.join(repr(m.label) for m in fitting)}.")
+    raise ConfigError(f"No method is called {name!r}.{nearest(name, [m.label for m in found])}")
+
+
+def _differences(found: Sequence[Method], baseline: Method) -> Iterator[Difference]:
+    for method in found:
+        for metric in METRICS if method is not baseline and not method.first.is_reference else ():
+            value = compared(by_seed(method, metric), by_seed(baseline, metric))
+            if value is not None:
+                yield Difference(method.label, baseline.label, metric, value)
+
+
+def _notes(found: Sequence[Method], baseline: Method | None) -> list[str]:
+    """Limits that a reader should know."""
+    own, notes = trained(found), []
+    if baseline is None:
+        several = sum(m.first.name == DEFAULT_BASELINE for m in own)
+        reason = f"several methods are called {DEFAULT_BASELINE}" if several else f"no method is called {DEFAULT_BASELINE}"
+        notes.append(f"No differences: {reason}. --baseline chooses what to compare with.")
+    else:
+        apart = [m.label for m in own if m is not baseline and not set(m.seeds) & set(baseline.seeds)]
+        if apart:
+            notes.append(f"No seed in common with {baseline.label}, so not paired by seed: {', '.join(apart)}.")
+    shared = {_of(m.first, ("student", "sft", "rollout", "teacher", "train prompts")) for m in own}
+    if len(shared) > 1:
+        notes.append("Not all methods start from the same student and learn from the same data: differences are not of the objective alone.")
+    machines = sorted({s.machine for m in own for s in m.students})
+    if len(machines) > 1:
+        notes.append(f"Wall-clock comes from different machines ({'; '.join(machines)}): compare tokens and steps instead.")
+    untimed = [m.label for m in own if not math.isfinite(m.cost("best", "seconds"))]
+    if untimed:
+        notes.append(f"Trained before wall-clock was recorded, so without it: {', '.join(untimed)}.")
+    fewest = min((len(m.seeds) for m in own), default=0)
+    if fewest == 1:
+        notes.append("A method of one seed has the spread over prompts alone as its error.")
+    elif fewest < FEW_SEEDS:
+        notes.append(f"With {fewest} seeds, standard errors are rough, and intervals, which allow for that, wide.")
+    return notes
+
+
+def _of(student: Student, keys: Sequence[str]) -> str:
+    return str([student.settings[k] for k in keys])

@@ -1,0 +1,131 @@
+"""The tables of a comparison."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from tdistill.compare.data import METRICS, Method
+from tdistill.compare.pool import Compared
+from tdistill.report.data import METRICS as TITLES
+from tdistill.report.data import Estimate
+from tdistill.report.tables import ARROWS, MISSING, TEACHER, Align, Cell, Table, format_count, format_estimate, format_number, format_seconds
+
+SIGNIFICANT = 0.05
+LEAST_P = 0.001  # smaller ones are shown as smaller than this
+Quality = Mapping[str, Mapping[str, Estimate]]  # method's label → metric → value
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One metric of a method less the baseline's."""
+
+    method: str
+    baseline: str
+    metric: str
+    value: Compared
+
+
+def title(metric: str) -> str:
+    """With an arrow to better."""
+    return TITLES[metric][0] + ARROWS[TITLES[metric][2]]
+
+
+def methods_table(methods: Sequence[Method], quality: Quality) -> Table:
+    """Every method: how good it is, and what that cost."""
+    best = {metric: _best(methods, quality, metric) for metric in METRICS}
+    rows = [
+        [
+            Cell(m.label),
+            Cell(str(len(m.seeds))),
+            *(Cell(format_estimate(quality[m.label][k]), strong=m.label in best[k]) for k in METRICS),
+            *(Cell(_cost(m, key)) for key in ("seconds", "tokens", "steps")),
+        ]
+        for m in methods
+    ]
+    header = ["method", "seeds", *map(title, METRICS), "time", "tokens", "steps"]
+    caption = (
+        "Mean over seeds and prompts ± standard error; arrows point to better, bold is the best student. Time, tokens and steps: until the "
+        "checkpoint that was saved, of all; one number where that is the last."
+    )
+    align: list[Align] = ["left", *["right"] * (len(header) - 1)]  # type: ignore[list-item]
+    return Table(caption, header, rows, align)
+
+
+def for_terminal(methods: Sequence[Method], quality: Quality) -> list[Table]:
+    """The same in two tables, which fit a terminal."""
+    whole, split = methods_table(methods, quality), 2 + len(METRICS)
+    return [_columns(whole, [0, *range(2, split)], ""), _columns(whole, [0, 1, *range(split, len(whole.header))], whole.caption)]
+
+
+def _columns(table: Table, chosen: Sequence[int], caption: str) -> Table:
+    return Table(caption, [table.header[i] for i in chosen], [[row[i] for i in chosen] for row in table.rows], [table.align[i] for i in chosen])
+
+
+def _best(methods: Sequence[Method], quality: Quality, metric: str) -> set[str]:
+    direction = TITLES[metric][2]
+    means = {m.label: quality[m.label][metric].mean for m in methods if m.first.name != TEACHER}
+    means = {label: mean for label, mean in means.items() if math.isfinite(mean)}
+    if not direction or len(means) < 2:
+        return set()
+    best = (min if direction == "lower" else max)(means.values())
+    return {label for label, mean in means.items() if mean == best}
+
+
+def _cost(method: Method, key: str) -> str:
+    best, total = (_shown(key, method.cost(which, key)) for which in ("best", "total"))
+    until_the_end = all(s.best.steps == s.total.steps for s in method.students)
+    return total if until_the_end or MISSING in (best, total) else f"{best} of {total}"
+
+
+def _shown(key: str, value: float) -> str:
+    if not math.isfinite(value):
+        return MISSING
+    return format_seconds(value) if key == "seconds" else format_count(round(value))
+
+
+def differences_table(differences: Sequence[Difference], baseline: str) -> Table:
+    """Every method less the baseline."""
+    rows = [
+        [
+            Cell(d.method),
+            Cell(title(d.metric)),
+            Cell(format_estimate(d.value.difference, signed=True)),
+            Cell(_interval(d.value)),
+            Cell(_p_value(d.value.p_value)),
+            Cell(_size(d.value)),
+            _verdict(d),
+        ]
+        for d in differences
+    ]
+    caption = (
+        f"Differences to {baseline}, paired by seed and prompt, ± standard error; the interval covers 95 %. “No difference” means that "
+        f"none was resolved: a verdict is given below p = {SIGNIFICANT:g}, so about one true tie in twenty gets one."
+    )
+    header = ["method", "metric", "difference", "95 % interval", "p", "seeds × prompts", "verdict"]
+    return Table(caption, header, rows, ["left", "left", "right", "right", "right", "right", "left"])
+
+
+def _interval(value: Compared) -> str:
+    """With as many decimals as two digits of its half-width take."""
+    half = (value.high - value.low) / 2
+    decimals = max(1 - math.floor(math.log10(half)), 0) if half > 0 else None
+    return " to ".join(format_number(v, decimals) for v in (value.low, value.high))
+
+
+def _size(value: Compared) -> str:
+    seeds = str(value.seeds[0]) if value.paired else f"{value.seeds[0]} and {value.seeds[1]} others"
+    return f"{seeds} × {value.difference.n}"
+
+
+def _p_value(p: float) -> str:
+    return f"< {LEAST_P:g}" if p < LEAST_P else f"{p:.3f}"
+
+
+def _verdict(difference: Difference) -> Cell:
+    value, direction = difference.value, TITLES[difference.metric][2]
+    if value.p_value >= SIGNIFICANT:
+        return Cell("no difference")
+    side = "higher" if value.difference.mean > 0 else "lower"
+    if not direction:
+        return Cell(side)
+    return Cell("better", tone="good") if side == direction else Cell("worse", tone="bad")
