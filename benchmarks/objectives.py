@@ -35,7 +35,8 @@ from tdistill.stages.evaluate import protocol
 from tdistill.stages.models import load_teacher, student_tokenizer
 from tdistill.stages.rollout import cache
 from tdistill.stages.train import on_policy, start_directory
-from tdistill.training.run import Extras, read_history, train_student
+from tdistill.training.extras import Extras
+from tdistill.training.run import read_history, train_student
 from tdistill.training.value import ValueSettings
 
 BASELINE, TRAINED = "sft_continued", "trained.json"

@@ -18,8 +18,9 @@ from tdistill.prune import prune_layers
 from tdistill.rollout.generate import Sampling
 from tdistill.rollout.prompts import Prompt, TokenizedPrompt, tokenize_prompts
 from tdistill.rollout.run import Capture, roll_out
+from tdistill.training.extras import Extras, OnPolicy
 from tdistill.training.on_policy import StudentRollouts, StudentSampling
-from tdistill.training.run import Extras, OnPolicy, read_history, train_student, training_arguments
+from tdistill.training.run import read_history, train_student, training_arguments
 from tdistill.training.trainer import DistillTrainer
 from tdistill.training.value import ValueSettings
 

@@ -19,9 +19,10 @@ from tdistill.processes import is_main_process
 from tdistill.rollout.generate import Sampling
 from tdistill.stages.models import load_teacher, student_tokenizer
 from tdistill.stages.rollout import cache, content_hash
+from tdistill.training.extras import Extras, OnPolicy
 from tdistill.training.language_modelling import LanguageModelling
 from tdistill.training.on_policy import StudentSampling
-from tdistill.training.run import Extras, OnPolicy, train_student
+from tdistill.training.run import train_student
 from tdistill.training.value import ValueSettings
 
 DONE = "done.json"  # written last by a student of the train stage

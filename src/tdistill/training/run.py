@@ -4,7 +4,6 @@ import json
 import math
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,6 @@ from transformers import (
 )
 
 from tdistill.adapters import add_lora
-from tdistill.data.corpus import PackedCorpus
 from tdistill.data.dataset import RolloutDataset
 from tdistill.data.mixed import MixedDataset, Mixture
 from tdistill.files import write_json
@@ -29,13 +27,10 @@ from tdistill.models import find_model, load_model
 from tdistill.objectives import BoundObjective
 from tdistill.processes import is_main_process, wait_for_everyone
 from tdistill.progress import bar, say
-from tdistill.rollout.generate import Sampling
 from tdistill.training.clock import Clock
 from tdistill.training.completions import COMPLETIONS, LogCompletions
-from tdistill.training.language_modelling import LanguageModelling
-from tdistill.training.on_policy import StudentRollouts, StudentSampling
+from tdistill.training.extras import Extras
 from tdistill.training.trainer import DistillTrainer
-from tdistill.training.value import ValueSettings
 
 CHECKPOINTS, ROLLOUTS, LOG_FILE = "checkpoints", "rollouts", "log_history.json"
 # Written last into a checkpoint: one without it was cut short and is not resumed from.
@@ -56,44 +51,6 @@ DEFAULT_ARGUMENTS: dict[str, Any] = {
     "disable_tqdm": True,
     "ddp_find_unused_parameters": False,  # every parameter of the student has a part in the loss
 }
-
-
-@dataclass(frozen=True)
-class Extras:
-    """What a training run may have beside its objective."""
-
-    on_policy: "OnPolicy | None" = None  # the student's own roll-outs; they lie in ``rollouts`` below the student's directory
-    value: ValueSettings = field(default_factory=ValueSettings)  # of the value head and the target network
-    lm: LanguageModelling | None = None  # the language-modelling term, on windows of ``corpus``
-    corpus: PackedCorpus | None = None
-    peft: dict[str, Any] | None = None  # train LoRA adapters, by these arguments of ``peft.LoraConfig``
-    merge: bool = False  # save the whole model with its adapters merged, not the adapters
-    early_stopping_patience: int | None = None  # validations without a better one, after which the run stops
-    log_completions: int = 0  # validation prompts that the student answers at every validation, see ``LogCompletions``
-    sampling: Sampling = field(default_factory=Sampling)  # of those answers
-    keep_checkpoints: bool = False
-    trust_remote_code: bool = False  # for the student's own code
-
-
-@dataclass(frozen=True)
-class OnPolicy:
-    """The student's part in its training text."""
-
-    mixture: Mixture
-    sampling: StudentSampling
-    dtype: torch.dtype  # to write in
-
-    def rollouts(
-        self,
-        model: PreTrainedModel,
-        teacher: Callable[[], PreTrainedModel],
-        tokenizer: PreTrainedTokenizerBase,
-        expert: RolloutDataset,
-        directory: Path,
-        seed: int,
-    ) -> StudentRollouts:
-        """What makes the rounds."""
-        return StudentRollouts(model, teacher, tokenizer, expert, directory, self.sampling, self.dtype, seed)
 
 
 def training_arguments(arguments: dict[str, Any], output_dir: str | Path, seed: int) -> TrainingArguments:
