@@ -49,7 +49,7 @@ def test_the_command_writes_a_report_its_figures_and_its_rows(tmp_path, monkeypa
     assert "theory.html" in printed
     threads = torch.get_num_threads()
     rows = [json.loads(line) for line in (out / "theory.jsonl").read_text().splitlines()]
-    assert {row["section"] for row in rows} == {"propositions", "cuts", "bandit", "bias", "compounding"}
+    assert {row["section"] for row in rows} == {"propositions", "cuts", "bandit", "bias", "compounding", "estimators"}
     assert all(row["provenance"]["seed"] == 0 and row["provenance"]["instances"] == 128 for row in rows)
     propositions = [row for row in rows if row["section"] == "propositions"]
     assert [row["rule"] for row in propositions] == list(RULES)
@@ -57,11 +57,11 @@ def test_the_command_writes_a_report_its_figures_and_its_rows(tmp_path, monkeypa
     assert {row["gamma"] for row in rows if row["section"] == "cuts"} == set(GAMMAS)
     page = Page()
     page.feed((out / "theory.html").read_text())
-    assert len(page.headings) == 5
+    assert len(page.headings) == 6
     assert page.loads == []
     markdown = (out / "theory.md").read_text()
     figures = sorted(p.name for p in (out / "figures").iterdir())
-    assert figures == [f"{k}.svg" for k in ("bias", "compounding", "gap", "kept", "looseness", "tightness")]
+    assert figures == [f"{k}.svg" for k in ("bias", "compounding", "estimators", "gap", "kept", "looseness", "tightness")]
     assert all(f"(figures/{name})" in markdown for name in figures)
     assert "nan" not in markdown
     before = (out / "figures" / "compounding.svg").read_bytes()

@@ -8,6 +8,7 @@ from tdistill.files import write_jsonl
 from tdistill.report.document import Section, write_document
 from tdistill.report.svg import Plot
 from tdistill.report.tables import Align, Cell, Table, format_number
+from tdistill.theory.estimator_report import estimator_section
 from tdistill.theory.plots import LOOSENESS_P, STAGES, Rows, all_plots
 
 TITLE = "The top-p MDP, checked exactly"
@@ -40,7 +41,8 @@ TEXTS = {
 def write_theory(data: dict[str, Rows], facts: dict[str, Any], out_dir: Path) -> None:
     """Write everything into ``out_dir``, each file in one step. The rows come last: they mark the directory as complete."""
     shown = {key: str(value) for key, value in facts.items()}
-    write_document(out_dir, "theory", TITLE, shown, _sections(all_plots(data), all_tables(data)))
+    sections = [*_sections(all_plots(data), all_tables(data)), estimator_section(data["estimators"])]
+    write_document(out_dir, "theory", TITLE, shown, sections)
     rows = [{"section": key, **row, "provenance": facts} for key, section in data.items() for row in section]
     write_jsonl(out_dir / ROWS_FILE, rows)
 

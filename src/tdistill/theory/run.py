@@ -15,6 +15,7 @@ import tdistill
 from tdistill.errors import ConfigError
 from tdistill.progress import Bar, bar
 from tdistill.theory.compounding import METHODS
+from tdistill.theory.estimator_rows import estimator_rows, n_checks
 from tdistill.theory.instances import make_road
 from tdistill.theory.plots import Rows
 from tdistill.theory.propositions import N_BATCHES, batches, check_instances, summarise
@@ -29,8 +30,8 @@ class TheorySettings:
     instances: int = 20_000  # random MDPs for P1–P4
     mdps: int = 200  # per γ, for the curves of gaps
     bias_mdps: int = 20  # per γ and p, for the bias of α
-    seeds: int = 5  # of the compounding-error experiment
-    steps: int = 300  # of its training
+    seeds: int = 5  # of the compounding-error experiment; also the token trees of the estimators
+    steps: int = 300  # of its training; also the most that the solver takes on those trees
     horizons: tuple[int, ...] = (2, 4, 8, 16, 32)
     seed: int = 0
 
@@ -46,7 +47,7 @@ def run_theory(output_dir: Path, settings: TheorySettings) -> dict[str, Rows]:
     if output_dir.exists() and (not output_dir.is_dir() or (any(output_dir.iterdir()) and not (output_dir / ROWS_FILE).exists())):
         raise ConfigError(f"OUTPUT_DIR {output_dir} holds something else. Choose an empty or new directory.")
     started = time.perf_counter()
-    n_curves = len(GAMMAS) + len(BIAS_GAMMAS) * len(BIAS_PS)
+    n_curves = len(GAMMAS) + len(BIAS_GAMMAS) * len(BIAS_PS) + n_checks()
     with one_thread(), bar("theory", N_BATCHES + n_curves + len(METHODS) * len(settings.horizons), unit="checks") as progress:
         data = measure(settings, progress)
     facts = provenance(settings) | {"seconds": round(time.perf_counter() - started, 1)}
@@ -85,7 +86,9 @@ def measure(settings: TheorySettings, progress: Bar) -> dict[str, Rows]:
         for horizon in settings.horizons
         for name in METHODS
     ]
-    return {"propositions": summarise(columns), "cuts": cuts, "bandit": bandit_rows(), "bias": bias, "compounding": compounding}
+    found = [row for rows in estimator_rows(seed, settings.seeds, settings.steps) for row in ticked("estimators", rows)]
+    data = {"propositions": summarise(columns), "cuts": cuts, "bandit": bandit_rows(), "bias": bias, "compounding": compounding}
+    return data | {"estimators": found}
 
 
 def provenance(settings: TheorySettings) -> dict[str, Any]:

@@ -1,0 +1,114 @@
+"""Where an objective ends on a token tree: the minimum of its exact population loss over the student's table."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from tdistill.mdp.bellman import project, soft_value
+from tdistill.objectives.contract import BoundObjective
+from tdistill.objectives.support import kl
+from tdistill.theory.estimators import Forest, Reading, Student, sum_by, text_loss
+
+GRADIENT_TOLERANCE = 1e-6  # of a minimum: per state, given that it is visited, times the root of its visits
+NEAR_TOLERANCE = 1e-3  # nats per text that the last chunk of steps may still have gained near one
+CHUNK = 50  # steps of L-BFGS between looks at what they gain
+HISTORY = 60
+
+Found = Literal["minimum", "near", "nothing"]
+
+
+@dataclass(frozen=True)
+class Optimum:
+    """The student, and what it is: a ``minimum``, ``near`` one (a kink, or a flat valley), or ``nothing`` in the steps allowed."""
+
+    student: Student
+    found: Found
+
+
+def minimise(objective: BoundObjective, read: Reading, start: Student, most_steps: int, frozen: Student | None = None) -> Optimum:
+    """L-BFGS in float64 on E[loss of a text], from ``start``, summed over trees, which do not interact.
+
+    Each state's row is scaled by the root of its visits, so that seldom visited states converge as others do. ``frozen`` is the
+    target network.
+    """
+    scale = read.forest.visits.sqrt()
+    point = [(start.logits * scale.unsqueeze(-1)).requires_grad_(), (start.value * scale).requires_grad_()]
+    target = None if frozen is None else read(read.rows(frozen))
+
+    def table() -> Student:
+        return Student(point[0] / scale.unsqueeze(-1), point[1] / scale)
+
+    def loss() -> Tensor:
+        total = read.per_tree(text_loss(objective, read(read.rows(table()), target))).sum()
+        gradients = torch.autograd.grad(total, point, allow_unused=True, materialize_grads=True)
+        for x, g in zip(point, gradients, strict=True):
+            x.grad = g
+        return total.detach()
+
+    before = loss()
+    gained = torch.full_like(before, torch.inf)
+    chunk, left = min(CHUNK, most_steps), most_steps
+    optimiser = _lbfgs(point, chunk)
+    while left > 0 and _slope(point) > GRADIENT_TOLERANCE:
+        done = _steps(optimiser)
+        optimiser.step(loss)
+        after = loss()
+        before, gained = after, before - after
+        if _steps(optimiser) - done < chunk:
+            # The line search found no descent along what it remembers, as at the kinks of ``max`` and ``max_support``: forget it.
+            optimiser = _lbfgs(point, chunk)
+        left -= chunk
+    near = bool(gained <= NEAR_TOLERANCE * read.forest.n_trees)
+    with torch.no_grad():
+        return Optimum(table(), "minimum" if _slope(point) <= GRADIENT_TOLERANCE else "near" if near else "nothing")
+
+
+def _slope(point: list[Tensor]) -> float:
+    return max(float(x.grad.abs().max()) for x in point if x.grad is not None)
+
+
+def _lbfgs(point: list[Tensor], chunk: int) -> torch.optim.LBFGS:
+    return torch.optim.LBFGS(
+        point,
+        max_iter=chunk,
+        max_eval=2 * chunk,
+        history_size=HISTORY,
+        line_search_fn="strong_wolfe",
+        tolerance_grad=GRADIENT_TOLERANCE,
+        tolerance_change=0.0,
+    )
+
+
+def _steps(optimiser: torch.optim.LBFGS) -> int:
+    return sum(int(state.get("n_iter", 0)) for state in optimiser.state.values())
+
+
+def fit(objective: BoundObjective, read: Reading, start: Student, most_steps: int) -> Optimum:
+    """Where an objective whose target carries no gradient ends: minimise, make the result the target, and so on.
+
+    A target looks one level down the tree, or further, so as many rounds as the tree has levels settle all.
+    """
+    optimum = Optimum(start, "nothing")
+    for _ in range(read.texts.state.shape[1]):
+        optimum = minimise(objective, read, optimum.student, most_steps, frozen=optimum.student)
+    return optimum
+
+
+def learnt(forest: Forest) -> Tensor:
+    """[S] Visits of the states whose step is never a cut-off, normalised over each tree: where a policy can be learnt."""
+    visits = torch.where(forest.length < forest.length.max(), forest.visits, 0.0)
+    return visits / sum_by(forest.tree, visits)[forest.tree]
+
+
+def policy_kl(forest: Forest, logits: Tensor) -> Tensor:
+    """[E]  E_s KL(proj_p π* ‖ proj_p π), nats, over the states of ``learnt``."""
+    teacher, student = (project(x.gather(-1, forest.ids), forest.legal) for x in (forest.teacher_logp, logits))
+    return sum_by(forest.tree, learnt(forest) * kl(teacher, student, forest.legal))
+
+
+def mass(forest: Forest, logits: Tensor) -> Tensor:
+    """[E]  E_s Σ_{A_p} π(a|s) over the same states."""
+    held = soft_value(logits.log_softmax(-1).gather(-1, forest.ids), forest.legal).exp()
+    return sum_by(forest.tree, learnt(forest) * held)
