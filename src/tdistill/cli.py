@@ -55,9 +55,27 @@ def train(recipe: RecipeArgument, overrides: Overrides = None) -> None:
 
 
 @app.command()
-def evaluate(recipe: RecipeArgument, overrides: Overrides = None) -> None:
-    """Measure teacher, start, SFT student, baselines and distilled student on the test prompts."""
-    _stages(recipe, overrides, "evaluate")
+def evaluate(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    tasks: Annotated[str | None, typer.Option(help="and on these: dolly,selfinst,vicuna,sni,unni,gsm8k")] = None,
+    data_dir: Annotated[Path | None, typer.Option(help="of the tasks' files: DIR/dolly/test.jsonl and so on")] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="answers to every prompt of the tasks")] = 5,
+    limit: Annotated[int | None, typer.Option(min=1, help="prompts of a task: a fixed random subset. Default: all")] = None,
+    max_prompt_length: Annotated[int | None, typer.Option(min=1, help="of the tasks, tokens. Default: the recipe's")] = None,
+    lm_eval: Annotated[str | None, typer.Option(help="and on tasks of lm-eval, separated by commas")] = None,
+    lm_eval_include_path: Annotated[Path | None, typer.Option(help="a directory of lm-eval tasks of your own")] = None,
+) -> None:
+    """Measure teacher, start, SFT student, baselines and distilled student on the test prompts, and on named tasks."""
+    from tdistill.evaluation.lm_eval import LmEvalOptions, LmEvalRun
+    from tdistill.evaluation.task_run import TaskOptions, TaskRun
+
+    current = _open(recipe, overrides)
+    own = [TaskRun(current, TaskOptions(tasks or "", data_dir, seeds, limit, max_prompt_length))] if {tasks, data_dir} != {None} else []
+    harness = [LmEvalRun(current, LmEvalOptions(lm_eval, lm_eval_include_path, limit))] if lm_eval is not None else []
+    current.execute("evaluate")
+    for measure in [*(x.report for x in own), *(x.report for x in harness)]:
+        typer.echo(f"\n{measure()}")
 
 
 @app.command()
@@ -158,8 +176,8 @@ def theory(
     instances: Annotated[int, typer.Option(min=1, help="random MDPs on which the propositions are checked")] = 20_000,
     mdps: Annotated[int, typer.Option(min=1, help="random MDPs behind each curve of gaps")] = 200,
     bias_mdps: Annotated[int, typer.Option(min=1, help="random MDPs behind each point of the bias of α")] = 20,
-    seeds: Annotated[int, typer.Option(min=1, help="seeds of the compounding-error experiment")] = 5,
-    steps: Annotated[int, typer.Option(min=1, help="training steps of each of its students")] = 300,
+    seeds: Annotated[int, typer.Option(min=1, help="of the compounding-error experiment, and token trees of the estimator study")] = 5,
+    steps: Annotated[int, typer.Option(min=1, help="of its students' training, and at most of the estimator study's solver")] = 300,
     horizon: Annotated[list[int] | None, typer.Option(min=1, help="tokens of a text; repeatable. Default 2 4 8 16 32")] = None,
     seed: Annotated[int, typer.Option(min=0, help="of everything")] = 0,
 ) -> None:
