@@ -17,7 +17,7 @@ Scores = Mapping[Hashable, Mapping[str, float]]  # training seed → prompt id �
 
 @dataclass(frozen=True)
 class Bootstrapped:
-    """The difference of means a − b with its interval and two-sided p-value; p < 1 − coverage exactly if 0 lies outside."""
+    """The difference of means a − b with its interval and two-sided p-value: p < 1 − coverage where 0 lies outside (up to a resample)."""
 
     difference: float
     low: float

@@ -1,0 +1,196 @@
+"""Every system of a run on named tasks. What is already measured is kept."""
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import cache, cached_property, partial
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from tdistill.errors import ConfigError, DataError
+from tdistill.evaluation.answers import EVALUATION_SEED_OFFSET
+from tdistill.evaluation.run import ANSWERS, EvaluatedSystem
+from tdistill.evaluation.task_scores import SCORES, Batch, answer_all, read_records, row_of, score_answers, tasks_table
+from tdistill.evaluation.tasks import SUBSET_SEED, Task, choose_prompts, load_task, task_names
+from tdistill.files import write_json, write_jsonl
+from tdistill.models import read_config
+from tdistill.pipeline import Run, disk_errors, provenance
+from tdistill.processes import process_count
+from tdistill.progress import say
+from tdistill.report.tables import to_markdown
+from tdistill.rollout.generate import Sampling, batch_plan, generate_batch
+from tdistill.rollout.prompts import TokenizedPrompt
+from tdistill.stages.evaluate import systems
+from tdistill.stages.models import load_teacher, models_info, student_tokenizer
+
+TASKS_DIRECTORY, ROWS, DATA = "tasks", "tasks.jsonl", "data.json"
+KEY_LENGTH = 12  # hex digits, as the stages' keys have
+
+
+@dataclass(frozen=True)
+class TaskOptions:
+    """What the command line says beside the recipe."""
+
+    tasks: str  # names, separated by commas
+    data_dir: Path | None
+    seeds: int = 5  # answers per prompt
+    limit: int | None = None  # prompts per task
+    max_prompt_length: int | None = None  # tokens; by default the recipe's
+
+
+class TaskRun:
+    """A run's systems and the tasks to measure them on; made with every check that can be made before a model is loaded.
+
+    Raises:
+        ConfigError: no data directory, a task that is unknown, students not trained yet, or several processes.
+        DataError: see ``load_task`` and ``choose_prompts``; or prompts and answers do not fit the context, or the tasks' folder
+            has answers to other prompts.
+    """
+
+    def __init__(self, run: Run, options: TaskOptions):
+        self.run, self.options = run, options
+        self.tasks = [load_task(name, options.data_dir) for name in task_names(options.tasks)]
+        require_students(run, "--tasks")
+        self.tokenizer: PreTrainedTokenizerBase = student_tokenizer(run)
+        self.prompts: dict[str, list[TokenizedPrompt]] = {}
+        self.skipped: dict[str, int] = {}
+        for task in self.tasks:
+            chosen = choose_prompts(task, self.tokenizer, self.max_prompt_length, run.recipe.data.overlong, options.limit)
+            self.prompts[task.name], self.skipped[task.name] = chosen
+            self._check(task)
+
+    @property
+    def max_prompt_length(self) -> int:
+        """Tokens, template included."""
+        return self.options.max_prompt_length or self.run.recipe.data.max_prompt_length
+
+    @property
+    def sampling(self) -> Sampling:
+        """How answers are drawn: as those to the recipe's own test prompts. Generation seed i is the sample index i of the noise."""
+        c = self.run.recipe.evaluation
+        length = c.max_completion_length or self.run.recipe.rollout.max_completion_length
+        return Sampling(c.temperature, c.top_p, 0, length, self.run.recipe.seed + EVALUATION_SEED_OFFSET)
+
+    @cached_property
+    def settings(self) -> dict[str, Any]:
+        """What shapes every number, beside the task's file."""
+        c, limit = self.run.recipe.evaluation, self.options.limit
+        return {
+            "sampling": asdict(self.sampling),
+            "seeds": self.options.seeds,
+            "limit": limit,
+            "subset_seed": None if limit is None else SUBSET_SEED,
+            "max_prompt_length": self.max_prompt_length,
+            "dtype": c.dtype,
+            "batch_size": c.batch_size,
+        }
+
+    @cached_property
+    def directory(self) -> Path:
+        """``output_dir/tasks/KEY``."""
+        return keyed_directory(self.run, TASKS_DIRECTORY, self.settings)
+
+    def measure(self) -> list[dict[str, Any]]:
+        """Answer and score what is missing, write ``tasks.jsonl``, and return the rows of the tasks asked for."""
+        for task in self.tasks:
+            say(self._describe(task))
+        load = cache(partial(load_teacher, self.run, self.run.recipe.evaluation.dtype))
+        with disk_errors(self.directory):
+            for task in self.tasks:
+                for kind in (ANSWERS, SCORES):
+                    (self.directory / task.name / kind).mkdir(parents=True, exist_ok=True)
+                write_json(self.directory / task.name / DATA, {"file": task.file, "sha256": task.sha256})
+            for system in systems(self.run):
+                self._measure(system, load)
+            order = {s.name: i for i, s in enumerate(systems(self.run))}
+            found = sorted(read_records(self.directory), key=lambda r: (r["task"], order[r["system"]]))
+            rows = [row_of(record) for record in found]
+            write_jsonl(self.directory / ROWS, rows)
+        return [row for task in self.tasks for row in rows if row["task"] == task.name]
+
+    def report(self) -> str:
+        """Measure, and say what came out: a Markdown table and where the rows are."""
+        table = tasks_table(self.measure())
+        return f"{to_markdown(table)}\n\n{table.caption}\nrows: {self.directory / ROWS}"
+
+    def _check(self, task: Task) -> None:
+        path = self.directory / task.name / DATA
+        if path.exists() and (stored := json.loads(path.read_text())["sha256"]) != task.sha256:
+            raise DataError(
+                f"{path.parent} has answers to another file of task {task.name!r} (SHA-256 {stored[:KEY_LENGTH]}…, {task.file} has "
+                f"{task.sha256[:KEY_LENGTH]}…). Give the first file, use another output_dir, or delete that folder."
+            )
+        context = read_config(self.run.directory("models") / "start").get("max_position_embeddings")
+        wanted = max(len(p.ids) for p in self.prompts[task.name]) + self.sampling.max_completion_length
+        if context and wanted > context:
+            raise DataError(
+                f"Task {task.name!r}: its longest prompt and an answer take {wanted} tokens, but the model's context is {context}: "
+                "lower --max-prompt-length or evaluation.max_completion_length."
+            )
+
+    def _describe(self, task: Task) -> str:
+        n, skipped, bare = len(self.prompts[task.name]), self.skipped[task.name], task.without_reference
+        notes = [f"{skipped} over {self.max_prompt_length} tokens skipped"] if skipped else []
+        notes += [f"{bare} without an answer to compare with, left out of the metrics that need one"] if bare else []
+        return f"{task.name}: {n} of {len(task.prompts)} prompts, {self.options.seeds} answers each" + "".join(f"; {x}" for x in notes)
+
+    def _measure(self, system: EvaluatedSystem, teacher: Callable[[], PreTrainedModel]) -> None:
+        """One system on every task that it has no scores of; its model is loaded once, and only if it has to answer."""
+        load = teacher if system.name == "teacher" else cache(system.load)
+        eos_ids, batch_size = models_info(self.run)["eos_ids"], self.run.recipe.evaluation.batch_size
+        for task in self.tasks:
+            folder, name = self.directory / task.name, system.name
+            if (folder / SCORES / f"{name}.json").exists():
+                continue
+            prompts = self.prompts[task.name]
+            plan, path = batch_plan(prompts, self.options.seeds, batch_size), folder / ANSWERS / f"{name}.jsonl"
+            title = f"{name}, {task.name}"
+            answer = partial(_answers, load, self.tokenizer, self.sampling, eos_ids)
+            records = answer_all(path, plan, answer, f"{title}: answers")
+            length, vocab = self.sampling.max_completion_length, len(self.tokenizer)
+            scored = score_answers(records, prompts, task.spec, teacher(), vocab, length, f"{title}: scores")
+            about = {
+                "system": name,
+                "description": system.description,
+                "task": task.name,
+                "data": {"file": task.file, "sha256": task.sha256, "licence": task.spec.licence},
+                "prompts": len(prompts),
+                "skipped_overlong": self.skipped[task.name],
+                "without_reference": sum(not p.prompt.references for p in prompts),
+                **self.settings,
+                "provenance": provenance(self.run.recipe),
+            }
+            write_json(folder / SCORES / f"{name}.json", about | scored)
+
+
+def require_students(run: Run, option: str) -> None:
+    """Raise ``ConfigError`` unless the run's students are trained and this is the only process."""
+    if process_count() > 1:
+        raise ConfigError(f"`evaluate {option}` runs in one process, and this is one of {process_count()}: start it without a launcher.")
+    for stage in ("models", "train"):
+        if not run.is_complete(stage):
+            raise ConfigError(f"`evaluate {option}` reads what `{stage}` makes, which is not complete: `tdistill run RECIPE` first.")
+
+
+def keyed_directory(run: Run, kind: str, settings: dict[str, Any]) -> Path:
+    """``output_dir/KIND/KEY``, KEY a hash of the settings and of all that shaped the students."""
+    content = json.dumps({"train": run.key("train"), "settings": settings}, sort_keys=True)
+    return run.root / kind / hashlib.sha256(content.encode()).hexdigest()[:KEY_LENGTH]
+
+
+def _answers(
+    load: Callable[[], PreTrainedModel], tokenizer: PreTrainedTokenizerBase, sampling: Sampling, eos_ids: Sequence[int], batch: Batch
+) -> list[dict[str, Any]]:
+    return [
+        {
+            "prompt_id": row.prompt.prompt.prompt_id,
+            "sample_index": row.sample_index,
+            "tokens": row.tokens,
+            "finished": row.finished,
+            "text": tokenizer.decode(row.tokens, skip_special_tokens=True),
+        }
+        for row in generate_batch(load(), batch, sampling, eos_ids, len(tokenizer))
+    ]

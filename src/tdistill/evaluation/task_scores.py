@@ -1,0 +1,190 @@
+"""What a system's answers to a task come to: per prompt, per position, as a row and as a table."""
+
+import json
+import math
+import os
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel
+
+from tdistill.errors import DataError
+from tdistill.evaluation.metrics import estimate, rouge_scorer
+from tdistill.evaluation.run import SCORED_AT_ONCE
+from tdistill.evaluation.tasks import TaskSpec, text_metrics
+from tdistill.files import write_jsonl
+from tdistill.padding import pad_pairs
+from tdistill.progress import bar
+from tdistill.report.data import Estimate
+from tdistill.report.tables import ARROWS, Align, Cell, Table, format_estimate
+from tdistill.rollout.prompts import TokenizedPrompt
+from tdistill.rollout.score import step_logp
+
+SCORES = "scores"
+# metric → (title, which direction is better)
+TASK_METRICS: dict[str, tuple[str, str]] = {
+    "rouge_l": ("ROUGE-L", "higher"),
+    "exact_match": ("exact match", "higher"),
+    "number_match": ("last number", "higher"),
+    "teacher_nll": ("teacher NLL", "lower"),
+    "distinct_2": ("distinct-2", ""),
+    "mean_length": ("length", ""),
+    "finished": ("finished", ""),
+}
+
+Batch = Sequence[tuple[TokenizedPrompt, int]]
+Answer = Callable[[Batch], list[dict[str, Any]]]
+
+
+def answer_all(path: Path, plan: Sequence[Batch], answer: Answer, title: str) -> list[dict[str, Any]]:
+    """Answers by prompt and sample, from ``path`` if it is there; else of all batches of a plan, each kept as soon as it is there.
+
+    A run that was stopped goes on at its first missing batch, and, the plan being the same, ends with the same answers.
+    """
+    if path.exists():
+        return _lines(path)
+    journal = path.with_suffix(".batches")
+    done = _whole_batches(journal)
+    with bar(title, sum(map(len, plan)), "answers", done=sum(map(len, done))) as progress, journal.open("ab") as handle:
+        for batch in plan[len(done) :]:
+            done.append(answer(batch))
+            handle.write(json.dumps(done[-1]).encode() + b"\n")
+            handle.flush()
+            os.fsync(handle.fileno())
+            progress.advance(len(batch))
+    records = sorted((r for batch in done for r in batch), key=lambda r: (r["prompt_id"], r["sample_index"]))
+    write_jsonl(path, records)
+    journal.unlink()
+    return records
+
+
+def _whole_batches(journal: Path) -> list[list[dict[str, Any]]]:
+    if not journal.exists():
+        return []
+    content = journal.read_bytes()
+    whole = content.rfind(b"\n") + 1  # a kill may have left a part of the last line
+    if whole < len(content):
+        os.truncate(journal, whole)
+    return _lines(journal)
+
+
+def _lines(path: Path) -> list[Any]:
+    # Not splitlines: it also splits at U+2028 and its like, which a model may write.
+    return [json.loads(line) for line in path.read_bytes().split(b"\n") if line]
+
+
+def score_answers(
+    records: Sequence[dict[str, Any]],
+    prompts: Sequence[TokenizedPrompt],
+    spec: TaskSpec,
+    teacher: PreTrainedModel,
+    vocab_size: int,
+    max_completion_length: int,
+    title: str,
+) -> dict[str, Any]:
+    """``scores``: metric → prompt id → mean over its answers; ``nll_by_position``: sum and count of the teacher's NLL per token index.
+
+    Teacher NLL includes the end-of-text token, so that stopping where the teacher would counts. A value that is undefined
+    (distinct-2 of fewer than two words) is left out.
+    """
+    by_id, scorer = {p.prompt.prompt_id: p for p in prompts}, rouge_scorer()
+    values: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    sums, counts = np.zeros(max_completion_length), np.zeros(max_completion_length, dtype=np.int64)
+    order = sorted(records, key=lambda r: (len(by_id[r["prompt_id"]].ids) + len(r["tokens"]), r["prompt_id"], r["sample_index"]))
+    with bar(title, len(order), "answers") as progress:
+        for start in range(0, len(order), SCORED_AT_ONCE):
+            chunk = order[start : start + SCORED_AT_ONCE]
+            scored = teacher_nll(teacher, [(by_id[r["prompt_id"]], r["tokens"]) for r in chunk], vocab_size)
+            for record, nll in zip(chunk, scored, strict=True):
+                sums[: len(nll)] += nll
+                counts[: len(nll)] += 1
+                own = text_metrics(spec, record["text"], by_id[record["prompt_id"]].prompt.references, scorer)
+                own |= {"teacher_nll": float(nll.mean()), "mean_length": float(len(nll)), "finished": float(record["finished"])}
+                for name, value in own.items():
+                    if not math.isnan(value):
+                        values[name][record["prompt_id"]].append(value)
+            progress.advance(len(chunk))
+    means = {name: {pid: sum(v) / len(v) for pid, v in of_prompts.items()} for name, of_prompts in values.items()}
+    return {"scores": means, "nll_by_position": {"sum": sums.tolist(), "count": counts.tolist()}}
+
+
+@torch.inference_mode()
+def teacher_nll(teacher: PreTrainedModel, batch: Sequence[tuple[TokenizedPrompt, Sequence[int]]], vocab_size: int) -> list[np.ndarray]:
+    """−log π* of every token of given (prompt, response ids), one float64 array a response."""
+    padded = pad_pairs([p.ids for p, _ in batch], [r for _, r in batch])
+    inputs, attention, taken, _ = (x.to(teacher.device) for x in padded)
+    logp = step_logp(teacher, inputs, attention, taken.shape[1], vocab_size).gather(-1, taken.unsqueeze(-1)).squeeze(-1)
+    values = -logp.double().cpu().numpy()
+    return [row[: len(response)] for row, (_, response) in zip(values, batch, strict=True)]
+
+
+def read_records(directory: Path) -> list[dict[str, Any]]:
+    """Every system × task that was measured in the folder of a ``tasks.jsonl``.
+
+    Raises:
+        DataError: there is none.
+    """
+    found = [json.loads(p.read_text(encoding="utf-8")) for p in sorted(directory.glob(f"*/{SCORES}/*.json"))]
+    if not found:
+        raise DataError(
+            f"{directory} has no scores of tasks (TASK/{SCORES}/SYSTEM.json). Name the folder of a tasks.jsonl, output_dir/tasks/KEY, "
+            "which `tdistill evaluate RECIPE --tasks NAMES` makes."
+        )
+    return found
+
+
+def read_task_scores(directory: Path) -> dict[str, dict[str, dict[str, dict[str, float]]]]:
+    """system → task → metric → prompt id → mean over generation seeds.
+
+    Raises:
+        DataError: see ``read_records``.
+    """
+    scores: dict[str, dict[str, dict[str, dict[str, float]]]] = {}
+    for record in read_records(directory):
+        scores.setdefault(record["system"], {})[record["task"]] = record["scores"]
+    return scores
+
+
+def read_nll_by_position(directory: Path) -> dict[str, dict[str, tuple[np.ndarray, np.ndarray]]]:
+    """system → task → (sums, counts) of the teacher's NLL, per index of a token in its answer.
+
+    Raises:
+        DataError: see ``read_records``.
+    """
+    curves: dict[str, dict[str, tuple[np.ndarray, np.ndarray]]] = {}
+    for record in read_records(directory):
+        own = record["nll_by_position"]
+        curves.setdefault(record["system"], {})[record["task"]] = (np.array(own["sum"]), np.array(own["count"]))
+    return curves
+
+
+def row_of(record: dict[str, Any]) -> dict[str, Any]:
+    """A record with, in place of its values, what they come to: mean, standard error over prompts (null for one), n."""
+    row = {k: v for k, v in record.items() if k not in ("scores", "nll_by_position")}
+    return row | {"metrics": {name: _plain(estimate(list(v.values()))) for name, v in record["scores"].items()}}
+
+
+def _plain(value: Estimate) -> dict[str, Any]:
+    return {"mean": value.mean, "stderr": None if math.isnan(value.stderr) else value.stderr, "n": value.n}
+
+
+def tasks_table(rows: Sequence[dict[str, Any]]) -> Table:
+    """One line a system × task, with the metrics that any of them has."""
+    metrics = [m for m in TASK_METRICS if any(m in row["metrics"] for row in rows)]
+    header = ["task", "system", "prompts", *(TASK_METRICS[m][0] + ARROWS[TASK_METRICS[m][1]] for m in metrics)]
+    lines = [
+        [Cell(r["task"]), Cell(r["system"]), Cell(str(r["prompts"])), *(Cell(_format(r["metrics"].get(m))) for m in metrics)] for r in rows
+    ]
+    align: list[Align] = ["right"] * len(header)
+    align[:2] = ["left", "left"]
+    return Table("Mean over prompts ± standard error; each prompt's value is the mean of its answers.", header, lines, align)
+
+
+def _format(metric: dict[str, Any] | None) -> str:
+    if metric is None:
+        return format_estimate(None)
+    return format_estimate(Estimate(metric["mean"], math.nan if metric["stderr"] is None else metric["stderr"], metric["n"]))
