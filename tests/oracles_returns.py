@@ -151,7 +151,7 @@ def actor_critic(
     lambda_: float = 1.0,
     rho_max: float = 1.0,
     value_coef: float = 0.5,
-    center: float = 0.0,
+    center: float = 1.0,
     support: str = "tail",
 ) -> list[CriticStep]:
     """KL − γρ(Ĝ_{t+1} − u)log π(a) + value_coef·½(u − û)², where Ĝ and û are plain numbers."""

@@ -138,10 +138,10 @@ def test_a_cut_off_bootstraps_from_its_last_state_and_an_end_is_worth_nothing() 
     made.behaviour_logp.fill_(torch.nan)
     kl = builders.loss_and_grads(made, bind("reverse_kl"))[0][0]
     log_pi, u = [-x.item() for x in oracles.nll(made.responses()[0])], made.value.detach()[0]
-    cut = loss_of(made, gamma=0.9, lambda_=1.0, value_coef=0.0)[0]
+    cut = loss_of(made, gamma=0.9, lambda_=1.0, value_coef=0.0, center=0.0)[0]
     assert cut[0].item() == pytest.approx((kl[0] - 0.9 * (-kl[1] + 0.9 * u[1] - u[0]) * log_pi[0]).item(), abs=1e-12)
     assert cut[1] == kl[1]
-    ended = loss_of(replace(made, finished=(True,)), gamma=0.9, lambda_=1.0, value_coef=0.0)[0]
+    ended = loss_of(replace(made, finished=(True,)), gamma=0.9, lambda_=1.0, value_coef=0.0, center=0.0)[0]
     assert ended[0].item() == pytest.approx((kl[0] - 0.9 * (-kl[1] - u[0]) * log_pi[0]).item(), abs=1e-12)
     assert ended[1].item() == pytest.approx((kl[1] - 0.9 * (0.0 - u[1]) * log_pi[1]).item(), abs=1e-12)
 

@@ -84,7 +84,7 @@ class Tree:
         likelihood = torch.where(made.mask, behaviour_logp, 0.0).sum(-1).exp()
         assert likelihood.sum().item() == pytest.approx(1.0, abs=1e-12)
         weight = likelihood.unsqueeze(-1) * gamma ** torch.arange(DEPTH, dtype=torch.float64)
-        loss_t = bind("actor_critic", gamma=gamma, rho_max=float("inf"), **knobs)(steps).loss_t
+        loss_t = bind("actor_critic", gamma=gamma, rho_max=float("inf"), center=0.0, **knobs)(steps).loss_t
         return torch.autograd.grad(torch.where(made.mask, weight * loss_t, 0.0).sum(), (self.logits, self.value))
 
 

@@ -19,7 +19,7 @@ def actor_critic(
     lambda_: UnitInterval = 0.95,
     rho_max: Positive = 1.0,
     value_coef: NonNegative = 0.5,
-    center: UnitInterval = 0.0,
+    center: UnitInterval = 1.0,
     support: Support = "tail",
 ) -> ObjectiveOutput:
     """loss_t = KL(q‖p)_t − γρ_t·sg(Ĝ_{t+1} − u(s_t))·log π(a_t|s_t) + value_coef·½(u(s_t) − sg û_t)².
@@ -40,7 +40,8 @@ def actor_critic(
             ratio counts as 1.
         value_coef: weight of the critic's loss. 0.5 as in Espeholt et al. (2018).
         center: share of the response's mean KL that returns leave out, in [0, 1]. At 0 ending a text ends its cost, which is how a weak
-            student lowers the total best; at 1 ending early saves nothing. Biased by the order of 1/T.
+            student lowers the total best; at 1, the default by measurement (docs/results.md, fast bench), ending early saves nothing.
+            Above 0 it is biased by the order of 1/T, and no longer the gradient of the texts' reverse KL.
         support: of the KL, as for ``reverse_kl``.
     """
     assert steps.value_t is not None

@@ -49,10 +49,10 @@ METHODS: dict[str, Method] = {
     "csil": Method({"name": "csil", **_TD}),
     "q_lambda": Method({"name": "q_lambda", **_TD}),
     "path_consistency": Method(_PATHS),
-    "actor_critic": Method({"name": "actor_critic", "gamma": GAMMA}),
+    "actor_critic": Method({"name": "actor_critic", "gamma": GAMMA, "center": 0.0}),
     "reverse_kl, own text": Method({"name": "reverse_kl"}, "student"),
     "path_consistency, own text": Method(_PATHS, "student"),
-    "actor_critic, own text": Method({"name": "actor_critic", "gamma": GAMMA}, "student"),
+    "actor_critic, own text": Method({"name": "actor_critic", "gamma": GAMMA, "center": 0.0}, "student"),
     "exact, states only": Method(None, "exact_states"),
     "exact, looking ahead": Method(None, "exact"),
 }
