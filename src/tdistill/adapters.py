@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,12 @@ def add_lora(lm: PreTrainedModel, arguments: dict[str, Any]) -> Any:
 def is_adapter(directory: Path) -> bool:
     """The directory holds adapters, not a whole model."""
     return (directory / ADAPTER_CONFIG).is_file()
+
+
+def is_adapted(lm: Any) -> bool:
+    """The model has adapters. Whoever made it so has imported PEFT: nobody else need have it."""
+    peft = sys.modules.get("peft")
+    return peft is not None and isinstance(lm, peft.PeftModel)
 
 
 def base_directory(directory: Path) -> Path:

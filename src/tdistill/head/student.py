@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from tdistill.adapters import load_adapter_weights
+from tdistill.adapters import is_adapted, load_adapter_weights
 from tdistill.errors import ModelError
 from tdistill.padding import positions
 
@@ -115,7 +115,7 @@ class StudentModel(nn.Module):
         Raises:
             ModelError: the files are missing, or are those of another architecture.
         """
-        if hasattr(self.lm, "peft_config"):
+        if is_adapted(self.lm):
             load_adapter_weights(self.lm, Path(directory))
         else:
             self._load_model_weights(Path(directory))
