@@ -197,3 +197,19 @@ def test_a_malformed_sum_is_refused(objective: Any, message: str) -> None:
 def test_keyword_arguments_belong_to_a_name() -> None:
     with pytest.raises(ConfigError, match="only with an objective's name"):
         bind([{"name": "iq_learn"}], alpha=1.0)
+
+
+@pytest.mark.parametrize(
+    ("objective", "field"),
+    [
+        ({"name": "forward_kl"}, "log_z_t"),
+        ({"name": "iq_learn"}, "max_t"),
+        ({"name": "csil"}, "value_t"),
+        ({"name": "csil", "gauge": "none", "target_network": True}, "target"),
+        ({"name": "reverse_kl", "support": "dense"}, "dense"),
+        ({"name": "actor_critic"}, "log_z_t"),
+    ],
+)
+def test_a_head_that_gives_too_little_is_told_what_is_missing(objective: dict[str, Any], field: str) -> None:
+    with pytest.raises(ConfigError, match=rf"needs Steps\.{field}, which this head did not give"):
+        bind(objective)(builders.steps_of(builders.make_world(), needs=frozenset()))

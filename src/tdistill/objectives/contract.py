@@ -8,6 +8,7 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
+from tdistill.errors import ConfigError
 from tdistill.mdp.steps import Steps
 
 UnitInterval = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -19,6 +20,17 @@ Finite = Annotated[float, Field(allow_inf_nan=False)]
 # What an objective may ask for beyond the logits at the candidates. ``target``: a target network. ``other``: data with steps that
 # are not the expert's.
 NEEDS = frozenset({"log_z", "max", "taken", "value", "target", "behaviour", "expert", "other", "dense"})
+
+# Where in ``Steps`` an answer to a need stands. ``expert_t`` may be missing: then every step is the expert's.
+FIELDS = {
+    "log_z": "log_z_t",
+    "max": "max_t",
+    "taken": "taken_logit_t",
+    "value": "value_t",
+    "target": "target",
+    "behaviour": "behaviour_logp_t",
+    "dense": "dense",
+}
 
 
 @dataclass(frozen=True)
@@ -53,7 +65,16 @@ class BoundObjective:
     call: Callable[[Steps], ObjectiveOutput]
 
     def __call__(self, steps: Steps) -> ObjectiveOutput:
-        """Loss and metrics per step of a batch."""
+        """Loss and metrics per step of a batch.
+
+        Raises:
+            ConfigError: the head did not give what the objective needs.
+        """
+        missing = [field for need, field in FIELDS.items() if need in self.needs and getattr(steps, field) is None]
+        if missing:
+            raise ConfigError(
+                f"{self.name} needs Steps.{missing[0]}, which this head did not give: ask StudentModel.forward for needs={sorted(self.needs)}."
+            )
         return self.call(steps)
 
     def describe(self) -> str:
