@@ -156,7 +156,7 @@ def train_student(
     if is_main_process():
         write_json(directory / LOG_FILE, history)
         if not extras.keep_checkpoints:
-            shutil.rmtree(checkpoints, ignore_errors=True)
+            drop_checkpoints(checkpoints)
     wait_for_everyone()
     return metrics
 
@@ -164,6 +164,14 @@ def train_student(
 def read_history(directory: Path) -> dict[str, Any]:
     """What ``train_student`` logged."""
     return json.loads((directory / LOG_FILE).read_text(encoding="utf-8"))
+
+
+def drop_checkpoints(directory: Path) -> None:
+    """Remove all checkpoints, and the directory unless a tracker has its logs there."""
+    for path in directory.glob("checkpoint-*"):
+        shutil.rmtree(path)
+    if directory.exists() and not any(directory.iterdir()):
+        directory.rmdir()
 
 
 def drop_unfinished(directory: Path) -> None:
