@@ -5,6 +5,8 @@
 output_dir, so that a rerun skips what is there and prints the table. `--rows FILE` writes JSON lines. Settings are chosen on `valid`;
 `test` is for what was chosen.
 
+A student whose loss stops being a number is recorded as diverged.
+
 `--rates 3e-4,1e-3 --split valid` trains every method at each learning rate, and `--choose FILE` writes the best of each, by teacher NLL;
 `--rates FILE` takes them from there.
 """
@@ -23,6 +25,7 @@ import numpy as np
 import yaml
 
 from tdistill.config import BaselineConfig, TrainConfig
+from tdistill.errors import NonFiniteLossError
 from tdistill.evaluation.metrics import estimate, paired_difference
 from tdistill.evaluation.run import EvaluatedSystem, Protocol, evaluate_systems, read_scores
 from tdistill.files import write_json, write_jsonl
@@ -34,12 +37,10 @@ from tdistill.recipe import load_recipe
 from tdistill.stages.evaluate import protocol
 from tdistill.stages.models import load_teacher, student_tokenizer
 from tdistill.stages.rollout import cache
-from tdistill.stages.train import on_policy, start_directory
-from tdistill.training.extras import Extras
+from tdistill.stages.train import start_directory, training_extras
 from tdistill.training.run import read_history, train_student
-from tdistill.training.value import ValueSettings
 
-BASELINE, TRAINED = "sft_continued", "trained.json"
+BASELINE, TRAINED, DIVERGED = "sft_continued", "trained.json", "diverged.json"
 
 
 def main() -> None:
@@ -48,8 +49,9 @@ def main() -> None:
     # Read as a recipe's baselines are: an objective, or an objective with arguments and student roll-outs of its own.
     methods = TrainConfig(objective={"name": "nll"}, baselines=yaml.safe_load(options.methods.read_text())).baselines
     methods = at_rates(methods, options.rates)
-    names = [n for n in methods if not options.only or n.partition("@")[0] in options.only.split(",")]
-    bound = {name: bind(methods[name].objective) for name in names}
+    methods = {n: m for n, m in methods.items() if not options.only or n.partition("@")[0] in options.only.split(",")}
+    for method in methods.values():
+        bind(method.objective)  # a wrong argument is an error before anything long starts
     for stage in ("models", "rollout", "sft"):
         run.execute(stage)
     shared = protocol(run, options.split)
@@ -60,39 +62,42 @@ def main() -> None:
     first = [EvaluatedSystem("teacher", "", teacher), EvaluatedSystem("sft", "", lambda: load(find_model(str(start_directory(run)))))]
     evaluate_systems(first, teacher, shared, scores)
     for seed in (int(s) for s in options.seeds.split(",")):
-        for name, objective in bound.items():
+        for name, method in methods.items():
             directory = root / f"{name}-{seed}"
-            if not (directory / TRAINED).exists():
-                started = time.perf_counter()
-                data = (cache(run, "train", run.recipe.train.teacher_top_p), cache(run, "valid", run.recipe.train.teacher_top_p))
-                arguments, own = run.recipe.train.arguments | methods[name].arguments, methods[name].on_policy
-                train_student(
-                    start_directory(run),
-                    directory,
-                    objective,
-                    *data,
-                    student_tokenizer(run),
-                    arguments,
-                    seed,
-                    directory.name,
-                    partial(load_teacher, run),
-                    extras=Extras(
-                        on_policy(own, run.recipe.teacher.dtype),
-                        ValueSettings(**(methods[name].value or run.recipe.train.value).model_dump()),
-                    ),
-                )
-                record = {"seconds": time.perf_counter() - started, "arguments": arguments, "on_policy": own and own.model_dump()}
-                record["value"] = (methods[name].value or run.recipe.train.value).model_dump()
-                write_json(directory / TRAINED, record | {"provenance": provenance(run.recipe)})
-            found = EvaluatedSystem(directory.name, objective.describe(), partial(load, find_model(str(directory))))
-            evaluate_systems([found], teacher, shared, scores)
-            say(_line(read_scores(scores, directory.name)))
+            if train(run, directory, method, seed):
+                found = EvaluatedSystem(directory.name, bind(method.objective).describe(), partial(load, find_model(str(directory))))
+                evaluate_systems([found], teacher, shared, scores)
+                say(_line(read_scores(scores, found.name)))
             lines = list(rows(root, scores, methods, shared))
             if options.rows:
                 write_jsonl(options.rows, lines)
     print(table(lines))
     if options.choose:
         write_json(options.choose, chosen_rates(lines))
+
+
+def train(run: Run, directory: Path, method: BaselineConfig, seed: int) -> bool:
+    """Train a student unless it is there; False if its loss stopped being a number, which is a result too and is kept."""
+    if (directory / DIVERGED).exists():
+        return False
+    if (directory / TRAINED).exists():
+        return True
+    config, tokenizer = run.recipe.train, student_tokenizer(run)
+    data = [cache(run, split, config.teacher_top_p, list(config.origins), config.candidate_rule) for split in ("train", "valid")]
+    arguments, extras = config.arguments | method.arguments, training_extras(run, config, method, tokenizer)
+    own = {"on_policy": method.on_policy or config.on_policy, "value": method.value or config.value}
+    record = {"arguments": arguments} | {k: v and v.model_dump() for k, v in own.items()} | {"provenance": provenance(run.recipe)}
+    started, objective = time.perf_counter(), bind(method.objective)
+    try:
+        train_student(
+            start_directory(run), directory, objective, *data, tokenizer, arguments, seed, directory.name, partial(load_teacher, run), extras
+        )
+    except NonFiniteLossError as error:
+        write_json(directory / DIVERGED, record | {"objective": objective.describe(), "error": str(error)})
+        say(f"{directory.name}: {error}")
+        return False
+    write_json(directory / TRAINED, record | {"seconds": time.perf_counter() - started})
+    return True
 
 
 def at_rates(methods: dict[str, BaselineConfig], rates: str | None) -> dict[str, BaselineConfig]:
@@ -120,15 +125,25 @@ def chosen_rates(lines: list[dict[str, Any]]) -> dict[str, float]:
 
 
 def run_key(run: Run) -> str:
-    """Changes with the SFT student, the training arguments and p: students of other settings lie elsewhere."""
-    p = run.recipe.train.teacher_top_p or run.recipe.rollout.teacher_top_p
-    arguments = json.dumps(run.recipe.train.arguments, sort_keys=True)
-    return f"{run.key('sft')}-p{p:g}-{hashlib.sha256(arguments.encode()).hexdigest()[:6]}"
+    """Changes with the SFT student, p, and what all methods share in training: students of other settings lie elsewhere."""
+    train = run.recipe.train
+    p = train.teacher_top_p or run.recipe.rollout.teacher_top_p
+    others = train.model_dump(exclude={"objective", "baselines", "teacher_top_p", "arguments", "monitor"}, exclude_defaults=True)
+    digest = hashlib.sha256(json.dumps(train.arguments | others, sort_keys=True).encode()).hexdigest()[:6]
+    return f"{run.key('sft')}-p{p:g}-{digest}"
 
 
 def rows(root: Path, scores: Path, methods: dict[str, Any], shared: Protocol) -> Iterator[dict[str, Any]]:
-    """The protocol, one row a system, then one a method: averaged over its seeds, and less SFT continued with the same seeds."""
+    """The protocol, one row a system, then one a method: averaged over its seeds, and less SFT continued with the same seeds.
+
+    A student whose training diverged has a row that says so, and no scores.
+    """
     yield {"protocol": shared.describe()}
+    for path in sorted(root.glob(f"*/{DIVERGED}")):
+        name, _, seed = path.parent.name.rpartition("-")
+        if name in methods:
+            record = json.loads(path.read_text())
+            yield {"system": path.parent.name, "method": name, "seed": int(seed), "diverged": record["error"]} | _about(record)
     found: dict[str, dict[int, dict[str, Any]]] = {}
     for path in sorted((scores / "scores").glob("*.json")):
         record = read_scores(scores, path.stem)
@@ -137,11 +152,8 @@ def rows(root: Path, scores: Path, methods: dict[str, Any], shared: Protocol) ->
         if name in methods and (root / path.stem / TRAINED).exists():
             found.setdefault(name, {})[int(seed)] = record["scores"]
             trained, history = json.loads((root / path.stem / TRAINED).read_text()), read_history(root / path.stem)
-            provenance = trained["provenance"]
-            row |= {"method": name, "seed": int(seed), "objective": record["description"], "best_step": history["best_step"]}
-            row |= {"training_seconds": trained["seconds"], "arguments": trained["arguments"]}
-            row |= {"on_policy": trained["on_policy"]} if trained["on_policy"] else {}
-            row |= {k: provenance[k] for k in ("git_commit", "machine", "torch", "transformers", "tdistill")}
+            row |= {"method": name, "seed": int(seed), "best_step": history["best_step"], "training_seconds": trained["seconds"]}
+            row |= {"objective": record["description"]} | _about(trained)
         yield row
     for name, by_seed in found.items():
         row = {"method": name, "seeds": sorted(by_seed), "metrics": _metrics(_average(by_seed))}
@@ -151,6 +163,13 @@ def rows(root: Path, scores: Path, methods: dict[str, Any], shared: Protocol) ->
             mine, theirs = (_average({s: by[s] for s in common}) for by in (by_seed, found[BASELINE]))
             row["minus_sft_continued"] = {"seeds": common, "metrics": _differences(mine, theirs)}
         yield row
+
+
+def _about(record: dict[str, Any]) -> dict[str, Any]:
+    """Of what was written beside a student: how it was trained, where and with what."""
+    kept = ("objective", "arguments", "on_policy", "value")
+    versions = ("git_commit", "machine", "torch", "transformers", "tdistill")
+    return {k: record[k] for k in kept if k in record} | {k: record["provenance"][k] for k in versions}
 
 
 def _average(by_seed: dict[int, dict[str, dict[str, float]]]) -> dict[str, dict[str, float]]:

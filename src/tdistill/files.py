@@ -1,5 +1,6 @@
 """Files that are written whole or not at all: what has its name is complete, after a kill as after a full disk."""
 
+import gzip
 import json
 import os
 from collections.abc import Iterable, Iterator
@@ -38,11 +39,15 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_jsonl(path: Path, rows: Iterable[Any]) -> None:
-    """Write one JSON value a line."""
-    write_text(path, "".join(json.dumps(row, sort_keys=True, ensure_ascii=False) + "\n" for row in rows))
+    """Write one JSON value a line, compressed if the name ends in ``.gz``."""
+    text = "".join(json.dumps(row, sort_keys=True, ensure_ascii=False) + "\n" for row in rows).encode("utf-8")
+    with replacing(path) as handle:
+        handle.write(gzip.compress(text, mtime=0) if path.suffix == ".gz" else text)
 
 
 def read_jsonl(path: Path) -> list[Any]:
     """Read JSON lines back."""
+    content = path.read_bytes()
+    content = gzip.decompress(content) if path.suffix == ".gz" else content
     # Not splitlines: a text may hold U+2028 and its like, which JSON leaves as they are.
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+    return [json.loads(line) for line in content.decode("utf-8").split("\n") if line]

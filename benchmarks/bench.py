@@ -1,8 +1,9 @@
-"""The fast bench on several cores: every seed is a process of `benchmarks/objectives.py` with one torch thread.
+"""A bench on several cores: every seed is a process of `benchmarks/objectives.py` with a few torch threads.
 
-`python benchmarks/fast/run.py --seeds 0-9 --workers 2 --rows runs/fast/rows.jsonl [--only NAME,…] [--rates FILE] [KEY=VALUE]...` trains and
-evaluates what `methods.yaml` lists, from the one SFT student and the one cache of `recipe.yaml`, and writes one row a method and seed with
-every prompt's scores, so that a bootstrap can pair prompts. What is there is kept: a killed bench goes on at the student that it was at.
+`python benchmarks/bench.py benchmarks/fast --seeds 0-9 --workers 2 --rows FILE [--methods NAME.yaml] [--only NAME,…] [--split test]
+[KEY=VALUE]...` takes a folder with `recipe.yaml`, `methods.yaml` and `rates.json` (each method's learning rate, if there), trains and
+evaluates every method from one SFT student and one cache, and writes one row a method and seed with every prompt's scores, so that a
+bootstrap can pair prompts. What is there is kept: a killed bench goes on at the student that it was at.
 The seeds are of the order of the data (and of student roll-outs): start, cache and the noise of the answers are the same for all.
 """
 
@@ -16,28 +17,23 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import objectives as bench
 import yaml
 
-HERE = Path(__file__).resolve().parent
-sys.path.append(str(HERE.parent))  # benchmarks/, where objectives.py lies
-
-import objectives as bench  # noqa: E402
-
-from tdistill.config import BaselineConfig, TrainConfig  # noqa: E402
-from tdistill.errors import ConfigError, OutputError  # noqa: E402
-from tdistill.evaluation.run import SCORES, read_scores  # noqa: E402
-from tdistill.files import write_jsonl  # noqa: E402
-from tdistill.models import find_model, model_fingerprint  # noqa: E402
-from tdistill.objectives import bind  # noqa: E402
-from tdistill.pipeline import Run  # noqa: E402
-from tdistill.progress import bar, say  # noqa: E402
-from tdistill.recipe import load_recipe  # noqa: E402
-from tdistill.stages.evaluate import protocol  # noqa: E402
-from tdistill.stages.train import start_directory  # noqa: E402
+from tdistill.config import BaselineConfig, TrainConfig
+from tdistill.errors import ConfigError, OutputError
+from tdistill.evaluation.run import SCORES, read_scores
+from tdistill.files import write_jsonl
+from tdistill.models import find_model, model_fingerprint
+from tdistill.objectives import bind
+from tdistill.pipeline import Run
+from tdistill.progress import bar, say
+from tdistill.recipe import load_recipe
+from tdistill.stages.evaluate import protocol
+from tdistill.stages.train import start_directory
 
 POLL_SECONDS = 1.0
-# A worker's matmuls are small: a second thread would wait more than it works.
-ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+DIGITS = 5  # of a prompt's score in a row
 SIGNALLED = 128  # what a shell adds to the number of the signal that ended a command
 PREPARED = "sft"  # the last system that objectives.py evaluates before its first student
 
@@ -47,12 +43,15 @@ class Bench:
 
     def __init__(self, options: argparse.Namespace):
         self.options = options
-        self.run = Run(load_recipe(options.recipe, options.override))
-        read = TrainConfig(objective={"name": "nll"}, baselines=yaml.safe_load(options.methods.read_text(encoding="utf-8"))).baselines
-        methods = bench.at_rates(read, options.rates)
+        self.run = Run(load_recipe(options.bench / "recipe.yaml", options.override))
+        self.listed = options.bench / options.methods
+        read = TrainConfig(objective={"name": "nll"}, baselines=yaml.safe_load(self.listed.read_text(encoding="utf-8"))).baselines
+        own = options.bench / "rates.json"
+        self.rates = options.rates or (str(own) if own.exists() else None)
+        methods = bench.at_rates(read, self.rates)
         unknown = options.only - set(read)
         if unknown:
-            raise ConfigError(f"{options.methods} lists no {', '.join(sorted(unknown))}. It has {', '.join(read)}.")
+            raise ConfigError(f"{self.listed} lists no {', '.join(sorted(unknown))}. It has {', '.join(read)}.")
         self.methods = {n: m for n, m in methods.items() if not options.only or n.partition("@")[0] in options.only}
         self.root = self.run.root / "objectives" / bench.run_key(self.run)
         self.evaluated = self.root / "evaluated" / f"{options.split}-{self.run.recipe.evaluation.num_generations}"
@@ -62,8 +61,9 @@ class Bench:
         return [(name, seed) for seed in self.options.seeds for name in self.methods]
 
     def is_done(self, name: str, seed: int) -> bool:
-        """Trained and evaluated on the split."""
-        return (self.root / f"{name}-{seed}" / bench.TRAINED).exists() and self.has_scores(f"{name}-{seed}")
+        """Trained and evaluated on the split, or diverged."""
+        directory = self.root / f"{name}-{seed}"
+        return (directory / bench.DIVERGED).exists() or ((directory / bench.TRAINED).exists() and self.has_scores(directory.name))
 
     def has_scores(self, system: str) -> bool:
         """Evaluated on the split."""
@@ -103,9 +103,10 @@ def check_settings(asked: Bench) -> None:
     """
     for row in unit_rows(asked):
         method = asked.methods[row["method"]]
-        own = method.on_policy and method.on_policy.model_dump()
-        wanted = (bind(method.objective).describe(), asked.arguments(method), own)
-        if (row["objective"], row["arguments"], row["on_policy"]) != wanted:
+        train = asked.run.recipe.train
+        own, value = method.on_policy or train.on_policy, method.value or train.value
+        wanted = (bind(method.objective).describe(), asked.arguments(method), own and own.model_dump(), value.model_dump())
+        if (row["objective"], row["arguments"], row["on_policy"], row["value"]) != wanted:
             where = asked.root / f"{row['method']}-{row['seed']}"
             raise ConfigError(f"{where} was trained by other settings ({row['objective']}): remove it and its scores, or rename the method.")
 
@@ -150,12 +151,13 @@ def log_path(asked: Bench, seed: int) -> Path:
 def start(asked: Bench, seed: int) -> "subprocess.Popen[bytes]":
     """`objectives.py` for one seed, its words in a file: bars of several processes would write over each other."""
     o = asked.options
-    command = [sys.executable, bench.__file__, o.recipe, *o.override, "--methods", o.methods, "--split", o.split, "--seeds", seed]
-    command += ["--only", ",".join(sorted(o.only))] if o.only else []
-    command += ["--rates", o.rates] if o.rates else []
+    command = [sys.executable, bench.__file__, o.bench / "recipe.yaml", *o.override, "--methods", asked.listed, "--split", o.split]
+    command += ["--seeds", seed, *(["--only", ",".join(sorted(o.only))] if o.only else []), *(["--rates", asked.rates] if asked.rates else [])]
     asked.root.mkdir(parents=True, exist_ok=True)
+    # The torch threads of small matmuls wait more than they work: workers, not threads, fill the cores.
+    threads = {k: str(o.threads) for k in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")} | {"TOKENIZERS_PARALLELISM": "false"}
     with log_path(asked, seed).open("wb") as log:
-        return subprocess.Popen([str(c) for c in command], stdout=log, stderr=log, env={**os.environ, **ONE_THREAD})
+        return subprocess.Popen([str(c) for c in command], stdout=log, stderr=log, env={**os.environ, **threads})
 
 
 def unit_rows(asked: Bench) -> Iterator[dict[str, Any]]:
@@ -172,7 +174,12 @@ def unit_rows(asked: Bench) -> Iterator[dict[str, Any]]:
     }
     for row in bench.rows(asked.root, asked.evaluated, asked.methods, shared):
         if row.get("system") in done:
-            yield {"on_policy": None} | row | common | {"scores": read_scores(asked.evaluated, row["system"])["scores"]}
+            scores = {} if row.get("diverged") else read_scores(asked.evaluated, row["system"])["scores"]
+            yield row | common | {"scores": {k: {p: _rounded(x) for p, x in v.items()} for k, v in scores.items()}}
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.{DIGITS}g}")
 
 
 def _seeds(text: str) -> list[int]:
@@ -186,14 +193,15 @@ def _seeds(text: str) -> list[int]:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("bench", type=Path, help="folder with recipe.yaml, methods.yaml, rates.json")
     parser.add_argument("override", nargs="*", help="KEY.SUB=VALUE of the recipe")
-    parser.add_argument("--recipe", type=Path, default=HERE / "recipe.yaml")
-    parser.add_argument("--methods", type=Path, default=HERE / "methods.yaml")
+    parser.add_argument("--methods", default="methods.yaml", help="file of the folder that lists them")
     parser.add_argument("--only", type=lambda s: {n for n in s.split(",") if n}, default=set(), help="comma-separated names")
     parser.add_argument("--seeds", type=_seeds, default=_seeds("0-9"), help="such as 0-9 or 3,5")
     parser.add_argument("--workers", type=int, default=2, help="processes at once")
+    parser.add_argument("--threads", type=int, default=1, help="torch threads of each")
     parser.add_argument("--split", choices=("valid", "test"), default="valid")
-    parser.add_argument("--rates", help="as for objectives.py")
+    parser.add_argument("--rates", help="as for objectives.py; by default the folder's rates.json")
     parser.add_argument("--rows", type=Path, help="write the rows here")
     return parser.parse_intermixed_args()
 

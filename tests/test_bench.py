@@ -10,7 +10,6 @@ import yaml
 
 from tdistill.config import TrainConfig
 from tdistill.objectives import bind
-from tdistill.recipe import load_recipe
 
 FAST = Path(__file__).parents[1] / "benchmarks" / "fast"
 WORDS = ("the", "king", "shall", "speak", "of", "rivers", "and", "old", "towns", "where", "a", "green", "bird", "sings", "before", "winter")
@@ -21,11 +20,12 @@ TINY_STEPS = [f"{stage}.arguments.{key}=1" for stage in ("sft", "train") for key
 def scripts():
     patch = pytest.MonkeyPatch()
     patch.syspath_prepend(FAST)
+    patch.syspath_prepend(FAST.parent)
+    import bench
     import make_models
-    import run
 
-    yield make_models, run
-    for name in ("make_models", "run", "objectives"):
+    yield make_models, bench
+    for name in ("make_models", "bench", "objectives"):
         sys.modules.pop(name, None)
     patch.undo()
 
@@ -68,20 +68,21 @@ def test_models_and_prompts_are_written_with_what_they_measure(models):
     assert info["start"]["parameters"] > 0
 
 
-def test_every_method_of_the_bench_binds():
-    methods = TrainConfig(objective={"name": "nll"}, baselines=yaml.safe_load((FAST / "methods.yaml").read_text())).baselines
-    assert "sft_continued" in methods
+@pytest.mark.parametrize("path", sorted(FAST.parent.glob("*/*methods*.yaml")), ids=lambda p: f"{p.parent.name}/{p.name}")
+def test_every_method_of_a_bench_binds(path):
+    methods = TrainConfig(objective={"name": "nll"}, baselines=yaml.safe_load(path.read_text())).baselines
     for method in methods.values():
         bind(method.objective)
+    if (path.parent / "rates.json").exists() and path.name == "methods.yaml":
+        assert json.loads((path.parent / "rates.json").read_text()).keys() == methods.keys()
 
 
 def test_one_method_and_seed_gives_one_row(scripts, models, monkeypatch, tmp_path):
-    _, run = scripts
+    _, bench = scripts
     given, rows = overrides(models), tmp_path / "rows.jsonl"
-    load_recipe(FAST / "recipe.yaml", given)
-    argv = ["run.py", *given, "--only", "reverse_kl", "--seeds", "5", "--workers", "1", "--rows", str(rows)]
+    argv = ["bench.py", str(FAST), *given, "--only", "reverse_kl", "--seeds", "5", "--workers", "1", "--rows", str(rows)]
     monkeypatch.setattr(sys, "argv", argv)
-    run.main()
+    bench.main()
     (row,) = [json.loads(line) for line in rows.read_text().splitlines()]
     assert (row["method"], row["seed"], row["split"]) == ("reverse_kl", 5, "valid")
     assert len(row["sft_fingerprint"]) == 16
@@ -90,13 +91,13 @@ def test_one_method_and_seed_gives_one_row(scripts, models, monkeypatch, tmp_pat
         assert len(row["scores"][metric]) == 4, metric
 
     # What is there is kept, and the same name with other settings is refused.
-    monkeypatch.setattr(run, "start", lambda *_: pytest.fail("nothing is left to train"))
-    run.main()
+    monkeypatch.setattr(bench, "start", lambda *_: pytest.fail("nothing is left to train"))
+    bench.main()
     other = tmp_path / "methods.yaml"
     other.write_text("reverse_kl: {name: reverse_kl, support: proj}\n")
-    monkeypatch.setattr(sys, "argv", [*argv, "--methods", str(other)])
-    with pytest.raises(run.ConfigError, match="trained by other settings"):
-        run.main()
+    monkeypatch.setattr(sys, "argv", [*argv, "--methods", str(other.absolute())])
+    with pytest.raises(bench.ConfigError, match="trained by other settings"):
+        bench.main()
 
 
 def test_seeds_are_numbers_and_ranges(scripts):
