@@ -7,6 +7,7 @@ import math
 from dataclasses import dataclass
 
 import oracles
+import oracles_divergences
 import torch
 from oracles import Response
 from torch import Tensor
@@ -143,6 +144,13 @@ class CriticStep:
     advantage: float | None = None
 
 
+COSTS = {
+    "reverse_kl": oracles.reverse_kl,
+    "jsd": oracles_divergences.per_step(oracles_divergences.jsd, beta=0.5),
+    "skew_kl": oracles_divergences.per_step(oracles_divergences.skew_kl, skew=0.1),
+}
+
+
 def actor_critic(
     response: Response,
     behaviour: list[float],
@@ -152,10 +160,11 @@ def actor_critic(
     rho_max: float = 1.0,
     value_coef: float = 0.5,
     center: float = 1.0,
+    cost: str = "reverse_kl",
     support: str = "tail",
 ) -> list[CriticStep]:
-    """KL − γρ(Ĝ_{t+1} − u)log π(a) + value_coef·½(u − û)², where Ĝ and û are plain numbers."""
-    divergence = oracles.reverse_kl(response, support=support)
+    """D − γρ(Ĝ_{t+1} − u)log π(a) + value_coef·½(u − û)², where Ĝ and û are plain numbers."""
+    divergence = COSTS[cost](response, support=support)
     nll, n = oracles.taken_nll(response), len(response)
     level = center * sum(d.item() for d in divergence) / n
     acts = [t + 1 < n or response.finished for t in range(n)]

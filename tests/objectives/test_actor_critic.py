@@ -57,6 +57,20 @@ def test_centred_equals_the_oracle(world: builders.World, support: str, gamma: f
     builders.assert_equals_oracle(world, bind("actor_critic", **knobs), oracle(world, **knobs))
 
 
+@pytest.mark.parametrize("cost", ["jsd", "skew_kl"])
+@pytest.mark.parametrize("support", SUPPORTS)
+def test_other_costs_equal_the_oracle(world: builders.World, support: str, cost: str) -> None:
+    knobs = {"gamma": 0.9, "lambda_": 0.6, "support": support, "cost": cost}
+    builders.assert_equals_oracle(world, bind("actor_critic", **knobs), oracle(world, **knobs))
+
+
+@pytest.mark.parametrize("cost", ["reverse_kl", "jsd", "skew_kl"])
+def test_gamma_0_is_the_divergence_by_itself(world: builders.World, cost: str) -> None:
+    alone = builders.loss_and_grads(world, bind("actor_critic", gamma=0.0, value_coef=0.0, cost=cost))
+    for a, b in zip(alone, builders.loss_and_grads(world, bind(cost)), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-12, rtol=0)
+
+
 def test_centred_ending_early_saves_nothing() -> None:
     """Under equal divergences at every step all centred returns are 0, and the long-term term with them."""
     made = builders.make_world(seed=3, lengths=(4,), finished=(True,), p=1.0)

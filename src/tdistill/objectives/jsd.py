@@ -2,6 +2,9 @@
 
 from typing import Any
 
+from jaxtyping import Bool, Float
+from torch import Tensor
+
 from tdistill.errors import ConfigError
 from tdistill.mdp.steps import Steps
 from tdistill.objectives.contract import Finite, Objective, ObjectiveOutput, Positive
@@ -19,11 +22,15 @@ def jsd(steps: Steps, *, beta: Finite = 0.5, support: Support = "tail", loss_tem
         support: as for ``forward_kl``; ``tail`` is a lower bound of ``dense``.
         loss_temperature: divides both logits; ``tail`` allows only 1.
     """
-    p, q, legal = distributions(steps, support, loss_temperature)
+    return ObjectiveOutput(jensen_shannon(*distributions(steps, support, loss_temperature), beta))
+
+
+def jensen_shannon(p: Float[Tensor, "*B J"], q: Float[Tensor, "*B J"], legal: Bool[Tensor, "*B J"], beta: float = 0.5) -> Float[Tensor, "*B"]:
+    """The equation of ``jsd`` on log-probs over legal slots."""
     if beta in (0.0, 1.0):
-        return ObjectiveOutput(kl(q, p, legal) if beta else kl(p, q, legal))
+        return kl(q, p, legal) if beta else kl(p, q, legal)
     m = log_mixture(p, q, beta)
-    return ObjectiveOutput(beta * kl(p, m, legal) + (1.0 - beta) * kl(q, m, legal))
+    return beta * kl(p, m, legal) + (1.0 - beta) * kl(q, m, legal)
 
 
 def _check(*, beta: float, **rest: Any) -> None:

@@ -4,8 +4,10 @@ from tdistill.mdp.steps import Steps
 from tdistill.objectives.contract import Finite, Objective, ObjectiveOutput, Positive
 from tdistill.objectives.support import Support, check_skew, distributions, kl, log_mixture, support_needs
 
+SKEW = 0.1
 
-def skew_kl(steps: Steps, *, skew: Finite = 0.1, support: Support = "tail", loss_temperature: Positive = 1.0) -> ObjectiveOutput:
+
+def skew_kl(steps: Steps, *, skew: Finite = SKEW, support: Support = "tail", loss_temperature: Positive = 1.0) -> ObjectiveOutput:
     """loss_t = KL(p‖λp + (1−λ)q), p the teacher, q the student, λ = ``skew`` (Ko et al. 2024, DistiLLM).
 
     λ = 0 is ``forward_kl``; for λ > 0 the loss is at most −log λ, however little the student gives to a token.
