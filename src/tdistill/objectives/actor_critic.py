@@ -53,7 +53,6 @@ def actor_critic(
     """
     assert steps.value_t is not None
     assert steps.taken_logit_t is not None
-    assert steps.taken_logit_t is not None
     assert steps.log_z_t is not None
     d_t = divergence(*distributions(steps, support, 1.0), cost)
     acts_t = has_successor(steps.exists_t, steps.terminal_t)
@@ -91,7 +90,6 @@ def response_mean(x_t: Float[Tensor, "B T"], exists_t: Bool[Tensor, "B T"]) -> F
 
 def truncated_ratio(steps: Steps, rho_max: float) -> Float[Tensor, "B T"]:
     """ρ_t = min(rho_max, π(a_t|s_t)/behaviour(a_t|s_t)), without gradient; a ratio of 1 where the behaviour is NaN."""
-    assert steps.taken_logit_t is not None
     assert steps.taken_logit_t is not None
     assert steps.log_z_t is not None
     assert steps.behaviour_logp_t is not None
