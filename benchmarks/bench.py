@@ -23,7 +23,7 @@ import yaml
 from tdistill.config import BaselineConfig, TrainConfig
 from tdistill.errors import ConfigError, OutputError
 from tdistill.evaluation.run import SCORES, read_scores
-from tdistill.files import write_jsonl
+from tdistill.files import write_json, write_jsonl
 from tdistill.models import find_model, model_fingerprint
 from tdistill.objectives import bind
 from tdistill.pipeline import Run
@@ -86,7 +86,10 @@ def main() -> None:
             write_jsonl(asked.options.rows, rows)
             say(f"{len(rows)} rows → {asked.options.rows}")
     if rows:
-        print(bench.table(list(bench.rows(asked.root, asked.evaluated, asked.methods, protocol(asked.run, asked.options.split)))))
+        lines = list(bench.rows(asked.root, asked.evaluated, asked.methods, protocol(asked.run, asked.options.split)))
+        print(bench.table(lines))
+        if asked.options.choose:
+            write_json(asked.options.choose, bench.chosen_rates(lines))
     if failed:
         raise OutputError(f"Seeds {failed} stopped early: their logs lie beside {log_path(asked, failed[0])}. Run again to go on.")
 
@@ -202,6 +205,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=1, help="torch threads of each")
     parser.add_argument("--split", choices=("valid", "test"), default="valid")
     parser.add_argument("--rates", help="as for objectives.py; by default the folder's rates.json")
+    parser.add_argument("--choose", type=Path, help="as for objectives.py")
     parser.add_argument("--rows", type=Path, help="write the rows here")
     return parser.parse_intermixed_args()
 

@@ -68,7 +68,7 @@ def test_models_and_prompts_are_written_with_what_they_measure(models):
     assert info["start"]["parameters"] > 0
 
 
-@pytest.mark.parametrize("path", sorted(FAST.parent.glob("*/*methods*.yaml")), ids=lambda p: f"{p.parent.name}/{p.name}")
+@pytest.mark.parametrize("path", sorted(FAST.parent.glob("*/*s.yaml")), ids=lambda p: f"{p.parent.name}/{p.name}")
 def test_every_method_of_a_bench_binds(path):
     methods = TrainConfig(objective={"name": "nll"}, baselines=yaml.safe_load(path.read_text())).baselines
     for method in methods.values():
