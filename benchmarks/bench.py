@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import objectives as bench
+import objectives
 import yaml
 
 from tdistill.config import BaselineConfig, TrainConfig
@@ -48,12 +48,12 @@ class Bench:
         read = TrainConfig(objective={"name": "nll"}, baselines=yaml.safe_load(self.listed.read_text(encoding="utf-8"))).baselines
         own = options.bench / "rates.json"
         self.rates = options.rates or (str(own) if own.exists() else None)
-        methods = bench.at_rates(read, self.rates)
+        methods = objectives.at_rates(read, self.rates)
         unknown = options.only - set(read)
         if unknown:
             raise ConfigError(f"{self.listed} lists no {', '.join(sorted(unknown))}. It has {', '.join(read)}.")
         self.methods = {n: m for n, m in methods.items() if not options.only or n.partition("@")[0] in options.only}
-        self.root = self.run.root / "objectives" / bench.run_key(self.run)
+        self.root = self.run.root / "objectives" / objectives.run_key(self.run)
         self.evaluated = self.root / "evaluated" / f"{options.split}-{self.run.recipe.evaluation.num_generations}"
 
     def units(self) -> list[tuple[str, int]]:
@@ -63,7 +63,7 @@ class Bench:
     def is_done(self, name: str, seed: int) -> bool:
         """Trained and evaluated on the split, or diverged."""
         directory = self.root / f"{name}-{seed}"
-        return (directory / bench.DIVERGED).exists() or ((directory / bench.TRAINED).exists() and self.has_scores(directory.name))
+        return (directory / objectives.DIVERGED).exists() or ((directory / objectives.TRAINED).exists() and self.has_scores(directory.name))
 
     def has_scores(self, system: str) -> bool:
         """Evaluated on the split."""
@@ -86,10 +86,10 @@ def main() -> None:
             write_jsonl(asked.options.rows, rows)
             say(f"{len(rows)} rows → {asked.options.rows}")
     if rows:
-        lines = list(bench.rows(asked.root, asked.evaluated, asked.methods, protocol(asked.run, asked.options.split)))
-        print(bench.table(lines))
+        lines = list(objectives.rows(asked.root, asked.evaluated, asked.methods, protocol(asked.run, asked.options.split)))
+        print(objectives.table(lines))
         if asked.options.choose:
-            write_json(asked.options.choose, bench.chosen_rates(lines))
+            write_json(asked.options.choose, objectives.chosen_rates(lines))
     if failed:
         raise OutputError(f"Seeds {failed} stopped early: their logs lie beside {log_path(asked, failed[0])}. Run again to go on.")
 
@@ -154,7 +154,7 @@ def log_path(asked: Bench, seed: int) -> Path:
 def start(asked: Bench, seed: int) -> "subprocess.Popen[bytes]":
     """`objectives.py` for one seed, its words in a file: bars of several processes would write over each other."""
     o = asked.options
-    command = [sys.executable, bench.__file__, o.bench / "recipe.yaml", *o.override, "--methods", asked.listed, "--split", o.split]
+    command = [sys.executable, objectives.__file__, o.bench / "recipe.yaml", *o.override, "--methods", asked.listed, "--split", o.split]
     command += ["--seeds", seed, *(["--only", ",".join(sorted(o.only))] if o.only else []), *(["--rates", asked.rates] if asked.rates else [])]
     asked.root.mkdir(parents=True, exist_ok=True)
     # The torch threads of small matmuls wait more than they work: workers, not threads, fill the cores.
@@ -175,7 +175,7 @@ def unit_rows(asked: Bench) -> Iterator[dict[str, Any]]:
         "protocol": shared.describe(),
         "sft_fingerprint": model_fingerprint(find_model(str(start_directory(asked.run)))),
     }
-    for row in bench.rows(asked.root, asked.evaluated, asked.methods, shared):
+    for row in objectives.rows(asked.root, asked.evaluated, asked.methods, shared):
         if row.get("system") in done:
             scores = {} if row.get("diverged") else read_scores(asked.evaluated, row["system"])["scores"]
             yield row | common | {"scores": {k: {p: _rounded(x) for p, x in v.items()} for k, v in scores.items()}}
@@ -194,20 +194,26 @@ def _seeds(text: str) -> list[int]:
     return found
 
 
+def parser(description: str | None) -> argparse.ArgumentParser:
+    """What says which students are meant."""
+    made = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("bench", type=Path, help="folder with recipe.yaml, methods.yaml, rates.json")
+    made.add_argument("override", nargs="*", help="KEY.SUB=VALUE of the recipe")
+    made.add_argument("--methods", default="methods.yaml", help="file of the folder that lists them")
+    made.add_argument("--only", type=lambda s: {n for n in s.split(",") if n}, default=set(), help="comma-separated names")
+    made.add_argument("--seeds", type=_seeds, default=_seeds("0-9"), help="such as 0-9 or 3,5")
+    made.add_argument("--split", choices=("valid", "test"), default="valid")
+    made.add_argument("--rates", help="as for objectives.py; by default the folder's rates.json")
+    made.add_argument("--rows", type=Path, help="write the rows here")
+    return made
+
+
 def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("bench", type=Path, help="folder with recipe.yaml, methods.yaml, rates.json")
-    parser.add_argument("override", nargs="*", help="KEY.SUB=VALUE of the recipe")
-    parser.add_argument("--methods", default="methods.yaml", help="file of the folder that lists them")
-    parser.add_argument("--only", type=lambda s: {n for n in s.split(",") if n}, default=set(), help="comma-separated names")
-    parser.add_argument("--seeds", type=_seeds, default=_seeds("0-9"), help="such as 0-9 or 3,5")
-    parser.add_argument("--workers", type=int, default=2, help="processes at once")
-    parser.add_argument("--threads", type=int, default=1, help="torch threads of each")
-    parser.add_argument("--split", choices=("valid", "test"), default="valid")
-    parser.add_argument("--rates", help="as for objectives.py; by default the folder's rates.json")
-    parser.add_argument("--choose", type=Path, help="as for objectives.py")
-    parser.add_argument("--rows", type=Path, help="write the rows here")
-    return parser.parse_intermixed_args()
+    made = parser(__doc__)
+    made.add_argument("--workers", type=int, default=2, help="processes at once")
+    made.add_argument("--threads", type=int, default=1, help="torch threads of each")
+    made.add_argument("--choose", type=Path, help="as for objectives.py")
+    return made.parse_intermixed_args()
 
 
 if __name__ == "__main__":

@@ -1,0 +1,204 @@
+"""The tables and figures of docs/results.md that are made from docs/results/*: `python benchmarks/results.py` writes them again.
+
+A table stands between `<!-- table NAME -->` and `<!-- end -->`. ± is one standard error over training seeds and prompts, and p-values are of
+the hierarchical bootstrap, as in `tdistill compare`. `--check` writes nothing and fails if the page or a figure is not what the data say.
+"""
+
+import argparse
+import re
+import sys
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+
+from tdistill.compare.pool import BySeed, compared, pooled
+from tdistill.files import read_jsonl, write_text
+from tdistill.report.plots import COLOURS
+from tdistill.report.svg import Line, Panel, Plot, plot_file, set_scale
+
+DOCS = Path(__file__).parents[1] / "docs"
+PAGE, DATA, IMAGES = DOCS / "results.md", DOCS / "results", DOCS / "images"
+BLOCK = re.compile(r"(<!-- table (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+TITLES = {
+    "teacher_nll": ("teacher NLL ↓", 3),
+    "rouge_l": ("ROUGE-L ↑", 2),
+    "reverse_kl": ("reverse KL ↓", 3),
+    "forward_kl": ("forward KL ↓", 3),
+    "distinct_2": ("distinct-2", 3),
+    "mean_length": ("length", 1),
+}
+TD = {"iq_learn", "bellman_distill", "bd_released", "csil", "q_lambda", "path_consistency", "actor_critic", "sqil", "ls_iq"}
+CLONING, AHEAD, MYOPIC, GRADIENT = "cloning", "TD", "TD at γ = 0", "policy gradient"
+KINDS = {CLONING: COLOURS[0], AHEAD: COLOURS[1], MYOPIC: COLOURS[2], GRADIENT: COLOURS[3]}
+ROW_HEIGHT = 19  # CSS pixels of a method in a figure
+
+
+@dataclass(frozen=True)
+class Method:
+    """All seeds of one method on one split."""
+
+    name: str
+    rows: list[dict[str, Any]]
+
+    @property
+    def finished(self) -> dict[int, dict[str, dict[str, float]]]:
+        """Seed → metric → prompt → value, without those that diverged."""
+        return {r["seed"]: r["scores"] for r in self.rows if not r.get("diverged")}
+
+    @property
+    def kind(self) -> str:
+        """What it learns from."""
+        objective = self.rows[0]["objective"]
+        name = objective.partition("(")[0]
+        if name == "minillm":
+            return GRADIENT
+        if name not in TD or " + " in objective:
+            return CLONING if name not in TD else AHEAD
+        # With a linear φ the successors' values cancel.
+        return MYOPIC if re.search(r"gamma=0(\.0)?[,)]|phi=linear", objective) else AHEAD
+
+    def of(self, metric: str) -> BySeed:
+        """Seed → prompt → value."""
+        return {seed: scores[metric] for seed, scores in self.finished.items() if scores.get(metric)}
+
+
+def methods(rows: Sequence[dict[str, Any]]) -> list[Method]:
+    """In the order of their teacher NLL; those that always diverged last."""
+    by_name: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        by_name.setdefault(row["method"], []).append(row)
+    found = [Method(name, own) for name, own in by_name.items()]
+    return sorted(found, key=lambda m: (not m.finished, pooled(m.of("teacher_nll")).mean if m.finished else 0.0))
+
+
+def methods_table(rows: Sequence[dict[str, Any]], baseline: str, metrics: Sequence[str] = tuple(TITLES), kinds: bool = True) -> str:
+    """One line a method, with its difference to ``baseline`` in teacher NLL and ROUGE-L."""
+    found = methods(rows)
+    base = next(m for m in found if m.name == baseline)
+    compare = [m for m in ("teacher_nll", "rouge_l") if m in metrics]
+    head = ["method", *(["kind"] if kinds else []), "rate", "seeds", *(TITLES[m][0] for m in metrics)]
+    head += [f"Δ {TITLES[m][0].rstrip(' ↑↓')} (p)" for m in compare]
+    lines = [head, ["---"] * len(head)]
+    for method in found:
+        diverged = len(method.rows) - len(method.finished)
+        cells = [f"`{method.name}`", *([method.kind] if kinds else []), f"{method.rows[0]['arguments']['learning_rate']:g}"]
+        cells += [f"{len(method.finished)}" + (f", {diverged} diverged" if diverged else "")]
+        cells += [_estimate(method, m) for m in metrics]
+        cells += ["–" if method.name == baseline else _difference(method, base, m) for m in compare]
+        lines.append(cells)
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _estimate(method: Method, metric: str) -> str:
+    digits = TITLES[metric][1]
+    if not method.of(metric):
+        return "–"
+    value = pooled(method.of(metric))
+    return f"{value.mean:.{digits}f} ± {value.stderr:.{digits}f}"
+
+
+def _difference(method: Method, base: Method, metric: str) -> str:
+    found = compared(method.of(metric), base.of(metric)) if method.of(metric) else None
+    if found is None:
+        return "–"
+    p = "<.001" if found.p_value < 0.001 else f"{found.p_value:.3f}".removeprefix("0")
+    return f"{found.difference.mean:+.{TITLES[metric][1]}f} ({p})".replace("+", "+").replace("-", "−", 1)
+
+
+def dots(key: str, caption: str, rows: Sequence[dict[str, Any]], metrics: Sequence[str], limits: Mapping[str, float]) -> Plot:
+    """Every method's mean ± 2 standard errors, one panel a metric; what lies beyond a limit is written at the edge."""
+    found = [m for m in methods(rows) if m.finished]
+    panels = [_dot_panel(metric, found, limits.get(metric)) for metric in metrics]
+    counts = Counter(m.kind for m in found)
+    legend = [Line(kind, colour, "-") for kind, colour in KINDS.items() if counts[kind]]
+    return Plot(key, caption, panels, columns=len(metrics), size=(400, 90 + ROW_HEIGHT * len(found)), legend=legend)
+
+
+def _dot_panel(metric: str, found: Sequence[Method], limit: float | None) -> Panel:
+    values = [pooled(m.of(metric)) for m in found]
+    title = TITLES[metric][0]
+
+    def draw(ax: Axes) -> None:
+        for y, (method, value) in enumerate(zip(found, values, strict=True)):
+            colour = KINDS[method.kind]
+            if limit is not None and value.mean > limit:
+                ax.text(limit, y, f"{value.mean:.2f} →", ha="right", va="center", color=colour, fontsize=9)
+                continue
+            ax.errorbar(value.mean, y, xerr=2 * value.stderr, fmt="o", color=colour, markersize=5, capsize=2.5, linewidth=1.6)
+        ax.set_yticks(range(len(found)), [m.name for m in found], fontsize=8.5)
+        ax.set_ylim(len(found) - 0.4, -0.6)
+        ax.set_title(title)
+        if limit is not None:
+            ax.set_xlim(right=limit)
+        set_scale(ax, "x")
+
+    told = "; ".join(f"{m.name} {v.mean:.{TITLES[metric][1]}f}" for m, v in zip(found, values, strict=True))
+    return Panel(f"{title}: {told}.", draw)
+
+
+def lookahead_table(rows: Sequence[dict[str, Any]]) -> str:
+    """What looking ahead could gain, by student, kind of return and γ."""
+    lines = ["| student | KL(q‖p) a state | return | γ | gain a state | variance of one return |", "|---" * 6 + "|"]
+    for row in rows:
+        for g in sorted(row["gains"], key=lambda g: (g["return"], g["gamma"])):
+            gain = f"{g['gain']['mean']:.2f} ± {g['gain']['stderr']:.2f}"
+            cells = (f"`{row['student']}`", f"{row['kl']['mean']:.2f}", g["return"], f"{g['gamma']:g}", gain, f"{g['noise_variance']:.2g}")
+            lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+@cache
+def rows_of(name: str) -> list[dict[str, Any]]:
+    """The rows of a file in docs/results."""
+    return read_jsonl(DATA / name)
+
+
+TABLES = {
+    "fast": lambda: methods_table(rows_of("fast.jsonl.gz"), best_cloning(rows_of("fast.jsonl.gz"))),
+    "fast-bd-ablations": lambda: methods_table(rows_of("fast-bd-ablations.jsonl.gz"), "bd", ABLATED, kinds=False),
+    "lookahead": lambda: lookahead_table(rows_of("lookahead.jsonl")),
+}
+ABLATED = ("teacher_nll", "reverse_kl", "forward_kl", "mean_length")
+FIGURES = {
+    "fast-methods": lambda: dots(
+        "fast-methods",
+        "Fast bench, test prompts: mean ± 2 standard errors over seeds and prompts, in the order of teacher NLL.",
+        rows_of("fast.jsonl.gz"),
+        ("teacher_nll", "rouge_l"),
+        {"teacher_nll": 6.0},
+    ),
+}
+
+
+def best_cloning(rows: Sequence[dict[str, Any]]) -> str:
+    """The cloning method with the lowest teacher NLL."""
+    return next(m.name for m in methods(rows) if m.kind == CLONING)
+
+
+def page(text: str) -> str:
+    """The page with every table made again."""
+    return BLOCK.sub(lambda m: f"{m[1]}{TABLES[m[2]]()}\n{m[3]}", text)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="write nothing, fail if something would change")
+    check = parser.parse_args().check
+    wanted = {PAGE: page(PAGE.read_text(encoding="utf-8"))}
+    wanted |= {IMAGES / f"{name}.svg": plot_file(figure()) + "\n" for name, figure in FIGURES.items()}
+    stale = [path for path, text in wanted.items() if not path.exists() or path.read_text(encoding="utf-8") != text]
+    for path in stale:
+        print(path.relative_to(DOCS.parent))
+        if not check:
+            write_text(path, wanted[path])
+    sys.exit(1 if check and stale else 0)
+
+
+if __name__ == "__main__":
+    main()
