@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from tdistill.errors import DataError
 
-COLUMNS = "`prompt`, `messages`, `prompt` + `completion`, or `instruction` / `input` / `output`"
+COLUMNS = "`prompt`, `messages`, `prompt` + `completion`, or `instruction` / `input` / `output` (as in Alpaca; in Dolly `context` / `response`)"
 INSTRUCTION_TEMPLATE = "### Instruction:\n{prompt}\n\n### Response:\n"
 
 
@@ -130,13 +130,14 @@ def _conversation(where: str, record: dict[str, Any]) -> tuple[list[dict[str, st
             return _from_messages(where, prompt, completion)
         return [_user(where, "prompt", prompt)], _references(where, completion)
     if "instruction" in record:
-        extra = record.get("input") or ""
+        column = "context" if "context" in record and "input" not in record else "input"
+        extra = record.get(column) or ""
         if not isinstance(extra, str):
-            raise DataError(f"{where}: `input` must be text, got {type(extra).__name__}.")
+            raise DataError(f"{where}: `{column}` must be text, got {type(extra).__name__}.")
         user = _user(where, "instruction", record["instruction"])
         if extra:
             user = {"role": "user", "content": f"{user['content']}\n\n{extra}"}
-        return [user], _references(where, record.get("output"))
+        return [user], _references(where, record["output"] if "output" in record else record.get("response"))
     raise DataError(f"{where}: no prompt; expected {COLUMNS}, got the keys {sorted(record)}.")
 
 
