@@ -153,6 +153,35 @@ def lookahead_table(rows: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def lookahead_plot(rows: Sequence[dict[str, Any]]) -> Plot:
+    """The gain by γ, a panel a student, a line a kind of return."""
+    kinds = dict(zip(("divergence", "divergence, centred"), COLOURS, strict=False))
+    panels = [_gain_panel(row, kinds) for row in rows]
+    caption = "What a perfect critic could save in a state, beside what the student has to pay there (dotted)."
+    legend = [Line(kind, colour, "-") for kind, colour in kinds.items()]
+    return Plot("lookahead", caption, panels, columns=2, size=(420, 260), legend=legend)
+
+
+def _gain_panel(row: dict[str, Any], kinds: Mapping[str, str]) -> Panel:
+    lines = {kind: sorted((g["gamma"], g["gain"]) for g in row["gains"] if g["return"] == kind) for kind in kinds}
+    places = range(len(next(iter(lines.values()))))
+
+    def draw(ax: Axes) -> None:
+        for kind, points in lines.items():
+            means, errors = [g["mean"] for _, g in points], [2 * g["stderr"] for _, g in points]
+            ax.errorbar(places, means, yerr=errors, fmt="o-", color=kinds[kind], markersize=5, capsize=3, linewidth=1.6)
+        ax.axhline(row["kl"]["mean"], color=COLOURS[0], linestyle=":", linewidth=1.2)
+        ax.set_xticks(places, [f"{gamma:g}" for gamma, _ in next(iter(lines.values()))])
+        ax.set_ylim(0, 1.0)
+        ax.set_xlabel("γ")
+        ax.set_ylabel("nats a state")
+        ax.set_title(row["student"].rpartition("-")[0])
+        set_scale(ax, "y")
+
+    told = "; ".join(f"{kind}: " + ", ".join(f"γ={gamma:g} {g['mean']:.2f}" for gamma, g in points) for kind, points in lines.items())
+    return Panel(f"{row['student']}, KL(q‖p) {row['kl']['mean']:.2f}: {told}.", draw)
+
+
 @cache
 def rows_of(name: str) -> list[dict[str, Any]]:
     """The rows of a file in docs/results."""
@@ -166,6 +195,7 @@ TABLES = {
 }
 ABLATED = ("teacher_nll", "reverse_kl", "forward_kl", "mean_length")
 FIGURES = {
+    "lookahead": lambda: lookahead_plot(rows_of("lookahead.jsonl")),
     "fast-methods": lambda: dots(
         "fast-methods",
         "Fast bench, test prompts: mean ± 2 standard errors over seeds and prompts, in the order of teacher NLL.",
