@@ -54,7 +54,7 @@ class Bench:
             raise ConfigError(f"{self.listed} lists no {', '.join(sorted(unknown))}. It has {', '.join(read)}.")
         self.methods = {n: m for n, m in methods.items() if not options.only or n.partition("@")[0] in options.only}
         self.root = self.run.root / "objectives" / objectives.run_key(self.run)
-        self.evaluated = self.root / "evaluated" / f"{options.split}-{self.run.recipe.evaluation.num_generations}"
+        self.evaluated = self.root / "evaluated" / objectives.evaluation_key(self.run, options.split)
 
     def units(self) -> list[tuple[str, int]]:
         """Every method with every seed."""

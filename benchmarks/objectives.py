@@ -56,7 +56,7 @@ def main() -> None:
         run.execute(stage)
     shared = protocol(run, options.split)
     root = run.root / "objectives" / run_key(run)
-    scores = root / "evaluated" / f"{options.split}-{shared.config.num_generations}"
+    scores = root / "evaluated" / evaluation_key(run, options.split)
     teacher = lru_cache(partial(load_teacher, run, run.recipe.evaluation.dtype))
     load = partial(load_model, dtype=run.recipe.evaluation.dtype)
     first = [EvaluatedSystem("teacher", "", teacher), EvaluatedSystem("sft", "", lambda: load(find_model(str(start_directory(run)))))]
@@ -131,6 +131,14 @@ def run_key(run: Run) -> str:
     others = train.model_dump(exclude={"objective", "baselines", "teacher_top_p", "arguments", "monitor"}, exclude_defaults=True)
     digest = hashlib.sha256(json.dumps(train.arguments | others, sort_keys=True).encode()).hexdigest()[:6]
     return f"{run.key('sft')}-p{p:g}-{digest}"
+
+
+def evaluation_key(run: Run, split: str) -> str:
+    """Split and answers a prompt, and a digest of what else shapes answers and scores unless all of it is as by default."""
+    config = run.recipe.evaluation
+    others = config.model_dump(exclude={"num_generations", "num_samples_shown", "batch_size", "dtype"}, exclude_defaults=True)
+    digest = "-" + hashlib.sha256(json.dumps(others, sort_keys=True).encode()).hexdigest()[:6] if others else ""
+    return f"{split}-{config.num_generations}{digest}"
 
 
 def rows(root: Path, scores: Path, methods: dict[str, Any], shared: Protocol) -> Iterator[dict[str, Any]]:
