@@ -29,6 +29,9 @@ class TeacherConfig(Strict):
 
     teacher_model_name_or_path: str = Field(description="directory, .gguf file, packaged:smollm2, or hub id")
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
+    quantization: dict[str, Any] | None = Field(
+        None, description="quantization_config of transformers, e.g. {quant_method: bitsandbytes, load_in_8bit: true}"
+    )
     trust_remote_code: bool = False
 
 

@@ -136,12 +136,22 @@ def _hash_sampled(digest: "hashlib._Hash", path: Path) -> None:
             digest.update(handle.read(min(FINGERPRINT_BLOCK_BYTES, step)))
 
 
-def load_model(source: ModelSource, dtype: str = "float32", trust_remote_code: bool = False) -> PreTrainedModel:
+def load_model(
+    source: ModelSource, dtype: str = "float32", trust_remote_code: bool = False, quantization: dict[str, Any] | None = None
+) -> PreTrainedModel:
     """A causal LM in eval mode on the CPU, from safetensors, a dequantised GGUF, or adapters merged into their base.
 
+    Args:
+        source: from ``find_model``.
+        dtype: of the weights, or of what a quantised model computes in.
+        trust_remote_code: run the code that lies beside the model.
+        quantization: transformers' ``quantization_config``; such a model is loaded where it computes, and can't be trained.
+
     Raises:
-        ModelError: unknown dtype, or the files can't be read as a causal LM.
+        ModelError: unknown dtype, the files can't be read as a causal LM, or see ``check_quantization``.
     """
+    if quantization:
+        check_quantization(quantization)
     if dtype not in DTYPES:
         raise ModelError(f"dtype={dtype!r} is not one of {', '.join(DTYPES)}.")
     if source.gguf_file and importlib.util.find_spec("gguf") is None:
@@ -156,12 +166,28 @@ def load_model(source: ModelSource, dtype: str = "float32", trust_remote_code: b
             trust_remote_code=trust_remote_code,
             use_safetensors=None if source.gguf_file else True,
             **source.load_kwargs,
+            **({"quantization_config": dict(quantization), "device_map": {"": compute_device()}} if quantization else {}),
         )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"Can't load {source.name!r} as a causal language model: {error}") from error
     if source.gguf_file:
         _forget_gguf(model)
     return model.eval()
+
+
+def check_quantization(config: dict[str, Any]) -> None:
+    """Check a ``quantization_config`` before a model is loaded.
+
+    Raises:
+        ModelError: transformers does not know it, or the package that quantises is missing or can't work on this machine.
+    """
+    from transformers.quantizers.auto import AutoHfQuantizer, AutoQuantizationConfig
+
+    try:
+        quantizer = AutoHfQuantizer.from_config(AutoQuantizationConfig.from_dict(dict(config)))
+        quantizer.validate_environment(device_map={"": compute_device()})
+    except (ImportError, ValueError, TypeError, RuntimeError) as error:
+        raise ModelError(f"teacher.quantization: {config} can't be used here: {error}") from error
 
 
 def compute_device() -> torch.device:

@@ -3,7 +3,7 @@
 from tdistill.data.corpus import read_documents
 from tdistill.errors import DataError, ModelError
 from tdistill.gguf_header import gguf_config
-from tdistill.models import find_model, read_config
+from tdistill.models import check_quantization, find_model, read_config
 from tdistill.pipeline import Run
 from tdistill.prune import check_layer_count
 from tdistill.rollout.prompts import load_prompts
@@ -17,6 +17,8 @@ def preflight(run: Run) -> None:
         ModelError, DataError: with what was got and what to do.
     """
     _check_models(run)
+    if run.recipe.teacher.quantization:
+        check_quantization(run.recipe.teacher.quantization)
     if run.recipe.train.lm is not None:
         next(read_documents(run.recipe.train.lm.corpus), None)
     if run.is_complete("rollout"):

@@ -87,8 +87,9 @@ def teacher_directory(run: Run) -> ModelSource:
 
 def load_teacher(run: Run, dtype: str | None = None) -> PreTrainedModel:
     """The teacher in the recipe's dtype, or another, where it computes."""
-    teacher = load_model(teacher_directory(run), dtype or run.recipe.teacher.dtype, run.recipe.teacher.trust_remote_code)
-    return teacher.to(compute_device())
+    config = run.recipe.teacher
+    teacher = load_model(teacher_directory(run), dtype or config.dtype, config.trust_remote_code, config.quantization)
+    return teacher if config.quantization else teacher.to(compute_device())
 
 
 def student_tokenizer(run: Run) -> PreTrainedTokenizerBase:

@@ -33,7 +33,7 @@ def rollout_settings(run: Run) -> dict[str, Any]:
         "rollout": recipe.rollout.model_dump(),
         "dtype": recipe.teacher.dtype,
         "seed": recipe.seed,
-    }
+    } | ({"quantization": recipe.teacher.quantization} if recipe.teacher.quantization else {})
 
 
 def content_hash(source: str) -> str:

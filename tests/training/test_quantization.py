@@ -1,0 +1,57 @@
+"""A quantised teacher: it is loaded as asked, and what can't be is refused before anything starts."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from tdistill.errors import ModelError
+from tdistill.models import check_quantization, find_model, load_model
+from tdistill.pipeline import Run
+from tdistill.preflight import preflight
+from tdistill.recipe import load_recipe
+from tdistill.stages.models import load_teacher
+from tdistill.stages.rollout import cache
+
+EIGHT_BIT = {"quant_method": "bitsandbytes", "load_in_8bit": True}
+
+
+@pytest.fixture
+def recipe(tiny_recipe: Path) -> Path:
+    content = yaml.safe_load(tiny_recipe.read_text())
+    content["teacher"]["quantization"] = EIGHT_BIT
+    tiny_recipe.write_text(yaml.safe_dump(content))
+    return tiny_recipe
+
+
+def test_an_eight_bit_teacher_is_near_the_whole_one_and_not_the_same(tiny_teacher: Path) -> None:
+    source = find_model(str(tiny_teacher))
+    whole, quantised = load_model(source), load_model(source, quantization=EIGHT_BIT)
+    assert quantised.model.layers[0].mlp.up_proj.weight.dtype == torch.int8
+    ids = torch.arange(20).unsqueeze(0)
+    with torch.inference_mode():
+        a, b = (m(ids).logits.float().log_softmax(-1) for m in (whole, quantised))
+    assert 0.0 < (a.exp() * (a - b)).sum(-1).mean() < 0.05
+
+
+def test_roll_outs_come_from_the_quantised_teacher(recipe: Path) -> None:
+    plain = load_recipe(recipe, ["teacher.quantization=null"])
+    runs = [Run(plain), Run(load_recipe(recipe))]
+    assert runs[0].key("models") == runs[1].key("models")
+    assert runs[0].key("rollout") != runs[1].key("rollout")
+    for run in runs:
+        for stage in ("models", "rollout"):
+            run.execute(stage)
+    assert load_teacher(runs[1]).model.layers[0].mlp.up_proj.weight.dtype == torch.int8
+    texts = [[cache(run, "train").text(i) for i in range(len(cache(run, "train")))] for run in runs]
+    assert texts[0] != texts[1]
+
+
+@pytest.mark.parametrize("config", [{"quant_method": "nope"}, {"load_in_8bit": False}, {"quant_method": "gptq", "bits": 4}], ids=json.dumps)
+def test_what_can_not_be_used_is_refused_before_anything_starts(config: dict, recipe: Path) -> None:
+    with pytest.raises(ModelError, match="can't be used here"):
+        check_quantization(config)
+    with pytest.raises(ModelError, match="can't be used here"):
+        preflight(Run(load_recipe(recipe, [f"teacher.quantization={json.dumps(config)}"])))
