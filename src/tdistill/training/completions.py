@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.integrations import TensorBoardCallback, WandbCallback
+from transformers.integrations import TensorBoardCallback, TrackioCallback, WandbCallback
 
 from tdistill.data.dataset import RolloutDataset
 from tdistill.head.student import StudentModel
@@ -18,7 +18,7 @@ COMPLETIONS = "completions.jsonl"
 
 
 class LogCompletions(TrainerCallback):
-    """Appends one line a prompt and validation to ``path``, and a table to TensorBoard or Weights & Biases where they are on.
+    """Appends one line a prompt and validation to ``path``, and a table to TensorBoard, Weights & Biases or Trackio where they are on.
 
     Args:
         student: being trained.
@@ -69,13 +69,16 @@ class LogCompletions(TrainerCallback):
 
 
 def _show(table: Sequence[dict[str, Any]], step: int, callbacks: Sequence[TrainerCallback]) -> None:
+    columns = list(table[0])
+    data = [[row[c] for c in columns] for row in table]
     for callback in callbacks:
         if isinstance(callback, TensorBoardCallback) and callback.tb_writer is not None:
             rows = "\n".join(f"| {_cell(r['prompt'])} | {_cell(r['completion'])} |" for r in table)
             callback.tb_writer.add_text("completions", f"| prompt | completion |\n|---|---|\n{rows}", step)
         if isinstance(callback, WandbCallback) and callback._wandb is not None and callback._wandb.run is not None:
-            columns = list(table[0])
-            callback._wandb.log({"completions": callback._wandb.Table(columns, [[r[c] for c in columns] for r in table])}, commit=False)
+            callback._wandb.log({"completions": callback._wandb.Table(columns, data)}, commit=False)
+        if isinstance(callback, TrackioCallback) and callback._initialized:
+            callback._trackio.log({"completions": callback._trackio.Table(columns, data)})
 
 
 def _cell(text: str) -> str:

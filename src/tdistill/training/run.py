@@ -17,6 +17,7 @@ from transformers import (
     TrainerCallback,
     TrainingArguments,
 )
+from transformers.integrations import TrackioCallback
 
 from tdistill.adapters import add_lora
 from tdistill.data.dataset import RolloutDataset
@@ -142,6 +143,7 @@ def train_student(
     with bar(title, steps_total, "step", _step_of(resume) if resume else 0) as progress:
         trainer.add_callback(_ShowProgress(progress))
         trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+    trainer.remove_callback(TrackioCallback)  # it has finished its run, and would start another for one validation
     metrics = trainer.evaluate() if eval_dataset is not None else {}
     if extras.peft is not None and extras.merge:
         student.lm = model.merge_and_unload()
