@@ -33,7 +33,7 @@ from tdistill.stages.evaluate import protocol
 from tdistill.stages.train import start_directory
 
 POLL_SECONDS = 1.0
-DIGITS = 5  # of a prompt's score in a row
+DIGITS = 4  # of a prompt's score in a row
 SIGNALLED = 128  # what a shell adds to the number of the signal that ended a command
 PREPARED = "sft"  # the last system that objectives.py evaluates before its first student
 

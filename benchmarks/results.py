@@ -108,7 +108,7 @@ def _difference(method: Method, base: Method, metric: str) -> str:
     if found is None:
         return "–"
     p = "<.001" if found.p_value < 0.001 else f"{found.p_value:.3f}".removeprefix("0")
-    return f"{found.difference.mean:+.{TITLES[metric][1]}f} ({p})".replace("+", "+").replace("-", "−", 1)
+    return f"{found.difference.mean:+.{TITLES[metric][1]}f} ({p})".replace("-", "−")
 
 
 def dots(key: str, caption: str, rows: Sequence[dict[str, Any]], metrics: Sequence[str], limits: Mapping[str, float]) -> Plot:
@@ -140,6 +140,20 @@ def _dot_panel(metric: str, found: Sequence[Method], limit: float | None) -> Pan
 
     told = "; ".join(f"{m.name} {v.mean:.{TITLES[metric][1]}f}" for m, v in zip(found, values, strict=True))
     return Panel(f"{title}: {told}.", draw)
+
+
+def decoding_table(rows: Sequence[dict[str, Any]]) -> str:
+    """Every method at several decoding temperatures."""
+    by_temperature: dict[float, list[dict[str, Any]]] = {}
+    for row in rows:
+        by_temperature.setdefault(row["recipe"]["evaluation"]["temperature"], []).append(row)
+    found = {t: {m.name: m for m in methods(own)} for t, own in sorted(by_temperature.items())}
+    shown = ("teacher_nll", "rouge_l", "distinct_2")
+    head = ["method", "seeds", *(f"{TITLES[m][0]}, T = {t:g}" for m in shown for t in found)]
+    lines = [head, ["---"] * len(head)]
+    for name, method in found[min(found)].items():
+        lines.append([f"`{name}`", str(len(method.finished)), *(_estimate(found[t][name], m) for m in shown for t in found)])
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def lookahead_table(rows: Sequence[dict[str, Any]]) -> str:
@@ -191,6 +205,7 @@ def rows_of(name: str) -> list[dict[str, Any]]:
 TABLES = {
     "fast": lambda: methods_table(rows_of("fast.jsonl.gz"), best_cloning(rows_of("fast.jsonl.gz"))),
     "fast-bd-ablations": lambda: methods_table(rows_of("fast-bd-ablations.jsonl.gz"), "bd", ABLATED, kinds=False),
+    "fast-decoding": lambda: decoding_table([row for t in ("0.4", "0.7", "1") for row in rows_of(f"fast-decoding-{t}.jsonl.gz")]),
     "lookahead": lambda: lookahead_table(rows_of("lookahead.jsonl")),
 }
 ABLATED = ("teacher_nll", "reverse_kl", "forward_kl", "mean_length")

@@ -7,7 +7,7 @@ from transformers import AutoModelForCausalLM
 
 from tdistill.data.collate import IGNORED_LABEL, DistillCollator
 from tdistill.data.dataset import RolloutDataset
-from tdistill.errors import ConfigError, NonFiniteLossError
+from tdistill.errors import ConfigError, ModelError, NonFiniteLossError, TrainingError
 from tdistill.models import find_model, load_model, load_tokenizer
 from tdistill.objectives import bind
 from tdistill.prune import prune_layers
@@ -171,3 +171,20 @@ def test_the_online_teacher_is_not_trained(train, tiny_teacher):
     before = {k: v.clone() for k, v in teacher.state_dict().items()}
     train(bind("forward_kl"), p=1.0, teacher=teacher, max_steps=2, learning_rate=1e-2)
     assert all(torch.equal(v, before[k]) for k, v in teacher.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("layers", "arguments", "error", "message"),
+    [
+        ([0, 3], {"max_steps": 4}, TrainingError, "max_steps=2, this one has 4"),
+        ([0, 3], {"max_steps": -1, "num_train_epochs": 7}, TrainingError, "num_train_epochs=1, this one has 7"),
+        ([0, 1, 3], {"max_steps": 2}, ModelError, "does not hold this student's weights"),
+    ],
+)
+def test_a_checkpoint_of_another_run_is_refused(layers, arguments, error, message, train, tiny_teacher):
+    train(OBJECTIVES["nll"], max_steps=2, save_strategy="steps", save_steps=1)
+    other = train(OBJECTIVES["nll"], model=prune_layers(make_teacher(tiny_teacher), layers).train(), run=False, **arguments)
+    before = [p.clone() for p in other.model.lm.parameters()]
+    with pytest.raises(error, match=message):
+        other.train(resume_from_checkpoint=f"{other.args.output_dir}/checkpoint-1")
+    assert all(torch.equal(a, b) for a, b in zip(before, other.model.lm.parameters(), strict=True))

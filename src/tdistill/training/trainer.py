@@ -1,5 +1,6 @@
 """``DistillTrainer``: a ``transformers.Trainer`` that knows batches and ``Steps``, and no algorithm."""
 
+import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -8,11 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, Trainer, TrainerControl, TrainingArguments
+from transformers.trainer import TRAINER_STATE_NAME
 
 from tdistill.data.collate import DistillCollator
 from tdistill.data.dataset import RolloutDataset
 from tdistill.data.mixed import MixedDataset
-from tdistill.errors import ConfigError, NonFiniteLossError
+from tdistill.errors import ConfigError, NonFiniteLossError, TrainingError
 from tdistill.head.student import StudentModel
 from tdistill.mdp.steps import Steps
 from tdistill.objectives import BoundObjective, bind
@@ -25,6 +27,21 @@ from tdistill.training.value import ValueSettings, ValueWarmup, own_rate
 
 # What every run is validated by, whatever it trains on: comparable across objectives.
 VALIDATION = {"nll": bind("nll"), "forward_kl": bind("forward_kl"), "reverse_kl": bind("reverse_kl")}
+
+
+def check_same_length(checkpoint: Path, args: TrainingArguments) -> None:
+    """A run goes on only where its schedule does: the learning rate of a step depends on how many there are.
+
+    Raises:
+        TrainingError: the checkpoint is of a run of another length.
+    """
+    key = "max_steps" if args.max_steps > 0 else "num_train_epochs"
+    there, here = json.loads((checkpoint / TRAINER_STATE_NAME).read_text(encoding="utf-8"))[key], math.ceil(getattr(args, key))
+    if there != here:
+        raise TrainingError(
+            f"{checkpoint} is of a run with {key}={there}, this one has {here}, so its learning rate would go another way. Resume with "
+            f"{key}={there}, or start from that checkpoint's weights as a new run."
+        )
 
 
 class DistillTrainer(Trainer):
@@ -235,6 +252,7 @@ class DistillTrainer(Trainer):
             self.processing_class.save_pretrained(directory)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        check_same_length(Path(resume_from_checkpoint), self.args)
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
         else:
