@@ -1,8 +1,9 @@
-"""Exposure bias: what the teacher thinks of a student's own text, token by token, and beyond the length that it was trained on.
+"""Exposure bias: a student against the teacher on its own text, token by token, and beyond the length that it was trained on.
 
 `python benchmarks/exposure.py BENCH --only NAME,… --seeds 0-4 --split test --length 128 --rows FILE [KEY=VALUE …]` takes students that
-`bench.py` trained, lets them and the teacher answer the prompts in up to ``--length`` tokens, and writes one row each: sum and count of the
-teacher's NLL per index of a token. What is in ``--rows`` is kept. At index t only texts that are so long count.
+`bench.py` trained, lets them and the teacher answer the prompts in up to ``--length`` tokens, and writes one row each: per index of a token the sum
+of the teacher's NLL of the token, the sum of the exact KL(student‖teacher) in the state before it, which is what looking ahead is to lower, and
+the count. What is in ``--rows`` is kept. At index t only texts that are so long count.
 """
 
 from collections.abc import Iterator
@@ -11,15 +12,17 @@ from typing import Any
 
 import bench
 import numpy as np
+import torch
 
 from tdistill.evaluation.answers import write_answers
 from tdistill.evaluation.run import SCORED_AT_ONCE, EvaluatedSystem, Protocol
-from tdistill.evaluation.task_scores import teacher_nll
 from tdistill.files import read_jsonl, write_jsonl
 from tdistill.models import find_model, load_model
+from tdistill.padding import pad_pairs
 from tdistill.pipeline import provenance
 from tdistill.progress import say
 from tdistill.rollout.generate import Sampling
+from tdistill.rollout.score import step_logp
 from tdistill.stages.evaluate import protocol
 from tdistill.stages.models import load_teacher
 from tdistill.stages.train import start_directory
@@ -38,12 +41,12 @@ def main() -> None:
         if (system.name, options.length, options.split) in there:
             continue
         model = teacher if system.name == "teacher" else system.load()
-        sums, counts = by_position(model, teacher, shared, options.length, system.name)
+        found = by_position(model, teacher, shared, options.length, system.name)
         where = {"system": system.name, "length": options.length, "split": options.split, "trained_length": shared.max_completion_length}
-        nll = {"sum": [float(f"{x:.6g}") for x in sums], "count": counts.tolist()}
-        rows.append(where | about | nll | {"provenance": provenance(asked.run.recipe)})
+        rows.append(where | about | found | {"provenance": provenance(asked.run.recipe)})
         write_jsonl(options.rows, rows)
-        say(f"{system.name}: {sums.sum() / counts.sum():.3f} nats a token")
+        count = sum(found["count"])
+        say(f"{system.name}: NLL {sum(found['nll']) / count:.3f}, KL {sum(found['kl']) / count:.3f} nats a token, {count:.0f} tokens")
 
 
 def systems(asked: bench.Bench) -> Iterator[tuple[EvaluatedSystem, dict[str, Any]]]:
@@ -57,21 +60,24 @@ def systems(asked: bench.Bench) -> Iterator[tuple[EvaluatedSystem, dict[str, Any
             yield EvaluatedSystem(directory.name, "", partial(load, find_model(str(directory)))), {"method": name, "seed": seed}
 
 
-def by_position(model: Any, teacher: Any, shared: Protocol, length: int, title: str) -> tuple[np.ndarray, np.ndarray]:
-    """Sum and count of the teacher's NLL at each token index of the model's answers, sampled as the protocol says but for their length."""
+def by_position(model: Any, teacher: Any, shared: Protocol, length: int, title: str) -> dict[str, list[float]]:
+    """Sums per token index over the model's answers, sampled as the protocol says but for their length."""
     c = shared.config
     sampling = Sampling(c.temperature, c.top_p, 0, length, shared.sampling.seed)
     answers = (model, shared.tokenizer, shared.prompts, sampling, c.num_generations, c.batch_size, shared.eos_ids)
     records = write_answers(*answers, f"{title}: answers")
     prompts = {p.prompt.prompt_id: p for p in shared.prompts}
     records.sort(key=lambda r: len(r["tokens"]))
-    sums, counts = np.zeros(length), np.zeros(length, dtype=np.int64)
+    sums = np.zeros((3, length))
     for start in range(0, len(records), SCORED_AT_ONCE):
-        chunk = [(prompts[r["prompt_id"]], r["tokens"]) for r in records[start : start + SCORED_AT_ONCE]]
-        for nll in teacher_nll(teacher, chunk, len(shared.tokenizer)):
-            sums[: len(nll)] += nll
-            counts[: len(nll)] += 1
-    return sums, counts
+        chunk = records[start : start + SCORED_AT_ONCE]
+        inputs, attention, taken, mask = pad_pairs([prompts[r["prompt_id"]].ids for r in chunk], [r["tokens"] for r in chunk])
+        logq, logp = (step_logp(m, inputs, attention, taken.shape[1], len(shared.tokenizer)) for m in (model, teacher))
+        nll = -logp.gather(-1, taken.unsqueeze(-1)).squeeze(-1)
+        kl = (logq.exp() * (logq - logp)).sum(-1)
+        for row, values in zip(sums, (nll, kl, torch.ones_like(nll)), strict=True):
+            row[: taken.shape[1]] += torch.where(mask, values, 0.0).double().sum(0).numpy()
+    return {name: [float(f"{x:.6g}") for x in row] for name, row in zip(("nll", "kl", "count"), sums, strict=True)}
 
 
 if __name__ == "__main__":
