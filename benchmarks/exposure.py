@@ -1,9 +1,9 @@
 """Exposure bias: a student against the teacher on its own text, token by token, and beyond the length that it was trained on.
 
 `python benchmarks/exposure.py BENCH --only NAME,… --seeds 0-4 --split test --length 128 --rows FILE [KEY=VALUE …]` takes students that
-`bench.py` trained, lets them and the teacher answer the prompts in up to ``--length`` tokens, and writes one row each: per index of a token the sum
-of the teacher's NLL of the token, the sum of the exact KL(student‖teacher) in the state before it, which is what looking ahead is to lower, and
-the count. What is in ``--rows`` is kept. At index t only texts that are so long count.
+`bench.py` trained, lets them and the teacher answer the prompts in up to ``--length`` tokens, and writes one row each: per index of a token
+the sum of the teacher's NLL of the token, the sum of the exact KL(student‖teacher) in the state before it, which is what looking ahead is
+to lower, and the count. What is in ``--rows`` is kept. At index t only texts that are so long count.
 """
 
 from collections.abc import Iterator
