@@ -14,12 +14,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from matplotlib.axes import Axes
 
 from tdistill.compare.pool import BySeed, compared, pooled
 from tdistill.files import read_jsonl, write_text
 from tdistill.report.plots import COLOURS
-from tdistill.report.svg import Line, Panel, Plot, plot_file, set_scale
+from tdistill.report.svg import INK, Line, Panel, Plot, plot_file, set_scale
 
 DOCS = Path(__file__).parents[1] / "docs"
 PAGE, DATA, IMAGES = DOCS / "results.md", DOCS / "results", DOCS / "images"
@@ -36,6 +37,7 @@ TITLES = {
 TD = {"iq_learn", "bellman_distill", "bd_released", "csil", "q_lambda", "path_consistency", "actor_critic", "sqil", "ls_iq"}
 CLONING, AHEAD, MYOPIC, GRADIENT = "cloning", "TD", "TD at γ = 0", "policy gradient"
 KINDS = {CLONING: COLOURS[0], AHEAD: COLOURS[1], MYOPIC: COLOURS[2], GRADIENT: COLOURS[3]}
+ENOUGH = 64  # tokens of every system in a block that is drawn
 ROW_HEIGHT = 19  # CSS pixels of a method in a figure
 
 
@@ -154,6 +156,83 @@ def decoding_table(rows: Sequence[dict[str, Any]]) -> str:
     for name, method in found[min(found)].items():
         lines.append([f"`{name}`", str(len(method.finished)), *(_estimate(found[t][name], m) for m in shown for t in found)])
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def exposure_table(rows: Sequence[dict[str, Any]], baseline: str) -> str:
+    """Of every method on its own text: KL to the teacher and the teacher's NLL per token, within the trained length and beyond."""
+    head = [
+        "method",
+        "seeds",
+        "KL(q‖p) on own text",
+        f"against `{baseline}`",
+        "teacher NLL",
+        "NLL over the teacher's, first 8 tokens",
+        "tokens 33 to 64",
+    ]
+    lines = [head, ["---"] * len(head)]
+    found = _exposures(rows)
+    for name in sorted(found, key=lambda n: np.mean([_mean(r, "kl") for r in found[n]])):
+        own, base = found[name], {r.get("seed"): r for r in found[baseline]}
+        kl, nll = ([_mean(r, key) for r in own] for key in ("kl", "nll"))
+        paired = [_mean(r, "kl") - _mean(base[r["seed"]], "kl") for r in own if r.get("seed") in base]
+        gaps = [[_mean(r, "nll", part) - _mean(found["teacher"][0], "nll", part) for r in own] for part in (slice(8), slice(32, 64))]
+        against = "–" if name == baseline or not paired else _with_error(paired, signed=True)
+        lines.append([f"`{name}`", str(len(own)), _with_error(kl), against, *map(_with_error, (nll, *gaps))])
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _exposures(rows: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """Method, or system without training seeds → its rows."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        found.setdefault(row.get("method", row["system"]), []).append(row)
+    return found
+
+
+def _mean(row: dict[str, Any], key: str, part: slice = slice(None)) -> float:
+    return float(np.sum(row[key][part]) / max(np.sum(row["count"][part]), 1))
+
+
+def _with_error(values: Sequence[float], signed: bool = False) -> str:
+    text = f"{np.mean(values):{'+' if signed else ''}.3f}".replace("-", "−")
+    return text + (f" ± {np.std(values, ddof=1) / len(values) ** 0.5:.3f}" if len(values) > 1 else "")
+
+
+def exposure_plot(rows: Sequence[dict[str, Any]], names: Sequence[str], block: int = 8) -> Plot:
+    """The teacher's NLL of a student's text above that of its own text, and KL on the student's text, by position in blocks of tokens."""
+    found = _exposures(rows)
+    colours = dict(zip(names, COLOURS, strict=False))
+    panels = [
+        _position_panel(title, key, found, colours, block) for title, key in (("NLL above the teacher's", "nll"), ("KL(q‖p) on own text", "kl"))
+    ]
+    trained = rows[0]["trained_length"]
+    caption = f"By position in the student's own text, means over blocks of {block} tokens and over seeds; trained on at most {trained} tokens (dotted)."
+    legend = [Line(name, colour, "-") for name, colour in colours.items()]
+    return Plot("exposure", caption, panels, columns=2, size=(440, 280), legend=legend)
+
+
+def _position_panel(title: str, key: str, found: Mapping[str, list[dict[str, Any]]], colours: Mapping[str, str], block: int) -> Panel:
+    teacher = found["teacher"][0]
+    length, trained = teacher["length"], teacher["trained_length"]
+    starts = [
+        t for t in range(0, length, block) if min(np.sum(r["count"][t : t + block]) for n in ("teacher", *colours) for r in found[n]) >= ENOUGH
+    ]
+    level = {t: _mean(teacher, "nll", slice(t, t + block)) if key == "nll" else 0.0 for t in starts}
+    curves = {n: [float(np.mean([_mean(r, key, slice(t, t + block)) for r in found[n]])) - level[t] for t in starts] for n in colours}
+
+    def draw(ax: Axes) -> None:
+        for name, curve in curves.items():
+            ax.plot([t + block / 2 for t in starts], curve, "o-", color=colours[name], markersize=4, linewidth=1.6)
+        if starts[-1] > trained:
+            ax.axvline(trained, color=INK, linestyle=":", linewidth=1)
+        ax.set_title(title)
+        ax.set_xlabel("token")
+        ax.set_ylabel("nats")
+        set_scale(ax, "x")
+        set_scale(ax, "y")
+
+    told = "; ".join(f"{n}: " + ", ".join(f"{t} {v:.2f}" for t, v in zip(starts, curve, strict=True)) for n, curve in curves.items())
+    return Panel(f"{title}. {told}.", draw)
 
 
 def lookahead_table(rows: Sequence[dict[str, Any]]) -> str:
