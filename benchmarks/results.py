@@ -202,21 +202,19 @@ def exposure_plot(rows: Sequence[dict[str, Any]], names: Sequence[str], block: i
     """The teacher's NLL of a student's text above that of its own text, and KL on the student's text, by position in blocks of tokens."""
     found = _exposures(rows)
     colours = dict(zip(names, COLOURS, strict=False))
-    panels = [
-        _position_panel(title, key, found, colours, block) for title, key in (("NLL above the teacher's", "nll"), ("KL(q‖p) on own text", "kl"))
-    ]
+    titles = {"nll": "NLL above the teacher's", "kl": "KL(q‖p) on own text"}
+    panels = [_position_panel(title, key, found, colours, block) for key, title in titles.items()]
     trained = rows[0]["trained_length"]
-    caption = f"By position in the student's own text, means over blocks of {block} tokens and over seeds; trained on at most {trained} tokens (dotted)."
+    caption = f"By position in the student's own text, means over blocks of {block} tokens and over seeds; trained on up to {trained} (dotted)."
     legend = [Line(name, colour, "-") for name, colour in colours.items()]
-    return Plot("exposure", caption, panels, columns=2, size=(440, 280), legend=legend)
+    return Plot("fast-exposure", caption, panels, columns=2, size=(440, 280), legend=legend)
 
 
 def _position_panel(title: str, key: str, found: Mapping[str, list[dict[str, Any]]], colours: Mapping[str, str], block: int) -> Panel:
     teacher = found["teacher"][0]
     length, trained = teacher["length"], teacher["trained_length"]
-    starts = [
-        t for t in range(0, length, block) if min(np.sum(r["count"][t : t + block]) for n in ("teacher", *colours) for r in found[n]) >= ENOUGH
-    ]
+    counts = np.array([r["count"] for n in ("teacher", *colours) for r in found[n]])
+    starts = [t for t in range(0, length, block) if counts[:, t : t + block].sum(1).min() >= ENOUGH]
     level = {t: _mean(teacher, "nll", slice(t, t + block)) if key == "nll" else 0.0 for t in starts}
     curves = {n: [float(np.mean([_mean(r, key, slice(t, t + block)) for r in found[n]])) - level[t] for t in starts] for n in colours}
 
@@ -282,18 +280,21 @@ def rows_of(name: str) -> list[dict[str, Any]]:
 
 
 TABLES = {
-    "fast": lambda: methods_table(rows_of("fast.jsonl.gz"), best_cloning(rows_of("fast.jsonl.gz"))),
-    "fast-bd-ablations": lambda: methods_table(rows_of("fast-bd-ablations.jsonl.gz"), "bd", ABLATED, kinds=False),
-    "fast-decoding": lambda: decoding_table([row for t in ("0.4", "0.7", "1") for row in rows_of(f"fast-decoding-{t}.jsonl.gz")]),
+    "fast": lambda: methods_table(rows_of("fast.jsonl.xz"), best_cloning(rows_of("fast.jsonl.xz"))),
+    "fast-exposure": lambda: exposure_table(rows_of("fast-exposure.jsonl"), "reverse_kl"),
+    "fast-bd-ablations": lambda: methods_table(rows_of("fast-bd-ablations.jsonl.xz"), "bd", ABLATED, kinds=False),
+    "fast-decoding": lambda: decoding_table([row for t in ("0.4", "0.7", "1") for row in rows_of(f"fast-decoding-{t}.jsonl.xz")]),
     "lookahead": lambda: lookahead_table(rows_of("lookahead.jsonl")),
 }
 ABLATED = ("teacher_nll", "reverse_kl", "forward_kl", "mean_length")
+EXPOSED = ("sft_continued", "forward_kl_dense", "jsd", "reverse_kl", "ac_centred", "bd_tail_10")
 FIGURES = {
+    "fast-exposure": lambda: exposure_plot(rows_of("fast-exposure.jsonl"), EXPOSED),
     "lookahead": lambda: lookahead_plot(rows_of("lookahead.jsonl")),
     "fast-methods": lambda: dots(
         "fast-methods",
         "Fast bench, test prompts: mean ± 2 standard errors over seeds and prompts, in the order of teacher NLL.",
-        rows_of("fast.jsonl.gz"),
+        rows_of("fast.jsonl.xz"),
         ("teacher_nll", "rouge_l"),
         {"teacher_nll": 6.0},
     ),

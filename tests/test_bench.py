@@ -2,6 +2,7 @@
 
 import json
 import random
+import subprocess
 import sys
 from pathlib import Path
 
@@ -102,3 +103,8 @@ def test_one_method_and_seed_gives_one_row(scripts, models, monkeypatch, tmp_pat
 
 def test_seeds_are_numbers_and_ranges(scripts):
     assert scripts[1]._seeds("0-2,7") == [0, 1, 2, 7]
+
+
+def test_the_results_page_says_what_its_rows_say():
+    found = subprocess.run([sys.executable, FAST.parent / "results.py", "--check"], capture_output=True, text=True, check=False)
+    assert found.returncode == 0, f"run python benchmarks/results.py: {found.stdout}{found.stderr}"

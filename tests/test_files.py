@@ -9,9 +9,9 @@ def test_lines_end_at_line_feeds_only(tmp_path: Path) -> None:
     assert read_jsonl(tmp_path / "x.jsonl") == rows
 
 
-def test_gzipped_lines_are_the_same_bytes_on_every_run(tmp_path: Path) -> None:
+def test_compressed_lines_are_the_same_bytes_on_every_run(tmp_path: Path) -> None:
     rows = [{"a": 1}, {"b": "é"}]
-    for name in ("x.jsonl.gz", "y.jsonl.gz"):
+    for name in ("x.jsonl.xz", "y.jsonl.xz"):
         write_jsonl(tmp_path / name, rows)
-    assert read_jsonl(tmp_path / "x.jsonl.gz") == rows
-    assert (tmp_path / "x.jsonl.gz").read_bytes() == (tmp_path / "y.jsonl.gz").read_bytes()
+    assert read_jsonl(tmp_path / "x.jsonl.xz") == rows
+    assert (tmp_path / "x.jsonl.xz").read_bytes() == (tmp_path / "y.jsonl.xz").read_bytes()

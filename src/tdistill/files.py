@@ -1,7 +1,7 @@
 """Files that are written whole or not at all: what has its name is complete, after a kill as after a full disk."""
 
-import gzip
 import json
+import lzma
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -39,15 +39,15 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_jsonl(path: Path, rows: Iterable[Any]) -> None:
-    """Write one JSON value a line, compressed if the name ends in ``.gz``."""
+    """Write one JSON value a line, compressed if the name ends in ``.xz``."""
     text = "".join(json.dumps(row, sort_keys=True, ensure_ascii=False) + "\n" for row in rows).encode("utf-8")
     with replacing(path) as handle:
-        handle.write(gzip.compress(text, mtime=0) if path.suffix == ".gz" else text)
+        handle.write(lzma.compress(text) if path.suffix == ".xz" else text)
 
 
 def read_jsonl(path: Path) -> list[Any]:
     """Read JSON lines back."""
     content = path.read_bytes()
-    content = gzip.decompress(content) if path.suffix == ".gz" else content
+    content = lzma.decompress(content) if path.suffix == ".xz" else content
     # Not splitlines: a text may hold U+2028 and its like, which JSON leaves as they are.
     return [json.loads(line) for line in content.decode("utf-8").split("\n") if line]
