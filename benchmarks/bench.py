@@ -1,7 +1,7 @@
 """A bench on several cores: every seed is a process of `benchmarks/objectives.py` with a few torch threads.
 
 `python benchmarks/bench.py benchmarks/fast --seeds 0-9 --workers 2 --rows FILE [--methods NAME.yaml] [--only NAME,…] [--split test]
-[KEY=VALUE]...` takes a folder with `recipe.yaml`, `methods.yaml` and `rates.json` (each method's learning rate, if there), trains and
+[KEY=VALUE]...` takes a folder with `recipe.yaml`, `methods.yaml` and `methods.json` (each method's learning rate, if there), trains and
 evaluates every method from one SFT student and one cache, and writes one row a method and seed with every prompt's scores, so that a
 bootstrap can pair prompts. What is there is kept: a killed bench goes on at the student that it was at.
 The seeds are of the order of the data (and of student roll-outs): start, cache and the noise of the answers are the same for all.
@@ -46,7 +46,7 @@ class Bench:
         self.run = Run(load_recipe(options.bench / "recipe.yaml", options.override))
         self.listed = options.bench / options.methods
         read = TrainConfig(objective={"name": "nll"}, baselines=yaml.safe_load(self.listed.read_text(encoding="utf-8"))).baselines
-        own = options.bench / "rates.json"
+        own = self.listed.with_suffix(".json")
         self.rates = options.rates or (str(own) if own.exists() else None)
         methods = objectives.at_rates(read, self.rates)
         unknown = options.only - set(read)
@@ -197,13 +197,13 @@ def _seeds(text: str) -> list[int]:
 def parser(description: str | None) -> argparse.ArgumentParser:
     """What says which students are meant."""
     made = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    made.add_argument("bench", type=Path, help="folder with recipe.yaml, methods.yaml, rates.json")
+    made.add_argument("bench", type=Path, help="folder with recipe.yaml, methods.yaml, methods.json")
     made.add_argument("override", nargs="*", help="KEY.SUB=VALUE of the recipe")
-    made.add_argument("--methods", default="methods.yaml", help="file of the folder that lists them")
+    made.add_argument("--methods", default="methods.yaml", help="file of the folder that lists them, by default methods.yaml")
     made.add_argument("--only", type=lambda s: {n for n in s.split(",") if n}, default=set(), help="comma-separated names")
     made.add_argument("--seeds", type=_seeds, default=_seeds("0-9"), help="such as 0-9 or 3,5")
     made.add_argument("--split", choices=("valid", "test"), default="valid")
-    made.add_argument("--rates", help="as for objectives.py; by default the folder's rates.json")
+    made.add_argument("--rates", help="as for objectives.py; by default the file of the methods' name in .json, if there")
     made.add_argument("--rows", type=Path, help="write the rows here")
     return made
 

@@ -74,8 +74,8 @@ def test_every_method_of_a_bench_binds(path):
     methods = TrainConfig(objective={"name": "nll"}, baselines=yaml.safe_load(path.read_text())).baselines
     for method in methods.values():
         bind(method.objective)
-    if (path.parent / "rates.json").exists() and path.name == "methods.yaml":
-        assert json.loads((path.parent / "rates.json").read_text()).keys() == methods.keys()
+    if path.with_suffix(".json").exists():
+        assert json.loads(path.with_suffix(".json").read_text()).keys() == methods.keys()
 
 
 def test_one_method_and_seed_gives_one_row(scripts, models, monkeypatch, tmp_path):
