@@ -25,7 +25,7 @@ import numpy as np
 import yaml
 
 from tdistill.config import BaselineConfig, TrainConfig
-from tdistill.errors import NonFiniteLossError
+from tdistill.errors import ConfigError, NonFiniteLossError
 from tdistill.evaluation.metrics import estimate, paired_difference
 from tdistill.evaluation.run import EvaluatedSystem, Protocol, evaluate_systems, read_scores
 from tdistill.files import write_json, write_jsonl
@@ -78,16 +78,19 @@ def main() -> None:
 
 def train(run: Run, directory: Path, method: BaselineConfig, seed: int) -> bool:
     """Train a student unless it is there; False if its loss stopped being a number, which is a result too and is kept."""
+    config, tokenizer, objective = run.recipe.train, student_tokenizer(run), bind(method.objective)
     if (directory / DIVERGED).exists():
         return False
     if (directory / TRAINED).exists():
+        found, asked = read_history(directory)["objective"], objective.describe()
+        if found != asked:
+            raise ConfigError(f"{directory} was trained by {found}, and {asked} is asked for: rename the method.")
         return True
-    config, tokenizer = run.recipe.train, student_tokenizer(run)
     data = [cache(run, split, config.teacher_top_p, list(config.origins), config.candidate_rule) for split in ("train", "valid")]
     arguments, extras = config.arguments | method.arguments, training_extras(run, config, method, tokenizer)
     own = {"on_policy": method.on_policy or config.on_policy, "value": method.value or config.value}
     record = {"arguments": arguments} | {k: v and v.model_dump() for k, v in own.items()} | {"provenance": provenance(run.recipe)}
-    started, objective = time.perf_counter(), bind(method.objective)
+    started = time.perf_counter()
     try:
         train_student(
             start_directory(run), directory, objective, *data, tokenizer, arguments, seed, directory.name, partial(load_teacher, run), extras

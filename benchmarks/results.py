@@ -282,7 +282,7 @@ def rows_of(name: str) -> list[dict[str, Any]]:
 TABLES = {
     "fast": lambda: methods_table(rows_of("fast.jsonl.xz"), best_cloning(rows_of("fast.jsonl.xz"))),
     "fast-exposure": lambda: exposure_table(rows_of("fast-exposure.jsonl"), "reverse_kl"),
-    "fast-bd-ablations": lambda: methods_table(rows_of("fast-bd-ablations.jsonl.xz"), "bd", ABLATED, kinds=False),
+    "fast-bd-ablations": lambda: methods_table(rows_of("fast-bd-ablations.jsonl.xz"), "bd_tail_10", ABLATED, kinds=False),
     "fast-decoding": lambda: decoding_table([row for t in ("0.4", "0.7", "1") for row in rows_of(f"fast-decoding-{t}.jsonl.xz")]),
     "lookahead": lambda: lookahead_table(rows_of("lookahead.jsonl")),
 }

@@ -99,6 +99,12 @@ def test_one_method_and_seed_gives_one_row(scripts, models, monkeypatch, tmp_pat
     monkeypatch.setattr(sys, "argv", [*argv, "--methods", str(other.absolute())])
     with pytest.raises(bench.ConfigError, match="trained by other settings"):
         bench.main()
+    # Nor is it taken for the same where it has no scores yet.
+    monkeypatch.setattr(
+        sys, "argv", ["objectives.py", str(FAST / "recipe.yaml"), *given, "--methods", str(other), "--seeds", "5", "--split", "test"]
+    )
+    with pytest.raises(bench.ConfigError, match="was trained by reverse_kl, and"):
+        bench.objectives.main()
 
 
 def test_seeds_are_numbers_and_ranges(scripts):
