@@ -282,7 +282,7 @@ def rows_of(name: str) -> list[dict[str, Any]]:
 TABLES = {
     "fast": lambda: methods_table(rows_of("fast.jsonl.xz"), best_cloning(rows_of("fast.jsonl.xz"))),
     "fast-exposure": lambda: exposure_table(rows_of("fast-exposure.jsonl"), "reverse_kl"),
-    "fast-bd-ablations": lambda: methods_table(rows_of("fast-bd-ablations.jsonl.xz"), "bd_tail_10", ABLATED, kinds=False),
+    "fast-bd-ablations": lambda: methods_table(bd_ablations(), "bd_tail_10", ABLATED, kinds=False),
     "fast-decoding": lambda: decoding_table([row for t in ("0.4", "0.7", "1") for row in rows_of(f"fast-decoding-{t}.jsonl.xz")]),
     "lookahead": lambda: lookahead_table(rows_of("lookahead.jsonl")),
 }
@@ -299,6 +299,13 @@ FIGURES = {
         {"teacher_nll": 6.0},
     ),
 }
+
+
+def bd_ablations() -> list[dict[str, Any]]:
+    """The rows at the roll-outs' own p, and those of the base at others, named by it."""
+    others = [row for p in ("0.5", "0.8", "1.0") for row in rows_of(f"fast-bd-p-{p}.jsonl.xz")]
+    renamed = [row | {"method": f"{row['method']}, p = {row['recipe']['train']['teacher_top_p']:g}"} for row in others]
+    return rows_of("fast-bd-ablations.jsonl.xz") + renamed
 
 
 def best_cloning(rows: Sequence[dict[str, Any]]) -> str:
