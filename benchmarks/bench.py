@@ -3,27 +3,30 @@
 `python benchmarks/bench.py benchmarks/fast --seeds 0-9 --workers 2 --rows FILE [--methods NAME.yaml] [--only NAME,…] [--split test]
 [KEY=VALUE]...` takes a folder with `recipe.yaml`, `methods.yaml` and `methods.json` (each method's learning rate, if there), trains and
 evaluates every method from one SFT student and one cache, and writes one row a method and seed with every prompt's scores, so that a
-bootstrap can pair prompts. What is there is kept: a killed bench goes on at the student that it was at.
+bootstrap can pair prompts. What is there is kept: a killed bench goes on at the student that it was at, and a student whose row stands in
+the rows' file is not trained again, be it from another machine (`sft_fingerprint` says from which start).
 The seeds are of the order of the data (and of student roll-outs): start, cache and the noise of the answers are the same for all.
+A folder may bring its roll-outs along, as `rollout/KEY`: a recipe that would make the same takes them from there.
 """
 
 import argparse
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import objectives
 import yaml
 
-from tdistill.config import BaselineConfig, TrainConfig
+from tdistill.config import BaselineConfig, Recipe, TrainConfig
 from tdistill.errors import ConfigError, OutputError
 from tdistill.evaluation.run import SCORES, read_scores
-from tdistill.files import write_json, write_jsonl
+from tdistill.files import read_jsonl, write_json, write_jsonl
 from tdistill.models import find_model, model_fingerprint
 from tdistill.objectives import bind
 from tdistill.pipeline import Run
@@ -36,6 +39,15 @@ POLL_SECONDS = 1.0
 DIGITS = 4  # of a prompt's score in a row
 SIGNALLED = 128  # what a shell adds to the number of the signal that ended a command
 PREPARED = "sft"  # the last system that objectives.py evaluates before its first student
+ROLLOUT, STARTS = "rollout", "sft_fingerprint"
+# Of a recipe, where things lie and what they are called.
+PLACES = {
+    "title": True,
+    "output_dir": True,
+    "data": {"train", "valid", "test"},
+    "teacher": {"teacher_model_name_or_path"},
+    "student": {"student_model_name_or_path"},
+}
 
 
 class Bench:
@@ -55,13 +67,18 @@ class Bench:
         self.methods = {n: m for n, m in methods.items() if not options.only or n.partition("@")[0] in options.only}
         self.root = self.run.root / "objectives" / objectives.run_key(self.run)
         self.evaluated = self.root / "evaluated" / objectives.evaluation_key(self.run, options.split)
+        self.kept = kept_rows(self)
 
     def units(self) -> list[tuple[str, int]]:
         """Every method with every seed."""
         return [(name, seed) for seed in self.options.seeds for name in self.methods]
 
     def is_done(self, name: str, seed: int) -> bool:
-        """Trained and evaluated on the split, or diverged."""
+        """Trained and evaluated on the split, or diverged, here or wherever the rows' file comes from."""
+        return (name, seed) in self.kept or self.is_here(name, seed)
+
+    def is_here(self, name: str, seed: int) -> bool:
+        """Trained and evaluated on the split, or diverged, in this output directory."""
         directory = self.root / f"{name}-{seed}"
         return (directory / objectives.DIVERGED).exists() or ((directory / objectives.TRAINED).exists() and self.has_scores(directory.name))
 
@@ -77,21 +94,51 @@ class Bench:
 def main() -> None:
     asked = Bench(_options())
     check_settings(asked)
+    take_rollouts(asked)
     signal.signal(signal.SIGTERM, _stop)  # by default it would leave the workers running
     try:
         failed = work(asked)
     finally:
-        rows = list(unit_rows(asked))
+        rows = all_rows(asked)
         if asked.options.rows:
             write_jsonl(asked.options.rows, rows)
             say(f"{len(rows)} rows → {asked.options.rows}")
-    if rows:
-        lines = list(objectives.rows(asked.root, asked.evaluated, asked.methods, protocol(asked.run, asked.options.split)))
+            starts = {r[STARTS] for r in rows}
+            if len(starts) > 1:
+                say(f"Students of {len(starts)} starts ({', '.join(sorted(starts))}): another machine's SFT ends in other bits.")
+    lines = list(objectives.averages(scores_by_method(r for r in rows if r["method"] in asked.methods)))
+    if lines:
         print(objectives.table(lines))
-        if asked.options.choose:
-            write_json(asked.options.choose, objectives.chosen_rates(lines))
+    if asked.options.choose:
+        write_json(asked.options.choose, objectives.chosen_rates(lines))
     if failed:
         raise OutputError(f"Seeds {failed} stopped early: their logs lie beside {log_path(asked, failed[0])}. Run again to go on.")
+
+
+def kept_rows(asked: Bench) -> dict[tuple[str, int], dict[str, Any]]:
+    """What the rows' file holds, by method and seed.
+
+    Raises:
+        ConfigError: its rows are of other settings.
+    """
+    path = asked.options.rows
+    if path is None or not path.exists():
+        return {}
+    rows = read_jsonl(path)
+    wanted = asked.run.recipe.model_dump(exclude=PLACES)
+    for row in rows:
+        if row["split"] != asked.options.split or Recipe.model_validate(row["recipe"]).model_dump(exclude=PLACES) != wanted:
+            raise ConfigError(f"{path} holds rows of the {row['split']} prompts and of a recipe with other settings: give --rows another file.")
+    return {(row["method"], row["seed"]): row for row in rows}
+
+
+def take_rollouts(asked: Bench) -> None:
+    """Copy the folder's roll-outs to where the run looks for them."""
+    source, target = asked.options.bench / ROLLOUT / asked.run.key(ROLLOUT), asked.run.directory(ROLLOUT)
+    if source.is_dir() and not target.exists():
+        asked.run.prepare()
+        shutil.copytree(source, target)
+        say(f"roll-outs taken from {source}")
 
 
 def _stop(number: int, _: object) -> None:
@@ -104,14 +151,19 @@ def check_settings(asked: Bench) -> None:
     Raises:
         ConfigError: there is one.
     """
-    for row in unit_rows(asked):
-        method = asked.methods[row["method"]]
+    for row in all_rows(asked):
+        method = asked.methods.get(row["method"])
+        if method is None:
+            continue
         train = asked.run.recipe.train
         own, value = method.on_policy or train.on_policy, method.value or train.value
         wanted = (bind(method.objective).describe(), asked.arguments(method), own and own.model_dump(), value.model_dump())
         if (row["objective"], row["arguments"], row["on_policy"], row["value"]) != wanted:
-            where = asked.root / f"{row['method']}-{row['seed']}"
-            raise ConfigError(f"{where} was trained by other settings ({row['objective']}): remove it and its scores, or rename the method.")
+            where = asked.root if asked.is_here(row["method"], row["seed"]) else asked.options.rows
+            raise ConfigError(
+                f"{row['method']}-{row['seed']} of {where} was trained by other settings ({row['objective']}): remove it and its scores, or "
+                "rename the method."
+            )
 
 
 def work(asked: Bench) -> list[int]:
@@ -155,7 +207,8 @@ def start(asked: Bench, seed: int) -> "subprocess.Popen[bytes]":
     """`objectives.py` for one seed, its words in a file: bars of several processes would write over each other."""
     o = asked.options
     command = [sys.executable, objectives.__file__, o.bench / "recipe.yaml", *o.override, "--methods", asked.listed, "--split", o.split]
-    command += ["--seeds", seed, *(["--only", ",".join(sorted(o.only))] if o.only else []), *(["--rates", asked.rates] if asked.rates else [])]
+    todo = {name.partition("@")[0] for name in asked.methods if not asked.is_done(name, seed)}
+    command += ["--seeds", seed, "--only", ",".join(sorted(todo)), *(["--rates", asked.rates] if asked.rates else [])]
     asked.root.mkdir(parents=True, exist_ok=True)
     # The torch threads of small matmuls wait more than they work: workers, not threads, fill the cores.
     threads = {k: str(o.threads) for k in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")} | {"TOKENIZERS_PARALLELISM": "false"}
@@ -163,9 +216,24 @@ def start(asked: Bench, seed: int) -> "subprocess.Popen[bytes]":
         return subprocess.Popen([str(c) for c in command], stdout=log, stderr=log, env={**os.environ, **threads})
 
 
+def all_rows(asked: Bench) -> list[dict[str, Any]]:
+    """What was made here, over what the rows' file held; sorted by method and seed."""
+    found = asked.kept | {(r["method"], r["seed"]): r for r in unit_rows(asked)}
+    return [found[unit] for unit in sorted(found)]
+
+
+def scores_by_method(rows: Iterable[dict[str, Any]]) -> dict[str, dict[int, dict[str, dict[str, float]]]]:
+    """Method → seed → metric → prompt → value, of those that did not diverge."""
+    found: dict[str, dict[int, dict[str, dict[str, float]]]] = {}
+    for row in rows:
+        if not row.get("diverged"):
+            found.setdefault(row["method"], {})[row["seed"]] = row["scores"]
+    return found
+
+
 def unit_rows(asked: Bench) -> Iterator[dict[str, Any]]:
     """One row a method and seed that is there: objectives.py's, with every prompt's scores and what it started from."""
-    done = {f"{name}-{seed}": (name, seed) for name, seed in asked.units() if asked.is_done(name, seed)}
+    done = {f"{name}-{seed}": (name, seed) for name, seed in asked.units() if asked.is_here(name, seed)}
     if not done:
         return
     shared = protocol(asked.run, asked.options.split)
@@ -173,7 +241,7 @@ def unit_rows(asked: Bench) -> Iterator[dict[str, Any]]:
         "recipe": asked.run.recipe.model_dump(),
         "split": asked.options.split,
         "protocol": shared.describe(),
-        "sft_fingerprint": model_fingerprint(find_model(str(start_directory(asked.run)))),
+        STARTS: model_fingerprint(find_model(str(start_directory(asked.run)))),
     }
     for row in objectives.rows(asked.root, asked.evaluated, asked.methods, shared):
         if row.get("system") in done:

@@ -166,6 +166,11 @@ def rows(root: Path, scores: Path, methods: dict[str, Any], shared: Protocol) ->
             row |= {"method": name, "seed": int(seed), "best_step": history["best_step"], "training_seconds": trained["seconds"]}
             row |= {"objective": record["description"]} | _about(trained)
         yield row
+    yield from averages(found)
+
+
+def averages(found: dict[str, dict[int, dict[str, dict[str, float]]]]) -> Iterator[dict[str, Any]]:
+    """Method → seed → metric → prompt → value, as one row a method."""
     for name, by_seed in found.items():
         row = {"method": name, "seeds": sorted(by_seed), "metrics": _metrics(_average(by_seed))}
         row["sd_over_seeds"] = {k: _spread([estimate(list(s[k].values())).mean for s in by_seed.values()]) for k in row["metrics"]}

@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 import yaml
 
 from tdistill.config import TrainConfig
+from tdistill.files import read_jsonl, write_jsonl
 from tdistill.objectives import bind
 
 FAST = Path(__file__).parents[1] / "benchmarks" / "fast"
@@ -105,6 +107,50 @@ def test_one_method_and_seed_gives_one_row(scripts, models, monkeypatch, tmp_pat
     )
     with pytest.raises(bench.ConfigError, match="was trained by reverse_kl, and"):
         bench.objectives.main()
+
+
+def test_rows_of_another_machine_count_and_so_do_roll_outs_that_came_along(scripts, models, monkeypatch, tmp_path, capsys):
+    _, bench = scripts
+    # A bench folder with roll-outs in it, as another machine would have left them, and the rows of one of two methods.
+    folder, made = tmp_path / "mine", bench.Run(bench.load_recipe(FAST / "recipe.yaml", overrides(models)))
+    folder.mkdir()
+    for stage in ("models", "rollout"):
+        made.execute(stage)
+    shutil.copytree(made.directory("rollout"), folder / "rollout" / made.key("rollout"))
+    shutil.copy(FAST / "recipe.yaml", folder)
+    (folder / "methods.yaml").write_text("sft_continued: {name: nll}\nreverse_kl: {name: reverse_kl}\n")
+    rows = tmp_path / "rows.jsonl"
+    given = [*overrides(models), f"output_dir={tmp_path / 'run'}"]
+    argv = ["bench.py", str(folder), *given, "--seeds", "5", "--workers", "1", "--rows", str(rows), "--choose", str(tmp_path / "rates.json")]
+    argv += ["--rates", "1e-3"]
+    monkeypatch.setattr(sys, "argv", [*argv, "--only", "sft_continued"])
+    bench.main()
+    assert (tmp_path / "run" / "rollout" / made.key("rollout")).is_dir()
+    assert "rollout: complete, skipped" in next((tmp_path / "run").glob("objectives/*/seed-5.log")).read_text()
+
+    # Elsewhere: nothing but the rows. The other method is trained, both are compared and written.
+    (kept,) = read_jsonl(rows)
+    write_jsonl(rows, [kept | {"sft_fingerprint": "another"}])
+    shutil.rmtree(tmp_path / "run")
+    capsys.readouterr()
+    monkeypatch.setattr(sys, "argv", argv)
+    bench.main()
+    found = {r["method"]: r for r in read_jsonl(rows)}
+    assert found.keys() == {"sft_continued@0.001", "reverse_kl@0.001"}
+    assert found["sft_continued@0.001"]["scores"] == kept["scores"]
+    assert not list((tmp_path / "run").glob("objectives/*/sft_continued*"))
+    assert "Students of 2 starts" in capsys.readouterr().err
+    assert json.loads((tmp_path / "rates.json").read_text()) == {"sft_continued": 1e-3, "reverse_kl": 1e-3}
+
+    for changed, message in (
+        (["--split", "test"], "holds rows of the valid prompts"),
+        (["train.teacher_top_p=0.5"], "recipe with other settings"),
+        (["--methods", "others.yaml"], "trained by other settings"),
+    ):
+        (folder / "others.yaml").write_text("sft_continued: {name: forward_kl}\n")
+        monkeypatch.setattr(sys, "argv", [*argv, *changed])
+        with pytest.raises(bench.ConfigError, match=message):
+            bench.main()
 
 
 def test_seeds_are_numbers_and_ranges(scripts):
