@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from tdistill.objectives import bind
+from tdistill.objectives.contract import BoundObjective
 
 GAUGES = ["none", "max", "max_support", "mean_support", "lse", "learned"]
 KNOBS = [
@@ -22,7 +23,14 @@ KNOBS = [
     )
     for values in [(*values[0], *values[1:])]
 ]
+# As published, so that a test turns one knob at a time from the paper's equation.
+PUBLISHED: dict[str, Any] = {"alpha": 0.1, "gauge": "max", "estimator": "sampled", "anchor": "none", "q_min": -10.0}
 PLAIN: dict[str, Any] = {"phi": "linear", "anchor": "none", "q_min": None}  # cloning on A_p, in any gauge
+
+
+def bound(**knobs: Any) -> BoundObjective:
+    """``iq_learn`` as published but for what is given."""
+    return bind("iq_learn", **PUBLISHED | knobs)
 
 
 def knob_id(knobs: dict[str, Any]) -> str:
@@ -34,7 +42,7 @@ def oracle(**knobs: Any) -> Any:
 
 
 def loss_of(world: builders.World, **knobs: Any) -> Tensor:
-    return builders.loss_and_grads(world, bind("iq_learn", **knobs))[0]
+    return builders.loss_and_grads(world, bound(**knobs))[0]
 
 
 def counted(world: builders.World) -> Tensor:

@@ -34,13 +34,13 @@ def test_bellman_distill_is_iq_learn() -> None:
 
 
 def test_arguments_reach_the_objective_and_the_description() -> None:
-    world, bound = builders.make_world(), bind("iq_learn", alpha=10, gauge="lse")
-    assert bound.describe() == "iq_learn(alpha=10.0, gauge=lse)"
+    world, bound = builders.make_world(), bind("iq_learn", alpha=10, gauge="max")
+    assert bound.describe() == "iq_learn(alpha=10.0, gauge=max)"
     got = bound(builders.steps_of(world)).loss_t
-    want = OBJECTIVES["iq_learn"].fn(builders.steps_of(world), alpha=10.0, gauge="lse").loss_t
+    want = OBJECTIVES["iq_learn"].fn(builders.steps_of(world), alpha=10.0, gauge="max").loss_t
     assert torch.equal(got, want)
     assert not torch.equal(got[world.mask], on(world, "iq_learn"))
-    assert torch.equal(on(world, {"name": "iq_learn", "alpha": 10.0, "gauge": "lse"}), got[world.mask])
+    assert torch.equal(on(world, {"name": "iq_learn", "alpha": 10.0, "gauge": "max"}), got[world.mask])
 
 
 @pytest.mark.parametrize(
@@ -106,7 +106,7 @@ def test_the_ends_of_each_range_are_allowed(key: str, value: Any) -> None:
 def test_absorbing_needs_a_best_reward_and_a_discount(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         bind("iq_learn", terminal="absorbing", **arguments)
-    assert bind("iq_learn", terminal="absorbing").needs == {"max", "expert"}
+    assert bind("iq_learn", terminal="absorbing").needs == {"log_z", "expert"}
 
 
 @pytest.mark.parametrize("name", ["forward_kl", "reverse_kl"])
@@ -122,10 +122,10 @@ def test_a_temperature_is_refused_with_a_tail_bucket_only(name: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "needs"),
     [
-        ({}, {"max"}),
-        ({"gauge": "none"}, set()),
-        ({"gauge": "lse"}, {"log_z"}),
-        ({"gauge": "learned"}, {"value"}),
+        ({}, {"log_z"}),
+        ({"gauge": "none", "anchor": "none"}, set()),
+        ({"gauge": "lse", "anchor": "none"}, {"log_z"}),
+        ({"gauge": "learned", "anchor": "none"}, {"value"}),
         ({"gauge": "mean_support", "anchor": "nll"}, {"log_z", "taken"}),
         ({"gauge": "max", "anchor": "tail"}, {"log_z", "max"}),
     ],
@@ -136,18 +136,18 @@ def test_needs_follow_the_arguments(arguments: dict[str, Any], needs: set[str]) 
 
 def test_a_weighted_sum_adds_losses_unites_needs_and_prefixes_metrics() -> None:
     world = builders.make_world()
-    terms = [{"name": "iq_learn", "weight": 2, "alpha": 3.0}, {"name": "reverse_kl", "weight": 0.5}, {"name": "nll"}]
+    terms = [{"name": "iq_learn", "weight": 2, "gauge": "max"}, {"name": "reverse_kl", "weight": 0.5}, {"name": "nll"}]
     bound = bind(terms)
     out = bound(builders.steps_of(world, needs=bound.needs))
     parts = {t["name"]: on(world, {k: v for k, v in t.items() if k != "weight"}) for t in terms}
     want = 2 * parts["iq_learn"] + 0.5 * parts["reverse_kl"] + parts["nll"]
     torch.testing.assert_close(out.loss_t[world.mask], want, atol=1e-12, rtol=0)
     assert bound.needs == {"max", "log_z", "taken", "expert"}
-    assert bound.describe() == "2·iq_learn(alpha=3.0) + 0.5·reverse_kl + 1·nll"
+    assert bound.describe() == "2·iq_learn(gauge=max) + 0.5·reverse_kl + 1·nll"
     for name, loss_t in parts.items():
         assert torch.equal(out.metrics[f"{name}/loss"][world.mask], loss_t.detach())
         assert not out.metrics[f"{name}/loss"].requires_grad
-    single = bind("iq_learn", alpha=3.0)(builders.steps_of(world)).metrics
+    single = bind("iq_learn", gauge="max")(builders.steps_of(world)).metrics
     assert {k for k in out.metrics if not k.endswith("/loss")} == {f"iq_learn/{k}" for k in single}
     torch.testing.assert_close(out.metrics["iq_learn/td/reward"], single["td/reward"], equal_nan=True)
 
@@ -203,7 +203,7 @@ def test_keyword_arguments_belong_to_a_name() -> None:
     ("objective", "field"),
     [
         ({"name": "forward_kl"}, "log_z_t"),
-        ({"name": "iq_learn"}, "max_t"),
+        ({"name": "iq_learn", "gauge": "max", "anchor": "none"}, "max_t"),
         ({"name": "csil"}, "value_t"),
         ({"name": "csil", "gauge": "none", "target_network": True}, "target"),
         ({"name": "reverse_kl", "support": "dense"}, "dense"),

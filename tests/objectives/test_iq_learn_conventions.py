@@ -7,9 +7,8 @@ import builders
 import oracles
 import pytest
 import torch
-from iq_learn_cases import counted, every_kind_of_step, loss_of
+from iq_learn_cases import bound, counted, every_kind_of_step, loss_of
 
-from tdistill.objectives import bind
 from tdistill.objectives.clip import clip_below
 
 
@@ -33,14 +32,14 @@ def test_an_off_support_step_pays_nothing_and_still_serves_the_one_before(estima
     assert before[1] != 0
     assert after[1] == 0
     assert torch.equal(before[[0, 2]], after[[0, 2]])
-    loss_t = bind("iq_learn", estimator=estimator)(builders.steps_of(off)).loss_t
+    loss_t = bound(estimator=estimator)(builders.steps_of(off)).loss_t
     assert torch.autograd.grad(loss_t[0, 1], made.logits, retain_graph=True)[0].eq(0).all()
     assert torch.autograd.grad(loss_t[0, 0], made.logits)[0][0, 1].ne(0).any()
 
 
 def test_the_last_step_of_a_cut_off_pays_nothing_and_still_serves_the_one_before() -> None:
     made = builders.make_world(seed=6, lengths=(3,), finished=(False,), off_support=0.0)
-    loss_t = bind("iq_learn")(builders.steps_of(made)).loss_t
+    loss_t = bound()(builders.steps_of(made)).loss_t
     assert loss_t[0, 2] == 0
     assert torch.autograd.grad(loss_t[0, 2], made.logits, retain_graph=True)[0].eq(0).all()
     assert torch.autograd.grad(loss_t[0, 1], made.logits)[0][0, 2].ne(0).any()
@@ -51,7 +50,7 @@ def test_the_end_is_worth_nothing_or_the_absorbing_value() -> None:
     """At the end r = Q − γ·V(terminal), V(terminal) = 0 or 2α/(1−γ); earlier steps are the same."""
     made = builders.make_world(seed=7, lengths=(3,), finished=(True,), off_support=0.0)
     knobs: dict[str, Any] = {"gamma": 0.9, "alpha": 0.5, "gauge": "lse"}
-    zero, absorbing = (bind("iq_learn", terminal=t, **knobs)(builders.steps_of(made)).metrics["td/reward"][0] for t in ("zero", "absorbing"))
+    zero, absorbing = (bound(terminal=t, **knobs)(builders.steps_of(made)).metrics["td/reward"][0] for t in ("zero", "absorbing"))
     q = -oracles.nll(made.responses()[0])[2]
     assert zero[2].item() == pytest.approx(q.item(), abs=1e-12)
     assert absorbing[2].item() == pytest.approx(q.item() - 0.9 * 2 * 0.5 / 0.1, abs=1e-12)
@@ -81,12 +80,12 @@ def test_a_clipped_token_is_pulled_up_when_taken_and_left_alone_otherwise() -> N
     made = builders.make_world(vocab=3, lengths=(1,), finished=(True,), p=1.0)
     made.logits.data[0, 0] = torch.tensor([0.0, -7.0, -8.0])
     knobs: dict[str, Any] = {"gauge": "none", "phi": "linear", "q_min": -5.0}
-    loss_t, grad, _ = builders.loss_and_grads(replace(made, tokens=torch.tensor([[1]])), bind("iq_learn", **knobs))
+    loss_t, grad, _ = builders.loss_and_grads(replace(made, tokens=torch.tensor([[1]])), bound(**knobs))
     policy = torch.tensor([0.0, -5.0, -5.0], dtype=torch.float64).softmax(-1)
     assert loss_t.item() == pytest.approx(-policy[1].log().item(), abs=1e-12)
     assert grad[0, 0].tolist() == pytest.approx([policy[0].item(), policy[1].item() - 1.0, 0.0], abs=1e-12)
 
 
 def test_no_clip_when_nothing_lies_below_the_floor(world: builders.World) -> None:
-    for ours, free in zip(*(builders.loss_and_grads(world, bind("iq_learn", q_min=q_min)) for q_min in (-1e3, None)), strict=True):
+    for ours, free in zip(*(builders.loss_and_grads(world, bound(q_min=q_min)) for q_min in (-1e3, None)), strict=True):
         assert torch.equal(ours, free)

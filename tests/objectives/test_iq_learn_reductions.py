@@ -8,10 +8,8 @@ import oracles
 import oracles_inverse
 import pytest
 import torch
-from iq_learn_cases import GAUGES, PLAIN, counted, every_kind_of_step, knob_id, loss_of
+from iq_learn_cases import GAUGES, PLAIN, bound, counted, every_kind_of_step, knob_id, loss_of
 from torch import Tensor
-
-from tdistill.objectives import bind
 
 
 @pytest.fixture
@@ -32,7 +30,7 @@ def test_linear_phi_is_cloning_on_the_candidates_in_every_gauge(world: builders.
             for t, token in enumerate(response.tokens)
         ]
 
-    builders.assert_equals_oracle(world, bind("iq_learn", gamma=gamma, gauge=gauge, **PLAIN), cloning)
+    builders.assert_equals_oracle(world, bound(gamma=gamma, gauge=gauge, **PLAIN), cloning)
 
 
 @pytest.mark.parametrize("gauge", GAUGES)
@@ -49,8 +47,8 @@ def test_chi2_adds_the_squared_bellman_error(world: builders.World, gauge: str, 
 
 @pytest.mark.parametrize("knobs", [{"estimator": "sampled"}, {"estimator": "expected", "anchor": "tail"}], ids=knob_id)
 def test_infinite_alpha_is_linear(world: builders.World, knobs: dict[str, Any]) -> None:
-    infinite, huge = (builders.loss_and_grads(world, bind("iq_learn", alpha=a, **knobs)) for a in (float("inf"), 1e14))
-    linear = builders.loss_and_grads(world, bind("iq_learn", phi="linear", **knobs))
+    infinite, huge = (builders.loss_and_grads(world, bound(alpha=a, **knobs)) for a in (float("inf"), 1e14))
+    linear = builders.loss_and_grads(world, bound(phi="linear", **knobs))
     for a, b, c in zip(infinite, huge, linear, strict=True):
         assert torch.equal(a, c)
         torch.testing.assert_close(b, c, atol=1e-9, rtol=1e-9)
@@ -80,7 +78,7 @@ def test_gamma_0_never_looks_ahead() -> None:
     """The loss of step 0 has no gradient for later states at γ=0, and has one at γ>0."""
     made = builders.make_world(seed=1, lengths=(3,), finished=(True,), off_support=0.0)
     for gamma, blind in ((0.0, True), (0.5, False)):
-        loss_t = bind("iq_learn", gamma=gamma, gauge="lse")(builders.steps_of(made)).loss_t
+        loss_t = bound(gamma=gamma, gauge="lse")(builders.steps_of(made)).loss_t
         (grad,) = torch.autograd.grad(loss_t[0, 0], made.logits)
         assert grad[0, 0].ne(0).any()
         assert grad[0, 1].eq(0).all() == blind
@@ -92,22 +90,22 @@ def test_the_teacher_as_its_own_student_has_the_reward_log_pi_and_no_value() -> 
     made = builders.make_world(seed=4, lengths=(4,), finished=(True,), p=1.0)
     made.logits.data.copy_(made.teacher_logp + 1.7)
     for gamma in (0.0, 0.7, 1.0):
-        metrics = bind("iq_learn", gauge="lse", gamma=gamma)(builders.steps_of(made)).metrics
+        metrics = bound(gauge="lse", gamma=gamma)(builders.steps_of(made)).metrics
         assert metrics["td/v"].abs().max() < 1e-12
         log_pi = made.teacher_logp.gather(-1, made.tokens.unsqueeze(-1)).squeeze(-1)
         torch.testing.assert_close(metrics["td/reward"], log_pi, atol=1e-12, rtol=0)
 
 
 def test_the_learned_gauge_makes_the_head_the_value(world: builders.World) -> None:
-    metrics = bind("iq_learn", gauge="learned", q_min=None)(builders.steps_of(world)).metrics
+    metrics = bound(gauge="learned", q_min=None)(builders.steps_of(world)).metrics
     torch.testing.assert_close(metrics["td/v"][world.mask], world.value.detach()[world.mask], atol=1e-12, rtol=0)
 
 
 def test_a_gauge_change_moves_the_reward_by_a_potential(world: builders.World) -> None:
     """r under Q − c is r + γc(s_{t+1}) − c(s_t), with c(terminal) = 0."""
-    plain = bind("iq_learn", gauge="none", gamma=0.8, q_min=None)(builders.steps_of(world)).metrics["td/reward"]
+    plain = bound(gauge="none", gamma=0.8, q_min=None)(builders.steps_of(world)).metrics["td/reward"]
     for gauge in GAUGES[1:]:
-        shifted = bind("iq_learn", gauge=gauge, gamma=0.8, q_min=None)(builders.steps_of(world)).metrics["td/reward"]
+        shifted = bound(gauge=gauge, gamma=0.8, q_min=None)(builders.steps_of(world)).metrics["td/reward"]
         for b, t in counted(world).nonzero().tolist():
             response = world.responses()[b]
             c_t = oracles.gauge_shift(response, t, gauge)
@@ -128,7 +126,7 @@ def test_a_finite_alpha_biases_even_a_bandit(alpha: float, policy: list[float]) 
     """The exact minimiser for one choice among four tokens, as the documentation states it."""
     made = builders.make_world(vocab=4, lengths=(1,), finished=(True,), p=1.0)
     made.teacher_logp[0, 0] = torch.tensor([0.70, 0.20, 0.07, 0.03], dtype=torch.float64).log()
-    objective = bind("iq_learn", alpha=alpha, gauge="none", estimator="expected", q_min=None)
+    objective = bound(alpha=alpha, gauge="none", estimator="expected", q_min=None)
     optimizer = torch.optim.LBFGS([made.logits], max_iter=200, tolerance_grad=1e-10, line_search_fn="strong_wolfe")
 
     def closure() -> float:

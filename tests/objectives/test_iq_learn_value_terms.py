@@ -10,10 +10,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from iq_learn_cases import every_kind_of_step, knob_id, loss_of, oracle
+from iq_learn_cases import bound, every_kind_of_step, knob_id, loss_of, oracle
 
 from tdistill.errors import ConfigError
-from tdistill.objectives import bind
 from tdistill.objectives.value_term import discount_weights
 
 PHIS = ["chi2", "hellinger", "kl", "js", "tv", "linear"]
@@ -49,14 +48,14 @@ def test_equals_the_oracle(knobs: dict[str, Any]) -> None:
     seed = KNOBS.index(knobs)
     given_knobs = {"gamma": 0.9, "alpha": 1.5, "anchor_weight": 0.7, "q_min": None, **knobs}
     made = builders.make_world(seed, lengths=(3, 2, 2), finished=(True, seed % 2 == 0, True), expert=(True, True, False))
-    builders.assert_equals_oracle(made, bind("iq_learn", **given_knobs), oracle(**given_knobs))
+    builders.assert_equals_oracle(made, bound(**given_knobs), oracle(**given_knobs))
 
 
 @pytest.mark.parametrize("gamma", GAMMAS)
 @pytest.mark.parametrize("value_term", TERMS)
 def test_equals_the_oracle_over_gamma(world: builders.World, gamma: float, value_term: str) -> None:
     knobs: dict[str, Any] = {"gamma": gamma, "alpha": 2.0, "value_term": value_term, "gauge": "lse", "q_min": -1.0}
-    builders.assert_equals_oracle(world, bind("iq_learn", **knobs), oracle(**knobs))
+    builders.assert_equals_oracle(world, bound(**knobs), oracle(**knobs))
 
 
 @pytest.mark.parametrize("gamma", GAMMAS)
@@ -85,8 +84,8 @@ def test_v0_is_value_expert_under_the_discount_weights(whole: builders.World, ga
     """Σ_t γ^t (V_t − γV_{t+1}) = V_0 − γ^T V_T: per response, in value and in gradient, when V(terminal) = 0."""
     knobs: dict[str, Any] = {"gamma": gamma, "phi": phi, "gauge": gauge, "alpha": 1.3}
     steps = builders.steps_of(whole)
-    weighted_t = discount_weights(steps.mask_t, gamma, torch.float64) * bind("iq_learn", **knobs)(steps).loss_t
-    v0_t = bind("iq_learn", value_term="v0", **knobs)(steps).loss_t
+    weighted_t = discount_weights(steps.mask_t, gamma, torch.float64) * bound(**knobs)(steps).loss_t
+    v0_t = bound(value_term="v0", **knobs)(steps).loss_t
     weighted, v0 = (torch.where(steps.mask_t, x, 0.0).sum(-1) for x in (weighted_t, v0_t))
     torch.testing.assert_close(v0, weighted, atol=1e-9, rtol=1e-9)
     leaves = (whole.logits, whole.value)
@@ -108,15 +107,15 @@ def test_v0_sees_the_value_of_the_first_state_alone(whole: builders.World) -> No
 @pytest.mark.parametrize("terminal", ["zero", "absorbing"])
 def test_on_the_experts_data_value_mix_is_value_expert(phi_on: str, terminal: str) -> None:
     made, knobs = every_kind_of_step(), {"gamma": 0.9, "alpha": 2.0, "terminal": terminal}
-    mixed = builders.loss_and_grads(made, bind("iq_learn", value_term="value_mix", phi_on=phi_on, **knobs))
-    for got, want in zip(mixed, builders.loss_and_grads(made, bind("iq_learn", **knobs)), strict=True):
+    mixed = builders.loss_and_grads(made, bound(value_term="value_mix", phi_on=phi_on, **knobs))
+    for got, want in zip(mixed, builders.loss_and_grads(made, bound(**knobs)), strict=True):
         assert torch.equal(got, want)
 
 
 def test_value_mix_on_others_is_their_value_difference(world: builders.World) -> None:
     """The student's steps pay V − γV', with V(terminal) = 0 even under an absorbing end, and nothing of φ."""
     for terminal in ("zero", "absorbing"):
-        loss = bind("iq_learn", value_term="value_mix", gamma=0.9, alpha=2.0, gauge="lse", terminal=terminal, q_min=None)
+        loss = bound(value_term="value_mix", gamma=0.9, alpha=2.0, gauge="lse", terminal=terminal, q_min=None)
         out = loss(builders.steps_of(world))
         v_t, counts = out.metrics["td/v"][2], ~out.metrics["td/q"][2].isnan()
         want = torch.stack([v_t[0] - 0.9 * v_t[1], v_t[1]])
@@ -128,7 +127,7 @@ def test_value_mix_on_others_is_their_value_difference(world: builders.World) ->
 def test_phi_on_all_adds_the_squared_error_of_others(world: builders.World, value_term: str) -> None:
     """r²/(4α) on the student's steps; its linear part stays on the expert's."""
     knobs: dict[str, Any] = {"value_term": value_term, "gamma": 0.9, "alpha": 0.7, "gauge": "lse", "q_min": None}
-    out = bind("iq_learn", phi_on="all", **knobs)(builders.steps_of(world))
+    out = bound(phi_on="all", **knobs)(builders.steps_of(world))
     curvature_t = torch.nan_to_num(out.metrics["td/reward"][2]).square() / (4 * 0.7)
     if value_term == "v0":
         curvature_t = curvature_t * discount_weights(world.mask, 0.9, torch.float64)[2]
@@ -139,7 +138,7 @@ def test_phi_on_all_adds_the_squared_error_of_others(world: builders.World, valu
 def test_phi_on_all_is_for_chi2() -> None:
     for phi in PHIS[1:]:
         with pytest.raises(ConfigError, match=f"phi_on='all'.*phi='{phi}'"):
-            bind("iq_learn", phi_on="all", phi=phi)
+            bound(phi_on="all", phi=phi)
 
 
 @pytest.mark.parametrize(
@@ -147,15 +146,15 @@ def test_phi_on_all_is_for_chi2() -> None:
     [({}, False), ({"value_term": "v0"}, False), ({"value_term": "value_mix"}, True), ({"phi_on": "all"}, True)],
 )
 def test_needs_steps_of_others_only_where_it_learns_from_them(world: builders.World, arguments: dict[str, Any], mixed: bool) -> None:
-    bound = bind("iq_learn", **arguments)
-    assert bound.needs == ({"max", "expert", "other"} if mixed else {"max", "expert"})
+    objective = bound(**arguments)
+    assert objective.needs == ({"max", "expert", "other"} if mixed else {"max", "expert"})
     unsaid = builders.steps_of(world, needs=frozenset({"max"}))
     if mixed:
         with pytest.raises(ConfigError, match="expert_t"):
-            bound(unsaid)
+            objective(unsaid)
     else:  # whoever says nothing has the expert's steps alone
-        assert torch.equal(bound(unsaid).loss_t, bound(replace(unsaid, expert_t=torch.ones_like(unsaid.mask_t))).loss_t)
-        assert bound(builders.steps_of(world)).loss_t[2].eq(0).all()
+        assert torch.equal(objective(unsaid).loss_t, objective(replace(unsaid, expert_t=torch.ones_like(unsaid.mask_t))).loss_t)
+        assert objective(builders.steps_of(world)).loss_t[2].eq(0).all()
 
 
 @settings(max_examples=40, deadline=None)
@@ -168,12 +167,12 @@ def test_needs_steps_of_others_only_where_it_learns_from_them(world: builders.Wo
     knobs=st.sampled_from(KNOBS),
 )
 def test_padding_changes_nothing(made: builders.World, pad_t: int, pad_k: int, junk: float, gamma: float, knobs: dict[str, Any]) -> None:
-    builders.assert_padding_invariant(made, bind("iq_learn", gamma=gamma, **knobs), pad_t, pad_k, junk)
+    builders.assert_padding_invariant(made, bound(gamma=gamma, **knobs), pad_t, pad_k, junk)
 
 
 @pytest.mark.parametrize("knobs", KNOBS[::7], ids=knob_id)
 def test_masks_extremes_and_finite_differences(world: builders.World, knobs: dict[str, Any]) -> None:
-    loss = bind("iq_learn", q_min=None, alpha=2.0, **knobs)
+    loss = bound(q_min=None, alpha=2.0, **knobs)
     builders.assert_masked_gradient_is_zero(world, loss)
     builders.assert_finite_at_extremes(loss, seeds=1)
     made = builders.make_world(seed=2, lengths=(3, 1), finished=(True, True), vocab=4, expert=(True, False))

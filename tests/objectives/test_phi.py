@@ -7,10 +7,9 @@ import builders
 import oracles_inverse
 import pytest
 import torch
-from iq_learn_cases import counted, every_kind_of_step, loss_of, oracle
+from iq_learn_cases import bound, counted, every_kind_of_step, loss_of, oracle
 
 from tdistill.errors import ConfigError
-from tdistill.objectives import bind
 from tdistill.objectives.phi import ARGMAX, MARGIN, extended, phi_alpha, r_max
 
 PHIS = ["chi2", "hellinger", "kl", "js", "tv", "linear"]
@@ -125,14 +124,14 @@ def test_iq_learn_equals_the_oracle(world: builders.World, phi: str, estimator: 
     knobs: dict[str, Any] = {"gamma": 0.9, "alpha": alpha, "phi": phi, "estimator": estimator, "gauge": "lse", "q_min": None}
     if dtype == torch.float32 and phi == "kl":
         knobs["alpha"] = 4.0  # slopes of e^5 turn float32's rounding into more than the tolerance
-    builders.assert_equals_oracle(world, bind("iq_learn", **knobs), oracle(**knobs), dtype)
+    builders.assert_equals_oracle(world, bound(**knobs), oracle(**knobs), dtype)
 
 
 @pytest.mark.parametrize("phi", NEW)
 @pytest.mark.parametrize("estimator", ["sampled", "expected"])
 def test_logs_how_often_the_tangent_was_used(world: builders.World, phi: str, estimator: str) -> None:
     knobs: dict[str, Any] = {"gamma": 0.9, "alpha": 1.0, "phi": phi, "gauge": "lse", "estimator": estimator}
-    got = bind("iq_learn", q_min=None, **knobs)(builders.steps_of(world)).metrics["phi/extended_fraction"]
+    got = bound(q_min=None, **knobs)(builders.steps_of(world)).metrics["phi/extended_fraction"]
     for b, t in world.mask.nonzero().tolist():
         if counted(world)[b, t]:
             want = oracles_inverse.extended_fraction(world.responses()[b], t, **knobs)
@@ -143,7 +142,7 @@ def test_logs_how_often_the_tangent_was_used(world: builders.World, phi: str, es
 
 @pytest.mark.parametrize("phi", ["chi2", "linear"])
 def test_what_has_no_tangent_logs_none(world: builders.World, phi: str) -> None:
-    assert "phi/extended_fraction" not in bind("iq_learn", phi=phi)(builders.steps_of(world)).metrics
+    assert "phi/extended_fraction" not in bound(phi=phi)(builders.steps_of(world)).metrics
 
 
 @pytest.mark.parametrize("phi", PHIS)
@@ -158,13 +157,13 @@ def test_infinite_alpha_is_cloning_for_every_phi(world: builders.World, phi: str
 @pytest.mark.parametrize("phi", NEW)
 def test_gradcheck(phi: str) -> None:
     made = builders.make_world(seed=2, lengths=(3, 1), finished=(True, True), vocab=4)
-    builders.assert_gradcheck(made, bind("iq_learn", phi=phi, gauge="lse", alpha=2.0, q_min=None))
+    builders.assert_gradcheck(made, bound(phi=phi, gauge="lse", alpha=2.0, q_min=None))
 
 
 @pytest.mark.parametrize("phi", NEW)
 @pytest.mark.parametrize("estimator", ["sampled", "expected"])
 def test_padding_masks_and_extremes(world: builders.World, phi: str, estimator: str) -> None:
-    loss = bind("iq_learn", phi=phi, estimator=estimator, gauge="learned", q_min=None)
+    loss = bound(phi=phi, estimator=estimator, gauge="learned", q_min=None)
     for junk in (0.0, -90.0, 1e4):
         builders.assert_padding_invariant(world, loss, pad_t=2, pad_k=2, junk=junk)
     builders.assert_masked_gradient_is_zero(world, loss)
@@ -174,10 +173,10 @@ def test_padding_masks_and_extremes(world: builders.World, phi: str, estimator: 
 @pytest.mark.parametrize("phi", ["hellinger", "kl", "js", "linear"])
 def test_an_absorbing_end_needs_a_best_reward(phi: str) -> None:
     with pytest.raises(ConfigError, match=f"phi='{phi}'.*'chi2', 'tv'"):
-        bind("iq_learn", phi=phi, terminal="absorbing")
+        bound(phi=phi, terminal="absorbing")
 
 
 def test_an_absorbing_end_under_tv(world: builders.World) -> None:
     knobs: dict[str, Any] = {"gamma": 0.9, "alpha": 1.5, "phi": "tv", "terminal": "absorbing", "gauge": "lse", "q_min": None}
-    builders.assert_equals_oracle(world, bind("iq_learn", **knobs), oracle(**knobs))
+    builders.assert_equals_oracle(world, bound(**knobs), oracle(**knobs))
     assert set(ARGMAX) == {"chi2", "tv"}

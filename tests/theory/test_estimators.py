@@ -14,7 +14,7 @@ from tdistill.theory.estimator_rows import CLONING, GAUGES, estimator_rows, n_ch
 from tdistill.theory.estimators import EOS, Texts, gradient, grow, near_teacher, reading, text_gradients, text_loss
 from tdistill.theory.optimum import fit, minimise, policy_kl
 
-IQ = {"name": "iq_learn", "q_min": None}
+IQ = {"name": "iq_learn", "alpha": 0.1, "gauge": "max", "estimator": "sampled", "anchor": "none", "q_min": None}
 LINEAR = {**IQ, "phi": "linear"}
 SAMPLES = 4000
 

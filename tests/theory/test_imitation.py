@@ -88,7 +88,8 @@ def test_the_tabular_loss_is_the_mean_of_the_objective_over_all_texts(alpha):
     problem = imitation(batch, legal[None], logp[None], start)
     q = torch.randn(logp.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     successor = torch.where(mdp.transition.sum(-1) > 0, mdp.transition.argmax(-1), -1).tolist()
-    expert, objective = project(logp, legal), bind("iq_learn", gamma=1.0, alpha=alpha, gauge="none", q_min=None)
+    knobs = {"gauge": "none", "estimator": "sampled", "anchor": "none"}
+    expert, objective = project(logp, legal), bind("iq_learn", gamma=1.0, alpha=alpha, **knobs)
     loss = length = 0.0
     for text in oracles.texts(successor, [row.nonzero().squeeze(-1).tolist() for row in legal]):
         s, a = (torch.tensor(x).unsqueeze(0) for x in zip(*text, strict=True))

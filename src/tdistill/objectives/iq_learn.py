@@ -26,25 +26,26 @@ def iq_learn(
     steps: Steps,
     *,
     gamma: Gamma = 0.99,
-    alpha: Positive = 0.1,
+    alpha: Positive = 100.0,
     phi: Phi = "chi2",
     value_term: ValueTerm = "value_expert",
     phi_on: PhiOn = "expert",
-    gauge: Gauge = "max",
-    estimator: Estimator = "sampled",
+    gauge: Gauge = "lse",
+    estimator: Estimator = "expected",
     terminal: Terminal = "zero",
-    anchor: Anchor = "none",
+    anchor: Anchor = "tail",
     anchor_weight: NonNegative = 1.0,
-    q_min: Finite | None = -10.0,
+    q_min: Finite | None = None,
 ) -> ObjectiveOutput:
     """loss_t = −φ(r_t) + V_p(s_t) − γV_p(s_{t+1}),  r_t = Q(s_t,a_t) − γV_p(s_{t+1}),  χ²: φ(x) = x − x²/(4α).
 
     Bellman Distill (Yu et al. 2026; IQ-Learn, Garg et al. 2021), as a loss. With φ linear γ cancels and it is −log proj_p π(a_t|s_t),
     cloning on A_p; χ² adds r_t²/(4α). γ = 0 has no temporal content. Order: gauge, clip, V_p. Steps whose token lies
-    outside A_p, and the last step of a response cut off by length, contribute 0.
+    outside A_p, and the last step of a response cut off by length, contribute 0. The defaults but γ are by measurement
+    (docs/results.md, "Ablations of Bellman Distill"); published are alpha .1, gauge max, sampled, no anchor, q_min −10.
 
     Args:
-        alpha: scale of φ in nats, ∞ is linear. The default, the paper's .1, weighs r² far above the likelihood: choose by validation.
+        alpha: scale of φ in nats, ∞ is linear. The paper's .1 weighs r² far above the likelihood.
         phi: see ``phi_alpha``.
         value_term: ``value_expert`` V − γV' at the expert's steps, others contribute 0; ``v0`` w_t·(−φ(r_t) + [t=0]·V_p(s_0)), see
             ``discount_weights``, for finished responses; ``value_mix`` V − γV' at all steps, φ at the expert's only.

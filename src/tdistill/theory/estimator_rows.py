@@ -22,8 +22,8 @@ ANCHORS = ("none", "tail", "nll")
 ESTIMATORS = ("sampled", "expected")
 Arguments = dict[str, Any]
 
-_IQ: Arguments = {"name": "iq_learn", "q_min": None}
-CLONING: Arguments = {**_IQ, "phi": "linear", "gauge": "none"}  # −log proj_p π(a|s), whatever γ is
+_IQ: Arguments = {"name": "iq_learn", "q_min": None, "anchor": "none"}
+CLONING: Arguments = {**_IQ, "phi": "linear", "gauge": "none", "estimator": "sampled"}  # −log proj_p π(a|s), whatever γ is
 _TD = ({"name": "csil"}, {"name": "q_lambda", "lambda_": 0.95}, {"name": "path_consistency", "lambda_": 0.95})
 OTHERS: tuple[Arguments, ...] = (
     *({**td, "gamma": GAMMA, "gauge": gauge} for gauge in ("learned", "none") for td in _TD),
