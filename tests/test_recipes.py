@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tdistill.cli import main
 from tdistill.pipeline import Run
-from tdistill.preflight import preflight
+from tdistill.preflight import BFLOAT16, preflight, slow_bfloat16
 from tdistill.recipe import load_recipe
 from tdistill.rollout.prompts import load_prompts
 
@@ -115,6 +115,15 @@ def tiny_models(tmp_path_factory):
         found[architecture, True] = save_tiny(architecture, root / f"{architecture}-teacher", layers=3, width=32, seed=0)
         found[architecture, False] = save_tiny(architecture, root / f"{architecture}-student", layers=2, width=16, seed=1)
     return found
+
+
+def test_a_cpu_without_bfloat16_is_told_what_turns_it_off():
+    recipe = load_recipe(ROOT / "recipes/quickstart.yaml")
+    off = slow_bfloat16(recipe, {"avx512_f": True, "avx512_bf16": False})
+    assert off == ["teacher.dtype=float32", "evaluation.dtype=float32", "sft.arguments.bf16=false", "train.arguments.bf16=false"]
+    assert slow_bfloat16(load_recipe(ROOT / "recipes/quickstart.yaml", off), {}) == []
+    for has in BFLOAT16:
+        assert slow_bfloat16(recipe, {has: True}) == []
 
 
 @pytest.fixture(scope="module")
