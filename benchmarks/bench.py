@@ -51,9 +51,9 @@ PLACES = {
 
 
 class Bench:
-    """What is asked for, and where it lies."""
+    """What is asked for, and where it lies; ``rows`` is a file of ours whose students need not be trained again."""
 
-    def __init__(self, options: argparse.Namespace):
+    def __init__(self, options: argparse.Namespace, rows: Path | None = None):
         self.options = options
         self.run = Run(load_recipe(options.bench / "recipe.yaml", options.override))
         self.listed = options.bench / options.methods
@@ -67,6 +67,7 @@ class Bench:
         self.methods = {n: m for n, m in methods.items() if not options.only or n.partition("@")[0] in options.only}
         self.root = self.run.root / "objectives" / objectives.run_key(self.run)
         self.evaluated = self.root / "evaluated" / objectives.evaluation_key(self.run, options.split)
+        self.rows = rows
         self.kept = kept_rows(self)
 
     def units(self) -> list[tuple[str, int]]:
@@ -92,7 +93,8 @@ class Bench:
 
 
 def main() -> None:
-    asked = Bench(_options())
+    options = _options()
+    asked = Bench(options, options.rows)
     check_settings(asked)
     take_rollouts(asked)
     signal.signal(signal.SIGTERM, _stop)  # by default it would leave the workers running
@@ -100,9 +102,9 @@ def main() -> None:
         failed = work(asked)
     finally:
         rows = all_rows(asked)
-        if asked.options.rows:
-            write_jsonl(asked.options.rows, rows)
-            say(f"{len(rows)} rows → {asked.options.rows}")
+        if asked.rows:
+            write_jsonl(asked.rows, rows)
+            say(f"{len(rows)} rows → {asked.rows}")
             starts = {r[STARTS] for r in rows}
             if len(starts) > 1:
                 say(f"Students of {len(starts)} starts ({', '.join(sorted(starts))}): another machine's SFT ends in other bits.")
@@ -121,7 +123,7 @@ def kept_rows(asked: Bench) -> dict[tuple[str, int], dict[str, Any]]:
     Raises:
         ConfigError: its rows are of other settings.
     """
-    path = asked.options.rows
+    path = asked.rows
     if path is None or not path.exists():
         return {}
     rows = read_jsonl(path)
@@ -159,7 +161,7 @@ def check_settings(asked: Bench) -> None:
         own, value = method.on_policy or train.on_policy, method.value or train.value
         wanted = (bind(method.objective).describe(), asked.arguments(method), own and own.model_dump(), value.model_dump())
         if (row["objective"], row["arguments"], row["on_policy"], row["value"]) != wanted:
-            where = asked.root if asked.is_here(row["method"], row["seed"]) else asked.options.rows
+            where = asked.root if asked.is_here(row["method"], row["seed"]) else asked.rows
             raise ConfigError(
                 f"{row['method']}-{row['seed']} of {where} was trained by other settings ({row['objective']}): remove it and its scores, or "
                 "rename the method."

@@ -1,5 +1,6 @@
 """The fast bench at a miniature size: models from a few lines of text, its recipe on them, and one row a method and seed."""
 
+import importlib
 import json
 import random
 import shutil
@@ -7,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
@@ -28,7 +30,7 @@ def scripts():
     import make_models
 
     yield make_models, bench
-    for name in ("make_models", "bench", "objectives"):
+    for name in ("make_models", "bench", "objectives", "exposure"):
         sys.modules.pop(name, None)
     patch.undo()
 
@@ -93,7 +95,22 @@ def test_one_method_and_seed_gives_one_row(scripts, models, monkeypatch, tmp_pat
     for metric in ("forward_kl", "reverse_kl", "teacher_nll", "mean_length"):
         assert len(row["scores"][metric]) == 4, metric
 
+    # The same student by position in its own text; what is there is kept.
+    positions = tmp_path / "positions.jsonl"
+    for _ in range(2):
+        own = ["exposure.py", str(FAST), *given, "--only", "reverse_kl", "--seeds", "5", "--length", "6", "--rows", str(positions)]
+        monkeypatch.setattr(sys, "argv", own)
+        importlib.import_module("exposure").main()
+        found = {r["system"]: r for r in read_jsonl(positions)}
+        assert found.keys() == {"teacher", "sft", "reverse_kl-5"}
+        assert len(read_jsonl(positions)) == 3
+        assert sum(found["teacher"]["kl"]) == pytest.approx(0.0, abs=1e-4)
+        student = found["reverse_kl-5"]
+        assert max(student["count"]) == 4
+        assert sum(student["nll"]) / sum(student["count"]) == pytest.approx(np.mean(list(row["scores"]["teacher_nll"].values())), rel=0.2)
+
     # What is there is kept, and the same name with other settings is refused.
+    monkeypatch.setattr(sys, "argv", argv)
     monkeypatch.setattr(bench, "start", lambda *_: pytest.fail("nothing is left to train"))
     bench.main()
     other = tmp_path / "methods.yaml"
