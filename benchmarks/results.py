@@ -204,7 +204,8 @@ def exposure_plot(rows: Sequence[dict[str, Any]], names: Sequence[str], block: i
     colours = dict(zip(names, COLOURS, strict=False))
     titles = {"nll": "NLL above the teacher's", "kl": "KL(q‖p) on own text"}
     panels = [_position_panel(title, key, found, colours, block) for key, title in titles.items()]
-    caption = f"By position in the student's own text, means over blocks of {block} tokens and over seeds; trained on up to {rows[0]['trained_length']}."
+    trained = rows[0]["trained_length"]
+    caption = f"By position in the student's own text, means over blocks of {block} tokens and over seeds; trained on up to {trained}."
     legend = [Line(name, colour, "-") for name, colour in colours.items()]
     return Plot("fast-exposure", caption, panels, columns=2, size=(440, 280), legend=legend)
 
