@@ -34,7 +34,8 @@ TITLES = {
     "distinct_2": ("distinct-2", 3),
     "mean_length": ("length", 1),
 }
-TD = {"iq_learn", "bellman_distill", "bd_released", "csil", "q_lambda", "path_consistency", "actor_critic", "sqil", "ls_iq"}
+TD = {"iq_learn", "bellman_distill", "bd_released", "csil", "q_lambda", "path_consistency", "sqil", "ls_iq"}
+TD |= {"actor_critic", "mean_actor_critic"}
 CLONING, AHEAD, MYOPIC, GRADIENT = "cloning", "TD", "TD at γ = 0", "policy gradient"
 KINDS = {CLONING: COLOURS[0], AHEAD: COLOURS[1], MYOPIC: COLOURS[2], GRADIENT: COLOURS[3]}
 ENOUGH = 64  # tokens of every system in a block that is drawn

@@ -67,7 +67,7 @@ def main() -> None:
         if name not in rows:
             objective = bind(term)
             lm = load_model(find_model(str(start_directory(run)))).train()
-            student = StudentModel(lm, value_head="value" in objective.needs)
+            student = StudentModel.for_needs(lm, objective.needs)
             rate = GENTLER.get(name, LEARNING_RATE)
             with bar(name, STEPS, "step") as progress:
                 found = _measure(student, objective, rate, batches, teacher, vocab, progress.advance)

@@ -5,7 +5,7 @@ the teacher is a list of Python floats. A token is its index in the vocabulary, 
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -21,6 +21,7 @@ class Response:
     finished: bool  # the last token is EOS; False: cut off by length
     candidates: list[list[int]]
     value: list[Tensor]
+    action_value: list[list[Tensor]] = field(default_factory=list)  # of every token
     expert: bool = True  # written by the teacher, not by the student
 
     def __len__(self) -> int:

@@ -188,3 +188,62 @@ def actor_critic(
             step.loss = step.loss + gamma * rho[t] * step.advantage * nll[t] + value_coef * 0.5 * (u - target) ** 2
         steps.append(step)
     return steps
+
+
+@dataclass
+class MeanStep:
+    """One step; ``target`` is None where the critic learns nothing."""
+
+    loss: Tensor
+    cost: Tensor
+    mean: float
+    target: float | None = None
+    trace: float | None = None
+
+
+def mean_actor_critic(
+    response: Response,
+    behaviour: list[float],
+    *,
+    gamma: float,
+    lambda_: float = 0.95,
+    value_coef: float = 0.5,
+    center: float = 1.0,
+    cost: str = "reverse_kl",
+    support: str = "tail",
+) -> list[MeanStep]:
+    """D − γ Σ_{A_p} π(a)(w(a) − w̄) + value_coef·½(w(a_t) − Ĝ_{t+1})², where w, w̄ and Ĝ in the first term and the target are plain numbers."""
+    divergence = COSTS[cost](response, support=support)
+    nll, n = oracles.taken_nll(response), len(response)
+    level = center * sum(d.item() for d in divergence) / n
+    plain = [[w.item() for w in row] for row in response.action_value]
+
+    def mean(t: int) -> float:
+        """w̄_t under the student's projection."""
+        odds = {a: math.exp(response.logits[t][a].item()) for a in response.candidates[t]}
+        return sum(odds[a] * plain[t][a] for a in odds) / sum(odds.values())
+
+    def trace(t: int) -> float:
+        if not counts(response, t):
+            return 0.0
+        mu = behaviour[t]
+        return lambda_ * (1.0 if math.isnan(mu) else min(1.0, math.exp(min(-nll[t].item() - mu, 700.0))))
+
+    def value_return(t: int) -> float:
+        """Ĝ_t; 0 after EOS."""
+        if t == n:
+            return 0.0
+        excess = trace(t) * (value_return(t + 1) - plain[t][response.tokens[t]]) if trace(t) else 0.0
+        return level - divergence[t].item() + gamma * (mean(t) + excess)
+
+    steps = []
+    for t in range(n):
+        step = MeanStep(loss=divergence[t], cost=divergence[t], mean=mean(t))
+        log_z = oracles.log_sum_exp(response.logits[t])
+        for a in response.candidates[t]:
+            step.loss = step.loss - gamma * (response.logits[t][a] - log_z).exp() * (plain[t][a] - step.mean)
+        if counts(response, t):
+            step.target, step.trace = value_return(t + 1), trace(t)
+            step.loss = step.loss + value_coef * 0.5 * (response.action_value[t][response.tokens[t]] - step.target) ** 2
+        steps.append(step)
+    return steps

@@ -74,15 +74,38 @@ def student_logits(
         return student(inputs, attention, taken, needs=needs, vocab_size=TOKENS)
 
 
+NEEDS = frozenset({"value", "action_value", "log_z"})
+
+
+def with_values(model) -> StudentModel:
+    student = StudentModel.for_needs(model, NEEDS)
+    for parameter in student.value_head.parameters():
+        torch.nn.init.normal_(parameter)
+    return student
+
+
 def test_padding_does_not_move_the_students_logits_and_values(model):
-    student = StudentModel(model, value_head=True)
-    torch.nn.init.normal_(student.value_head.weight)
-    both = student_logits(student, [SHORT, LONG], list(ANSWERS), frozenset({"value", "log_z"}))
+    student = with_values(model)
+    both = student_logits(student, [SHORT, LONG], list(ANSWERS), NEEDS)
     for row, (prompt, answer) in enumerate(zip((SHORT, LONG), ANSWERS, strict=True)):
-        alone = student_logits(student, [prompt], [answer], frozenset({"value", "log_z"}))
-        for field in ("q_t", "value_t", "log_z_t"):
+        alone = student_logits(student, [prompt], [answer], NEEDS)
+        for field in ("q_t", "value_t", "action_value_t", "log_z_t"):
             torch.testing.assert_close(both[field][row, : len(answer)], alone[field][0], atol=ROUNDING, rtol=ROUNDING)
-    assert both["q_t"].shape[-1] == TOKENS
+    assert both["q_t"].shape[-1] == both["action_value_t"].shape[-1] == TOKENS
+
+
+def test_the_value_of_a_token_is_the_states_and_what_its_embedding_adds(model):
+    student = with_values(model)
+    inputs, attention, taken, _ = pad_pairs([SHORT.ids], [ANSWERS[0]])
+    ids = torch.tensor([[[3, 9], [200, 0], [1, 2], [TOKENS - 1, 5], [7, 7]]])
+    with torch.no_grad():
+        hidden = model(inputs, attention_mask=attention, output_hidden_states=True).hidden_states[-1][:, -taken.shape[1] :]
+        out = student(inputs, attention, taken, candidate_ids=ids, legal=torch.ones_like(ids, dtype=torch.bool), needs=NEEDS)
+    head, embeddings = student.value_head, model.get_output_embeddings().weight
+    for t, row in enumerate(ids[0].tolist()):
+        for k, token in enumerate(row):
+            own = head.state(hidden[0, t]) + head.action(hidden[0, t]) @ embeddings[token] / embeddings.shape[-1]
+            torch.testing.assert_close(out["action_value_t"][0, t, k], own[0].detach(), atol=1e-4, rtol=1e-4)
 
 
 def test_the_students_logits_are_the_models_own(model):
@@ -125,15 +148,14 @@ def test_generation_pads_as_if_alone_and_scoring_agrees_with_it(model):
 
 @pytest.mark.parametrize("gathered", [False, True], ids=["own state", "state given"])
 def test_a_saved_student_is_read_back(model, gathered, tmp_path):
-    student = StudentModel(model, value_head=True)
-    torch.nn.init.normal_(student.value_head.weight)
+    student = with_values(model)
     student.save_pretrained(tmp_path, student.state_dict() if gathered else None)
-    wanted = student_logits(student, [SHORT], [ANSWERS[0]], frozenset({"value"}))
-    other = StudentModel(AutoModelForCausalLM.from_config(model.config).eval(), value_head=True)
+    wanted = student_logits(student, [SHORT], [ANSWERS[0]], NEEDS)
+    other = StudentModel.for_needs(AutoModelForCausalLM.from_config(model.config).eval(), NEEDS)
     other.load_weights(tmp_path)
     loaded = StudentModel(AutoModelForCausalLM.from_pretrained(tmp_path).eval())
     for name, found in {"in place": other, "anew": loaded}.items():
-        needs = frozenset({"value"}) if name == "in place" else frozenset()
+        needs = NEEDS if name == "in place" else frozenset()
         out = student_logits(found, [SHORT], [ANSWERS[0]], needs)
         for field in out:
             torch.testing.assert_close(out[field], wanted[field], msg=f"{name}: {field}")

@@ -31,12 +31,13 @@ CASES: list[Case] = [
     *cases("path_consistency", gauge=GAUGES, max_n=[None, 2], anchor=ANCHORS),
     *cases("actor_critic", gamma=[0.0, 0.9], lambda_=[0.0, 0.7], rho_max=[0.8, float("inf")], support=["tail", "proj"]),
     *cases("actor_critic", gamma=[0.9], center=[0.7], support=["tail", "proj"]),
+    *cases("mean_actor_critic", gamma=[0.0, 0.9], lambda_=[0.0, 0.7], center=[0.0, 1.0], support=["tail", "proj"]),
     *cases("minillm", gamma=[0.9, 1.0], length_normalization=[True, False], reward_clip=[None, 1.0], support=["tail", "proj"]),
     *cases("sqil", **REGRESSION, anchor=["none", "tail"]),
     *cases("ls_iq", **REGRESSION, anchor=["none", "nll"]),
     ("bd_released", {}),
 ]
-DENSE = [*cases("actor_critic", support=["dense"]), *cases("minillm", support=["dense"])]
+DENSE = [*cases("actor_critic", support=["dense"]), *cases("mean_actor_critic", support=["dense"]), *cases("minillm", support=["dense"])]
 
 
 def case_id(case: Case) -> str:

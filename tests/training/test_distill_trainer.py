@@ -69,13 +69,13 @@ OBJECTIVES = {
 }
 
 
-@pytest.mark.parametrize("name", OBJECTIVES)
-def test_batch_times_accumulation_is_what_counts(name, train, cache):
+@pytest.mark.parametrize("objective", [*OBJECTIVES.values(), bind("mean_actor_critic")], ids=lambda o: o.name)
+def test_batch_times_accumulation_is_what_counts(objective, train, cache):
     lengths = {len(RolloutDataset(cache)[i]["response_ids"]) for i in range(16)}
     assert len(lengths) > 1, "equal lengths would hide a mean of means"
     logs = {}
     for size, accumulation in ((8, 1), (4, 2), (1, 8)):
-        trainer = train(OBJECTIVES[name], per_device_train_batch_size=size, gradient_accumulation_steps=accumulation)
+        trainer = train(objective, per_device_train_batch_size=size, gradient_accumulation_steps=accumulation)
         logs[size] = first_log(trainer)
     for size in (4, 1):
         assert logs[size]["loss"] == pytest.approx(logs[8]["loss"], rel=1e-4)

@@ -5,10 +5,14 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import TrainingArguments
 
+from tdistill import DistillTrainer
 from tdistill.cli import main
+from tdistill.errors import ConfigError, ModelError
 from tdistill.head.student import StudentModel
 from tdistill.models import find_model, load_model
+from tdistill.objectives import bind
 from tdistill.pipeline import Run
 from tdistill.prune import prune_layers
 from tdistill.recipe import load_recipe
@@ -36,7 +40,7 @@ def trained(recipe: Path, monkeypatch: pytest.MonkeyPatch, *overrides: str) -> t
         assert not stop.value.code
     run = Run(load_recipe(recipe, list(overrides)))
     directory = run.directory("train") / "distilled"
-    head = load_file(directory / "value_head.safetensors")["weight"]
+    head = load_file(directory / "value_head.safetensors")["state.weight"]
     return load_model(find_model(str(run.directory("sft")))), load_model(find_model(str(directory))), head
 
 
@@ -55,11 +59,25 @@ def test_a_head_start_leaves_the_student_alone(tiny_recipe: Path, monkeypatch: p
 
 
 @pytest.mark.parametrize("detach", [False, True])
-def test_a_detached_head_moves_nothing_but_itself(detach: bool, tiny_teacher: Path) -> None:
-    student = StudentModel(prune_layers(load_model(find_model(str(tiny_teacher))), [0]), value_head=True, detach_value=detach)
-    torch.nn.init.ones_(student.value_head.weight)
+@pytest.mark.parametrize("need", ["value", "action_value"])
+def test_a_detached_head_moves_nothing_but_itself(need: str, detach: bool, tiny_teacher: Path) -> None:
+    needs = frozenset({need})
+    student = StudentModel.for_needs(prune_layers(load_model(find_model(str(tiny_teacher))), [0]), needs, detach)
+    for parameter in student.value_head.parameters():
+        torch.nn.init.ones_(parameter)
     ids = torch.randint(250, (1, 6))
-    out = student(ids, torch.ones_like(ids), ids[:, 2:], needs=frozenset({"value"}))
-    out["value_t"].square().sum().backward()
-    assert student.value_head.weight.grad.abs().sum() > 0
+    out = student(ids, torch.ones_like(ids), ids[:, 2:], needs=needs)
+    out[f"{need}_t"].square().sum().backward()
+    assert all(p.grad.abs().sum() > 0 for p in student.value_head.parameters())
     assert (student.lm.model.embed_tokens.weight.grad is None) is detach
+    assert student.lm.lm_head.weight.grad is None, "the embeddings say which token, and learn nothing from its value"
+
+
+@pytest.mark.parametrize("student", [{}, {"value_head": True}], ids=["no head", "no values of tokens"])
+def test_a_student_without_the_head_that_is_needed_is_refused(student: dict[str, bool], tiny_teacher: Path, tmp_path: Path) -> None:
+    model = StudentModel(prune_layers(load_model(find_model(str(tiny_teacher))), [0]), **student)
+    with pytest.raises(ConfigError, match=r"mean_actor_critic needs a value head: pass StudentModel\.for_needs"):
+        DistillTrainer(model, TrainingArguments(str(tmp_path)), bind("mean_actor_critic"))
+    ids = torch.randint(250, (1, 6))
+    with pytest.raises(ModelError, match=r"StudentModel\.for_needs"):
+        model(ids, torch.ones_like(ids), ids[:, 2:], needs=frozenset({"action_value"}))

@@ -11,9 +11,11 @@ from transformers import PreTrainedModel
 
 from tdistill.adapters import is_adapted, load_adapter_weights
 from tdistill.errors import ModelError
+from tdistill.head.value import ValueHead
 from tdistill.padding import positions
 
 VALUE_HEAD_FILE = "value_head.safetensors"
+VALUES = frozenset({"value", "action_value"})  # needs that the value head answers
 
 
 class StudentModel(nn.Module):
@@ -24,15 +26,24 @@ class StudentModel(nn.Module):
     every architecture's own head, with its scaling and soft caps, is used as it is.
     """
 
-    def __init__(self, lm: PreTrainedModel, value_head: bool = False, detach_value: bool = False):
+    def __init__(self, lm: PreTrainedModel, value_head: bool = False, detach_value: bool = False, action_values: bool = False):
         super().__init__()
         self.detach_value = detach_value  # the value head reads the hidden states without moving them
         self.lm = lm
         # The last hidden state is as wide as the head reads, which in OPT-350M is half of hidden_size.
-        self.value_head = nn.Linear(lm.get_output_embeddings().weight.shape[-1], 1) if value_head else None
-        if self.value_head is not None:
-            nn.init.zeros_(self.value_head.weight)  # v ≡ 0 is the value of a soft-optimal policy: start there
-            nn.init.zeros_(self.value_head.bias)
+        width = lm.get_output_embeddings().weight.shape[-1]
+        self.value_head = ValueHead(width, action_values) if value_head or action_values else None
+
+    @classmethod
+    def for_needs(cls, lm: PreTrainedModel, needs: frozenset[str], detach_value: bool = False) -> "StudentModel":
+        """With the heads that an objective's ``needs`` ask for."""
+        return cls(lm, "value" in needs, detach_value, "action_value" in needs)
+
+    def offers(self, needs: frozenset[str]) -> bool:
+        """The value head is there, if ``needs`` ask for it."""
+        if self.value_head is None:
+            return not VALUES & needs
+        return "action_value" not in needs or self.value_head.action is not None
 
     @property
     def config(self) -> Any:
@@ -66,7 +77,7 @@ class StudentModel(nn.Module):
             vocab_size: rows of the head that are real tokens; padding rows beyond it are sliced off.
             diagnostics: add ``student_mass`` and ``entropy`` [B, T], without gradient.
         """
-        logits, hidden = self._logits(input_ids, attention_mask, taken_ids.shape[1], "value" in needs)
+        logits, hidden = self._logits(input_ids, attention_mask, taken_ids.shape[1], bool(VALUES & needs))
         logits = logits[..., :vocab_size].float()
         out = {"q_t": logits if candidate_ids is None else logits.gather(-1, candidate_ids)}
         if "log_z" in needs:
@@ -76,14 +87,25 @@ class StudentModel(nn.Module):
         if "taken" in needs:
             out["taken_logit_t"] = logits.gather(-1, taken_ids.unsqueeze(-1)).squeeze(-1)
         if hidden is not None:
-            if self.value_head is None:
-                raise ModelError("The objective needs a value head: build the student with StudentModel(lm, value_head=True).")
-            out["value_t"] = self.value_head((hidden.detach() if self.detach_value else hidden).float()).squeeze(-1)
+            values = self._values(hidden.detach() if self.detach_value else hidden, needs)
+            if "action_value_t" in values:
+                every = values["action_value_t"][..., :vocab_size]
+                values["action_value_t"] = every if candidate_ids is None else every.gather(-1, candidate_ids)
+            out |= values
         if "dense" in needs:
             out["logits_t"] = logits
         if diagnostics:
             out |= full_vocabulary_metrics(logits.detach(), out["q_t"].detach(), legal)
         return out
+
+    def _values(self, hidden: Float[Tensor, "B T D"], needs: frozenset[str]) -> dict[str, Tensor]:
+        if not self.offers(needs):
+            raise ModelError("The objective needs a value head: build the student with StudentModel.for_needs(lm, objective.needs).")
+        assert self.value_head is not None
+        values = {"value_t": self.value_head(hidden)} if "value" in needs else {}
+        if "action_value" in needs:
+            values["action_value_t"] = self.value_head.of_actions(hidden, self.lm.get_output_embeddings().weight)
+        return values
 
     def _logits(self, input_ids: Tensor, attention_mask: Tensor, steps: int, with_hidden: bool) -> tuple[Tensor, Tensor | None]:
         result = self.lm(

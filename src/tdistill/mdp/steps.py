@@ -28,6 +28,7 @@ class Steps:
     teacher_taken_logp_t: Float[Tensor, "B T"] | None = None
     behaviour_logp_t: Float[Tensor, "B T"] | None = None
     value_t: Float[Tensor, "B T"] | None = None  # the value head
+    action_value_t: Float[Tensor, "B T K"] | None = None  # the value head's, of each candidate
     expert_t: Bool[Tensor, "B T"] | None = None  # teacher or human data, not the student's
     vocab_size: int | None = None
     target: "Steps | None" = None  # the same steps under a target network

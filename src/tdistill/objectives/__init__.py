@@ -9,6 +9,7 @@ from tdistill.objectives import (
     iq_learn,
     jsd,
     ls_iq,
+    mean_actor_critic,
     minillm,
     nll,
     path_consistency,
@@ -40,6 +41,7 @@ OBJECTIVES: dict[str, Objective] = {
     "q_lambda": q_lambda.OBJECTIVE,
     "path_consistency": path_consistency.OBJECTIVE,
     "actor_critic": actor_critic.OBJECTIVE,
+    "mean_actor_critic": mean_actor_critic.OBJECTIVE,
     "minillm": minillm.OBJECTIVE,
 }
 

@@ -19,7 +19,7 @@ Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 # What an objective may ask for beyond the logits at the candidates. ``target``: a target network. ``other``: data with steps that
 # are not the expert's.
-NEEDS = frozenset({"log_z", "max", "taken", "value", "target", "behaviour", "expert", "other", "dense"})
+NEEDS = frozenset({"log_z", "max", "taken", "value", "action_value", "target", "behaviour", "expert", "other", "dense"})
 
 # Where in ``Steps`` an answer to a need stands. ``expert_t`` may be missing: then every step is the expert's.
 FIELDS = {
@@ -27,6 +27,7 @@ FIELDS = {
     "max": "max_t",
     "taken": "taken_logit_t",
     "value": "value_t",
+    "action_value": "action_value_t",
     "target": "target",
     "behaviour": "behaviour_logp_t",
     "dense": "dense",

@@ -47,6 +47,7 @@ def build_steps(batch: dict[str, Tensor], out: dict[str, Tensor], vocab_size: in
         "teacher_taken_logp_t": batch["teacher_taken_logp"],
         "behaviour_logp_t": batch["behaviour_logp"],
         "value_t": out.get("value_t"),
+        "action_value_t": out.get("action_value_t"),
         "expert_t": batch["expert"].unsqueeze(-1).expand_as(mask),
         "vocab_size": vocab_size,
     }
@@ -58,7 +59,7 @@ def build_steps(batch: dict[str, Tensor], out: dict[str, Tensor], vocab_size: in
             teacher_logp_t=teacher_logp,
             legal_t=mask.unsqueeze(-1).expand_as(teacher_logp),
             a_t=torch.where(mask, batch["taken_ids"], -1),
-            **common,
+            **common | ({} if "candidate_ids" not in batch else {"action_value_t": None}),  # which is of the candidates
         )
     if "candidate_ids" not in batch:
         assert dense is not None

@@ -104,7 +104,7 @@ def train_student(
     model: Any = load_model(find_model(str(start)), "float32", extras.trust_remote_code).train()
     if extras.peft is not None:
         model = add_lora(model, extras.peft)
-    student = StudentModel(model, "value" in objective.needs, extras.value.detach)
+    student = StudentModel.for_needs(model, objective.needs, extras.value.detach)
     teacher = lru_cache(load_teacher) if load_teacher else None
     steps_total = _total_steps(args, len(train_dataset))
     rollouts = None

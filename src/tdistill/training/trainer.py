@@ -78,9 +78,9 @@ class DistillTrainer(Trainer):
         lm: LanguageModelling | None = None,
         **kwargs: Any,
     ):
-        student = model if isinstance(model, StudentModel) else StudentModel(model, value_head="value" in objective.needs)
-        if "value" in objective.needs and student.value_head is None:
-            raise ConfigError(f"{objective.name} needs a value head: pass StudentModel(lm, value_head=True).")
+        student = model if isinstance(model, StudentModel) else StudentModel.for_needs(model, objective.needs)
+        if not student.offers(objective.needs):
+            raise ConfigError(f"{objective.name} needs a value head: pass StudentModel.for_needs(lm, objective.needs).")
         if "other" in objective.needs and train_dataset is not None and not train_dataset.has_other:
             raise ConfigError(
                 f"{objective.name} learns from steps that are not the expert's, and the training data have none: mix in the student's "
