@@ -303,6 +303,9 @@ def rows_of(name: str) -> list[dict[str, Any]]:
 
 
 TABLES = {
+    "real": lambda: methods_table(rows_of("real.jsonl.xz"), best_cloning(rows_of("real-valid.jsonl.xz")).partition("@")[0]),
+    "real-valid": lambda: methods_table(rows_of("real-valid.jsonl.xz"), best_cloning(rows_of("real-valid.jsonl.xz"))),
+    "real-times": lambda: times_table(rows_of("real-valid.jsonl.xz"), "forward_kl@0.0001"),
     "fast": lambda: methods_table(rows_of("fast.jsonl.xz"), best_cloning(rows_of("fast.jsonl.xz"))),
     "fast-exposure": lambda: exposure_table(rows_of("fast-exposure.jsonl"), "reverse_kl"),
     "fast-bd-ablations": lambda: methods_table(bd_ablations(), "bd_tail_10", ABLATED, kinds=False),

@@ -81,9 +81,13 @@ class Run:
         """12 hex digits over the stage's settings and those of all stages before it."""
         if stage not in self._keys:
             spec = self.stages[stage]
-            content = {"settings": spec.settings(self), "after": {s: self.key(s) for s in spec.after if s in self.stages}}
+            content = {"settings": spec.settings(self), "after": self._read_by(stage)}
             self._keys[stage] = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
         return self._keys[stage]
+
+    def _read_by(self, stage: str) -> dict[str, str]:
+        """The stages whose content it reads, and their keys."""
+        return {s: self.key(s) for s in self.stages[stage].after if s in self.stages}
 
     def directory(self, stage: str) -> Path:
         """Where a stage's content lies, or will."""
@@ -139,6 +143,7 @@ class Run:
         record = {
             "stage": stage,
             "key": self.key(stage),
+            "after": self._read_by(stage),
             "seconds": time.perf_counter() - started,
             "peak_memory_bytes": peak_memory_bytes(),
             "notes": notes,
