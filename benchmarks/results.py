@@ -114,28 +114,6 @@ def _difference(method: Method, base: Method, metric: str) -> str:
     return f"{found.difference.mean:+.{TITLES[metric][1]}f} ({p})".replace("-", "−")
 
 
-def times_table(rows: Sequence[dict[str, Any]], baseline: str) -> str:
-    """How long every method trained, against ``baseline``, and how long until the checkpoint that was kept; roll-outs of its own included."""
-    found = sorted(methods(rows), key=lambda m: _to_best(m))
-    base = next(m for m in found if m.name == baseline)
-    lines = [["method", "seeds", "training, min", f"÷ `{baseline}`", "best step", "to best, min"], ["---"] * 6]
-    for method in found:
-        best = f"{np.mean([r['best_step'] for r in method.rows]):.0f} of {method.rows[0]['arguments']['max_steps']}"
-        ratio = _seconds(method) / _seconds(base)
-        lines.append(
-            [f"`{method.name}`", str(len(method.rows)), f"{_seconds(method) / 60:.1f}", f"{ratio:.2f}", best, f"{_to_best(method) / 60:.1f}"]
-        )
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def _seconds(method: Method) -> float:
-    return float(np.mean([r["training_seconds"] for r in method.rows]))
-
-
-def _to_best(method: Method) -> float:
-    return float(np.mean([r["training_seconds"] * r["best_step"] / r["arguments"]["max_steps"] for r in method.rows]))
-
-
 def dots(key: str, caption: str, rows: Sequence[dict[str, Any]], metrics: Sequence[str], limits: Mapping[str, float]) -> Plot:
     """Every method's mean ± 2 standard errors, one panel a metric; what lies beyond a limit is written at the edge."""
     found = [m for m in methods(rows) if m.finished]
@@ -303,9 +281,9 @@ def rows_of(name: str) -> list[dict[str, Any]]:
 
 
 TABLES = {
-    "real": lambda: methods_table(rows_of("real.jsonl.xz"), best_cloning(rows_of("real-valid.jsonl.xz")).partition("@")[0]),
-    "real-valid": lambda: methods_table(rows_of("real-valid.jsonl.xz"), best_cloning(rows_of("real-valid.jsonl.xz"))),
-    "real-times": lambda: times_table(rows_of("real-valid.jsonl.xz"), "forward_kl@0.0001"),
+    "real": lambda: methods_table(rows_of("real.jsonl.xz"), "jsd"),
+    "real-valid": lambda: methods_table(rows_of("real-valid.jsonl.xz"), "jsd@0.0001"),
+    "real-decoding": lambda: decoding_table([row for t in ("0.7", "1") for row in rows_of(f"real-decoding-{t}.jsonl.xz")]),
     "fast": lambda: methods_table(rows_of("fast.jsonl.xz"), best_cloning(rows_of("fast.jsonl.xz"))),
     "fast-exposure": lambda: exposure_table(rows_of("fast-exposure.jsonl"), "reverse_kl"),
     "fast-bd-ablations": lambda: methods_table(bd_ablations(), "bd_tail_10", ABLATED, kinds=False),
