@@ -55,7 +55,7 @@ def test_on_policy_it_is_the_gradient_of_the_sequence_level_reverse_kl(gamma: fl
     tree = Tree(seed=1)
     got = expected_gradient(tree, on_policy(tree), discount=gamma, gamma=gamma, support="dense", **FREE)
     (want,) = torch.autograd.grad(tree.objective("dense", gamma), tree.logits)
-    (single_step,) = torch.autograd.grad(tree.kl("dense")[0], tree.logits)
+    (single_step,) = torch.autograd.grad(tree.divergence("dense")[0], tree.logits)
     assert (want - single_step)[0].abs().max() > 1e-2  # the long-term term is there
     torch.testing.assert_close(got, want, atol=1e-12, rtol=0)
 

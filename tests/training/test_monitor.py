@@ -33,7 +33,8 @@ def test_completions_are_shown_at_every_validation(tiny_recipe: Path, monkeypatc
 def test_a_run_that_gets_no_better_stops_and_keeps_its_best(tiny_recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     worse = "train.arguments={max_steps: 40, eval_steps: 2, save_steps: 2, learning_rate: 3.0, per_device_train_batch_size: 2}"
     monitor = "train.monitor={early_stopping_patience: 2, keep_checkpoints: true}"
-    student = trained(tiny_recipe, monkeypatch, "train.baselines={}", worse, monitor)
+    sampled = "train.objective={name: iq_learn, alpha: 10.0, gauge: max, estimator: sampled, anchor: tail, q_min: -10.0}"
+    student = trained(tiny_recipe, monkeypatch, "train.baselines={}", sampled, worse, monitor)
     log = json.loads((student / "log_history.json").read_text())
     validated = {e["step"]: e["eval_loss"] for e in log["history"] if "eval_loss" in e}
     assert max(validated) == log["best_step"] + 4 < 40, "two validations later than the best"
