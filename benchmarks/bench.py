@@ -17,6 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +26,15 @@ import yaml
 
 from tdistill.config import BaselineConfig, Recipe, TrainConfig
 from tdistill.errors import ConfigError, OutputError
-from tdistill.evaluation.run import SCORES, read_scores
+from tdistill.evaluation.run import SCORES, EvaluatedSystem, read_scores
 from tdistill.files import read_jsonl, write_json, write_jsonl
-from tdistill.models import find_model, model_fingerprint
+from tdistill.models import find_model, load_model, model_fingerprint
 from tdistill.objectives import bind
 from tdistill.pipeline import Run
 from tdistill.progress import bar, say
 from tdistill.recipe import load_recipe
 from tdistill.stages.evaluate import protocol
+from tdistill.stages.models import load_teacher
 from tdistill.stages.train import start_directory
 
 POLL_SECONDS = 1.0
@@ -48,6 +50,8 @@ PLACES = {
     "teacher": {"teacher_model_name_or_path"},
     "student": {"student_model_name_or_path"},
 }
+
+Scores = dict[str, dict[str, float]]  # metric → prompt → value
 
 
 class Bench:
@@ -248,11 +252,25 @@ def unit_rows(asked: Bench) -> Iterator[dict[str, Any]]:
     for row in objectives.rows(asked.root, asked.evaluated, asked.methods, shared):
         if row.get("system") in done:
             scores = {} if row.get("diverged") else read_scores(asked.evaluated, row["system"])["scores"]
-            yield row | common | {"scores": {k: {p: _rounded(x) for p, x in v.items()} for k, v in scores.items()}}
+            yield row | common | {"scores": rounded(scores)}
 
 
-def _rounded(value: float) -> float:
-    return float(f"{value:.{DIGITS}g}")
+def systems(asked: Bench) -> Iterator[tuple[EvaluatedSystem, dict[str, Any]]]:
+    """The teacher, the SFT student, and every method and seed that is trained."""
+    dtype = asked.run.recipe.evaluation.dtype
+    load, start = partial(load_model, dtype=dtype), find_model(str(start_directory(asked.run)))
+    about = {STARTS: model_fingerprint(start)}
+    yield EvaluatedSystem("teacher", "", partial(load_teacher, asked.run, dtype)), {}
+    yield EvaluatedSystem("sft", "", partial(load, start)), about
+    for name, seed in asked.units():
+        directory = asked.root / f"{name}-{seed}"
+        if (directory / objectives.TRAINED).exists():
+            yield EvaluatedSystem(directory.name, "", partial(load, find_model(str(directory)))), about | {"method": name, "seed": seed}
+
+
+def rounded(scores: Scores) -> Scores:
+    """A row's digits."""
+    return {metric: {prompt: float(f"{x:.{DIGITS}g}") for prompt, x in values.items()} for metric, values in scores.items()}
 
 
 def _seeds(text: str) -> list[int]:

@@ -6,8 +6,6 @@ the sum of the teacher's NLL of the token, the sum of the exact KL(student‖tea
 to lower, and the count. What is in ``--rows`` is kept. At index t only texts that are so long count.
 """
 
-from collections.abc import Iterator
-from functools import partial
 from typing import Any
 
 import bench
@@ -15,9 +13,8 @@ import numpy as np
 import torch
 
 from tdistill.evaluation.answers import write_answers
-from tdistill.evaluation.run import SCORED_AT_ONCE, EvaluatedSystem, Protocol
+from tdistill.evaluation.run import SCORED_AT_ONCE, Protocol
 from tdistill.files import read_jsonl, write_jsonl
-from tdistill.models import find_model, load_model
 from tdistill.padding import pad_pairs
 from tdistill.pipeline import provenance
 from tdistill.progress import say
@@ -25,7 +22,6 @@ from tdistill.rollout.generate import Sampling
 from tdistill.rollout.score import step_logp
 from tdistill.stages.evaluate import protocol
 from tdistill.stages.models import load_teacher
-from tdistill.stages.train import start_directory
 
 
 def main() -> None:
@@ -37,7 +33,7 @@ def main() -> None:
     teacher = load_teacher(asked.run, dtype)
     rows = read_jsonl(options.rows) if options.rows.exists() else []
     there = {(r["system"], r["length"], r["split"]) for r in rows}
-    for system, about in systems(asked):
+    for system, about in bench.systems(asked):
         if (system.name, options.length, options.split) in there:
             continue
         model = teacher if system.name == "teacher" else system.load()
@@ -47,17 +43,6 @@ def main() -> None:
         write_jsonl(options.rows, rows)
         count = sum(found["count"])
         say(f"{system.name}: NLL {sum(found['nll']) / count:.3f}, KL {sum(found['kl']) / count:.3f} nats a token, {count:.0f} tokens")
-
-
-def systems(asked: bench.Bench) -> Iterator[tuple[EvaluatedSystem, dict[str, Any]]]:
-    """The teacher, the SFT student, and every method and seed that is trained."""
-    load = partial(load_model, dtype=asked.run.recipe.evaluation.dtype)
-    yield EvaluatedSystem("teacher", "", lambda: None), {}
-    yield EvaluatedSystem("sft", "", lambda: load(find_model(str(start_directory(asked.run))))), {}
-    for name, seed in asked.units():
-        directory = asked.root / f"{name}-{seed}"
-        if (directory / bench.objectives.TRAINED).exists():
-            yield EvaluatedSystem(directory.name, "", partial(load, find_model(str(directory)))), {"method": name, "seed": seed}
 
 
 def by_position(model: Any, teacher: Any, shared: Protocol, length: int, title: str) -> dict[str, list[float]]:

@@ -30,7 +30,7 @@ def scripts():
     import make_models
 
     yield make_models, bench
-    for name in ("make_models", "bench", "objectives", "exposure"):
+    for name in ("make_models", "bench", "objectives", "exposure", "tasks"):
         sys.modules.pop(name, None)
     patch.undo()
 
@@ -108,6 +108,27 @@ def test_one_method_and_seed_gives_one_row(scripts, models, monkeypatch, tmp_pat
         student = found["reverse_kl-5"]
         assert max(student["count"]) == 4
         assert sum(student["nll"]) / sum(student["count"]) == pytest.approx(np.mean(list(row["scores"]["teacher_nll"].values())), rel=0.2)
+
+    # The same student on a task: what it answers to two of the three prompts; what is there is kept, other settings are refused.
+    (tmp_path / "dolly").mkdir()
+    records = [{"instruction": f"the king {word}", "input": "", "output": "shall speak of rivers"} for word in WORDS[:3]]
+    write_jsonl(tmp_path / "dolly" / "test.jsonl", records)
+    answered = tmp_path / "tasks.jsonl"
+    own = ["tasks.py", str(FAST), *given, "--only", "reverse_kl", "--seeds", "5", "--tasks", "dolly", "--data-dir", str(tmp_path)]
+    own += ["--rows", str(answered)]
+    for _ in range(2):
+        monkeypatch.setattr(sys, "argv", [*own, "--limit", "2"])
+        importlib.import_module("tasks").main()
+        found = {r["system"]: r for r in read_jsonl(answered)}
+        assert len(read_jsonl(answered)) == len(found)
+        assert found.keys() == {"teacher", "sft", "reverse_kl-5"}
+    for metric in ("teacher_nll", "rouge_l", "mean_length"):
+        assert len(found["reverse_kl-5"]["scores"][metric]) == 2, metric
+    assert (found["reverse_kl-5"]["method"], found["reverse_kl-5"]["sft_fingerprint"]) == ("reverse_kl", row["sft_fingerprint"])
+    write_jsonl(answered, [found["teacher"]])
+    monkeypatch.setattr(sys, "argv", [*own, "--limit", "3"])
+    with pytest.raises(bench.ConfigError, match="holds rows of other settings"):
+        importlib.import_module("tasks").main()
 
     # What is there is kept, and the same name with other settings is refused.
     monkeypatch.setattr(sys, "argv", argv)

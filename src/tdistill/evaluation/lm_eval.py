@@ -78,7 +78,7 @@ class LmEvalRun:
     @cached_property
     def directory(self) -> Path:
         """``output_dir/lm_eval/KEY``."""
-        return keyed_directory(self.run, LM_EVAL_DIRECTORY, self.settings)
+        return keyed_directory(self.run.root, self.run, LM_EVAL_DIRECTORY, self.settings)
 
     def measure(self) -> dict[str, dict[str, Any]]:
         """Write ``SYSTEM.json`` for every system that has none, and return system → what it holds."""

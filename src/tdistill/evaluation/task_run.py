@@ -44,16 +44,19 @@ class TaskOptions:
 class TaskRun:
     """A run's systems and the tasks to measure them on; made with every check that can be made before a model is loaded.
 
+    ``others``, which lie in ``place``, are measured by the run's protocol in place of its own systems.
+
     Raises:
         ConfigError: no data directory, a task that is unknown, students not trained yet, or several processes.
         DataError: see ``load_task`` and ``choose_prompts``; or prompts and answers do not fit the context, or the tasks' folder
             has answers to other prompts.
     """
 
-    def __init__(self, run: Run, options: TaskOptions):
-        self.run, self.options = run, options
+    def __init__(self, run: Run, options: TaskOptions, others: Sequence[EvaluatedSystem] = (), place: Path | None = None):
+        self.run, self.options, self.others, self.place = run, options, others, place
         self.tasks = [load_task(name, options.data_dir) for name in task_names(options.tasks)]
-        require_students(run, "--tasks")
+        if not others:
+            require_students(run, "--tasks")
         self.tokenizer: PreTrainedTokenizerBase = student_tokenizer(run)
         self.prompts: dict[str, list[TokenizedPrompt]] = {}
         self.skipped: dict[str, int] = {}
@@ -90,8 +93,13 @@ class TaskRun:
 
     @cached_property
     def directory(self) -> Path:
-        """``output_dir/tasks/KEY``."""
-        return keyed_directory(self.run, TASKS_DIRECTORY, self.settings)
+        """``output_dir/tasks/KEY``, or ``tasks/KEY`` in the place of other systems."""
+        return keyed_directory(self.place or self.run.root, self.run, TASKS_DIRECTORY, self.settings)
+
+    @cached_property
+    def systems(self) -> Sequence[EvaluatedSystem]:
+        """What is measured, in the table's order."""
+        return self.others or systems(self.run)
 
     def measure(self) -> list[dict[str, Any]]:
         """Answer and score what is missing, write ``tasks.jsonl``, and return the rows of the tasks asked for."""
@@ -103,13 +111,17 @@ class TaskRun:
                 for kind in (ANSWERS, SCORES):
                     (self.directory / task.name / kind).mkdir(parents=True, exist_ok=True)
                 write_json(self.directory / task.name / DATA, {"file": task.file, "sha256": task.sha256})
-            for system in systems(self.run):
+            for system in self.systems:
                 self._measure(system, load)
-            order = {s.name: i for i, s in enumerate(systems(self.run))}
-            found = sorted(read_records(self.directory), key=lambda r: (r["task"], order[r["system"]]))
-            rows = [row_of(record) for record in found]
+            rows = [row_of(record) for record in self.records()]
             write_jsonl(self.directory / ROWS, rows)
         return [row for task in self.tasks for row in rows if row["task"] == task.name]
+
+    def records(self) -> list[dict[str, Any]]:
+        """Every prompt's scores of every task that was measured in this directory, of the systems that are asked for."""
+        order = {s.name: i for i, s in enumerate(self.systems)}
+        found = (r for r in read_records(self.directory) if r["system"] in order)
+        return sorted(found, key=lambda r: (r["task"], order[r["system"]]))
 
     def report(self) -> str:
         """Measure, and say what came out: a Markdown table and where the rows are."""
@@ -175,10 +187,10 @@ def require_students(run: Run, option: str) -> None:
             raise ConfigError(f"`evaluate {option}` reads what `{stage}` makes, which is not complete: `tdistill run RECIPE` first.")
 
 
-def keyed_directory(run: Run, kind: str, settings: dict[str, Any]) -> Path:
-    """``output_dir/KIND/KEY``, KEY a hash of the settings and of all that shaped the students."""
+def keyed_directory(root: Path, run: Run, kind: str, settings: dict[str, Any]) -> Path:
+    """``ROOT/KIND/KEY``, KEY a hash of the settings and of all that shaped the students."""
     content = json.dumps({"train": run.key("train"), "settings": settings}, sort_keys=True)
-    return run.root / kind / hashlib.sha256(content.encode()).hexdigest()[:KEY_LENGTH]
+    return root / kind / hashlib.sha256(content.encode()).hexdigest()[:KEY_LENGTH]
 
 
 def _answers(
