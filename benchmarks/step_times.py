@@ -121,7 +121,7 @@ def _loss(student: StudentModel, objective: BoundObjective, batch: dict[str, Ten
     online = teacher_online(teacher, batch, vocab) if "dense" in objective.needs else None
     with torch.autocast("cpu", torch.bfloat16):
         out = student(**student_inputs(batch), needs=objective.needs, vocab_size=vocab)
-    steps = build_steps(batch, out, vocab, online)
+    steps = build_steps(batch, out, vocab, online, objective.needs)
     return torch.where(steps.mask_t, objective(steps).loss_t, 0.0).sum() / steps.mask_t.sum()
 
 

@@ -9,10 +9,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.functional import pad
 
+from tdistill.mdp.candidates import spread_tail
 from tdistill.mdp.steps import Steps
 from tdistill.objectives import ObjectiveOutput
 
-EVERY_NEED = frozenset({"log_z", "max", "taken", "value", "action_value", "behaviour", "expert", "dense"})
+EVERY_NEED = frozenset({"log_z", "max", "taken", "value", "action_value", "behaviour", "expert", "dense", "uniform"})
 Loss = Callable[[Steps], ObjectiveOutput]
 
 
@@ -146,17 +147,23 @@ def steps_of(
         expert_t=in_t(torch.tensor(world.expert).unsqueeze(-1).expand(n_b, n_t), True) if "expert" in needs else None,
         vocab_size=vocab if vocab_size is None else vocab_size,
     )
-    if "dense" not in needs:
-        return steps
-    dense = replace(
+
+    def over_vocabulary(logp: Tensor) -> Steps:
+        return replace(
+            steps,
+            q_t=in_t(logits),
+            teacher_logp_t=logp,
+            legal_t=in_t(exists.unsqueeze(-1).expand(n_b, n_t, vocab).contiguous(), False),
+            a_t=in_t(world.tokens.where(exists, -1), -1),
+            action_value_t=None,  # which is of the candidates
+        )
+
+    uniform = spread_tail(steps.teacher_logp_t, in_t(ids, 0), steps.legal_t, vocab)
+    return replace(
         steps,
-        q_t=in_t(logits),
-        teacher_logp_t=in_t(world.teacher_logp.to(dtype)),
-        legal_t=in_t(exists.unsqueeze(-1).expand(n_b, n_t, vocab).contiguous(), False),
-        a_t=in_t(world.tokens.where(exists, -1), -1),
-        action_value_t=None,  # which is of the candidates
+        dense=over_vocabulary(in_t(world.teacher_logp.to(dtype))) if "dense" in needs else None,
+        uniform=over_vocabulary(uniform) if "uniform" in needs else None,
     )
-    return replace(steps, dense=dense)
 
 
 def loss_and_grads(world: World, loss: Loss, **build: object) -> tuple[Tensor, Tensor, Tensor]:
@@ -198,7 +205,7 @@ def assert_padding_invariant(world: World, loss: Loss, pad_t: int, pad_k: int, j
 
 def assert_masked_gradient_is_zero(world: World, loss: Loss) -> None:
     """Every slot off A_p, and every field at a step that is padding, gets exactly zero gradient."""
-    built = steps_of(world, EVERY_NEED - {"dense"}, pad_t=2, pad_k=2)
+    built = steps_of(world, EVERY_NEED - {"dense", "uniform"}, pad_t=2, pad_k=2)
     names = ("q_t", "log_z_t", "max_t", "taken_logit_t", "value_t", "action_value_t")
     leaves = {name: getattr(built, name).detach().requires_grad_() for name in names}
     steps = replace(built, **leaves)

@@ -70,10 +70,17 @@ def kl(p: list[Tensor], q: list[Tensor]) -> Tensor:
 
 
 def teacher_and_student(response: Response, t: int, support: str, temperature: float = 1.0) -> tuple[list[Tensor], list[Tensor]]:
-    """Log-probs of both on the whole vocabulary (dense), on A_p and a bucket for the rest (tail), or projected (proj)."""
+    """Log-probs of both on A_p and a bucket for the rest (tail), projected (proj), or on the whole vocabulary (dense).
+
+    ``uniform``: likewise, with the teacher's mass outside A_p even there.
+    """
     student, teacher = response.logits[t], scalars(response.teacher[t])
     inside = response.candidates[t]
-    if support == "dense":
+    if support == "uniform":
+        outside = [a for a in range(len(student)) if a not in inside]
+        left = log_sum_exp([log_softmax(teacher)[a] for a in outside]) - math.log(len(outside)) if outside else None
+        teacher = [log_softmax(teacher)[a] if a in inside else left for a in range(len(student))]
+    if support in ("uniform", "dense"):
         return log_softmax(teacher, temperature), log_softmax(student, temperature)
     if support == "proj":
         return log_softmax([teacher[a] for a in inside], temperature), log_softmax([student[a] for a in inside], temperature)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tdistill.objectives import bind
 
-SUPPORTS = ["tail", "proj", "dense"]
+SUPPORTS = ["tail", "proj", "uniform", "dense"]
 EOS, DEPTH, VOCAB = 0, 3, 3
 
 

@@ -14,7 +14,7 @@ from tdistill.errors import ConfigError
 from tdistill.objectives import bind
 from tdistill.objectives.alpha_beta import EXP_LIMIT, ab_divergence
 
-SUPPORTS = ["tail", "proj", "dense"]
+SUPPORTS = ["tail", "proj", "uniform", "dense"]
 LINES = [(0.7, 0.0), (1.0, 0.0), (0.0, 0.7), (0.0, 1.0), (0.5, -0.5), (-0.5, 0.5), (1.0, -1.0), (0.0, 0.0)]
 
 

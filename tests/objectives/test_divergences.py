@@ -1,5 +1,6 @@
 """What every divergence owes: the loops' values and gradients on each support, padding, masks, extremes, zero at the teacher."""
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -16,8 +17,18 @@ from torch import Tensor
 from tdistill.errors import ConfigError
 from tdistill.objectives import BoundObjective, bind
 
-SETTINGS = [("tail", 1.0), ("proj", 1.0), ("proj", 0.5), ("proj", 2.0), ("dense", 1.0), ("dense", 0.5), ("dense", 2.0)]
-SUPPORTS = ["tail", "proj", "dense"]
+SETTINGS = [
+    ("tail", 1.0),
+    ("proj", 1.0),
+    ("proj", 0.5),
+    ("proj", 2.0),
+    ("dense", 1.0),
+    ("dense", 0.5),
+    ("dense", 2.0),
+    ("uniform", 1.0),
+    ("uniform", 2.0),
+]
+SUPPORTS = ["tail", "proj", "uniform", "dense"]
 ALPHA_BETA = [(0.2, 0.7), (0.5, 0.5), (1.0, 1.0), (2.0, -1.0), (-1.0, 2.0), (0.7, 0.0), (0.0, 0.7), (0.5, -0.5), (-0.4, 0.4), (0.0, 0.0)]
 
 Case = tuple[str, dict[str, float], Callable[..., list[Tensor]]]
@@ -71,7 +82,10 @@ def test_equals_the_oracle(case: Case, support: str, temperature: float, p: floa
 @every_case
 @pytest.mark.parametrize("support", SUPPORTS)
 def test_a_perfect_student_pays_nothing(case: Case, support: str) -> None:
-    loss_t, grad, _ = builders.loss_and_grads(matched(builders.make_world(seed=2)), loss(case, support))
+    world = builders.make_world(seed=2)
+    if support == "uniform":  # where the teacher's own tail is even, it is the teacher
+        world.teacher_logp.copy_(builders.steps_of(world).uniform.teacher_logp_t)
+    loss_t, grad, _ = builders.loss_and_grads(matched(world), loss(case, support))
     assert loss_t.abs().max() < 1e-12
     assert case[0] == "tvd" or grad.abs().max() < 1e-12  # |p − q| has a kink there
 
@@ -109,9 +123,24 @@ def test_any_other_student_pays(case: Case, world: builders.World) -> None:
 def test_the_tail_bucket_with_every_token_a_candidate_is_the_dense_loss(case: Case) -> None:
     world = builders.make_world(seed=3, lengths=(4, 2), p=1.0)
     for dtype, tolerance in ((torch.float64, 1e-12), (torch.float32, 1e-5)):
-        tail, dense = (builders.loss_and_grads(world, loss(case, s), dtype=dtype) for s in ("tail", "dense"))
-        for got, want in zip(tail, dense, strict=True):
-            torch.testing.assert_close(got, want, atol=tolerance, rtol=tolerance)
+        tail, uniform, dense = (builders.loss_and_grads(world, loss(case, s), dtype=dtype) for s in ("tail", "uniform", "dense"))
+        for *known, want in zip(tail, uniform, dense, strict=True):
+            for got in known:
+                torch.testing.assert_close(got, want, atol=tolerance, rtol=tolerance)
+
+
+def test_an_even_tail_asks_for_an_even_tail() -> None:
+    """By the chain rule: uniform − tail = m̄·KL(q outside A_p ‖ uniform), m̄ the student's mass there."""
+    world = builders.make_world(seed=6, lengths=(5, 3), vocab=9, p=0.7)
+    tail, uniform = (builders.loss_and_grads(world, bind("reverse_kl", support=s))[0] for s in ("tail", "uniform"))
+    steps = builders.steps_of(world)
+    for b, t in world.mask.nonzero().tolist():
+        inside = oracles.top_p_set(world.teacher_logp[b, t].tolist(), world.p)
+        outside = [a for a in range(9) if a not in inside]
+        q = world.logits[b, t].detach().softmax(-1)[outside]
+        want = q.sum() * ((q / q.sum()).log() + math.log(len(outside))).mul(q / q.sum()).sum() if outside else 0.0
+        assert (uniform - tail)[b, t].item() == pytest.approx(float(want), abs=1e-12)
+        assert steps.uniform.teacher_logp_t[b, t].exp().sum().item() == pytest.approx(1.0, abs=1e-12)
 
 
 @every_case
@@ -152,7 +181,7 @@ def test_a_temperature_with_a_tail_bucket_is_refused(name: str, bad: float) -> N
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize(("support", "needs"), [("tail", {"log_z"}), ("proj", set()), ("dense", {"dense"})])
+@pytest.mark.parametrize(("support", "needs"), [("tail", {"log_z"}), ("proj", set()), ("uniform", {"uniform"}), ("dense", {"dense"})])
 def test_needs_no_more_than_it_reads(name: str, support: str, needs: set[str]) -> None:
     bound = bind(name, support=support)
     assert bound.needs == needs

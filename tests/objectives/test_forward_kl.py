@@ -10,7 +10,7 @@ from hypothesis import given, settings
 
 from tdistill.objectives import bind
 
-SUPPORTS = ["tail", "proj", "dense"]
+SUPPORTS = ["tail", "proj", "uniform", "dense"]
 
 
 def loss(support: str, loss_temperature: float = 1.0) -> builders.Loss:

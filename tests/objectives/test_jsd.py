@@ -13,7 +13,7 @@ from tdistill.errors import ConfigError
 from tdistill.objectives import bind
 from tdistill.objectives.support import log_mixture
 
-SUPPORTS = ["tail", "proj", "dense"]
+SUPPORTS = ["tail", "proj", "uniform", "dense"]
 
 
 @pytest.mark.parametrize("support", SUPPORTS)

@@ -13,7 +13,7 @@ from test_actor_critic_enumeration import DEPTH, VOCAB, Tree
 from tdistill.mdp.steps import Steps
 from tdistill.objectives import bind
 
-SUPPORTS = ["tail", "proj", "dense"]
+SUPPORTS = ["tail", "proj", "uniform", "dense"]
 COSTS = ["reverse_kl", "jsd", "skew_kl"]
 KNOBS = [
     dict(zip(("support", "gamma", "lambda_", "center"), values, strict=True))

@@ -15,7 +15,7 @@ from torch import Tensor
 from tdistill.errors import ConfigError
 from tdistill.objectives import bind
 
-SUPPORTS = ["tail", "proj", "dense"]
+SUPPORTS = ["tail", "proj", "uniform", "dense"]
 INF = float("inf")
 VALUES = {
     "support": SUPPORTS,

@@ -10,7 +10,7 @@ import torch
 from tdistill.errors import ConfigError
 from tdistill.objectives import bind
 
-SUPPORTS = ["tail", "proj", "dense"]
+SUPPORTS = ["tail", "proj", "uniform", "dense"]
 PLAIN = {"skew_kl": "forward_kl", "skew_rkl": "reverse_kl"}
 both = pytest.mark.parametrize("name", sorted(PLAIN))
 

@@ -92,7 +92,7 @@ class StudentModel(nn.Module):
                 every = values["action_value_t"][..., :vocab_size]
                 values["action_value_t"] = every if candidate_ids is None else every.gather(-1, candidate_ids)
             out |= values
-        if "dense" in needs:
+        if needs & {"dense", "uniform"}:
             out["logits_t"] = logits
         if diagnostics:
             out |= full_vocabulary_metrics(logits.detach(), out["q_t"].detach(), legal)

@@ -34,6 +34,11 @@ def masked(x: Float[Tensor, "*B K"], legal: Bool[Tensor, "*B K"]) -> Float[Tenso
     return x.masked_fill(~legal, -torch.inf)
 
 
+def log_tail(log_m: Float[Tensor, "*B"]) -> Float[Tensor, "*B"]:
+    """log(1 − m) from log m, floored at the mass that the dtype can still tell from 0."""
+    return (-torch.expm1(log_m)).clamp(min=torch.finfo(log_m.dtype).eps).log()
+
+
 def expectation(logp: Float[Tensor, "*B K"], x: Float[Tensor, "*B K"], legal: Bool[Tensor, "*B K"]) -> Float[Tensor, "*B"]:
     """Σ_{a∈A_p} exp(logp(a))·x(a), with slots off A_p giving exactly 0 whatever they hold."""
     zero = torch.zeros((), dtype=x.dtype, device=x.device)

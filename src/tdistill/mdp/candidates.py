@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from tdistill.errors import ConfigError, nearest
+from tdistill.mdp.bellman import log_tail, soft_value
 
 # The nucleus is looked for among this many tokens first, then among ×8 of them, and only then by a full sort:
 # sorting [tokens, 49152] costs ten times a topk, and most nuclei are narrow.
@@ -114,6 +115,18 @@ def top_p_candidates(logp: Float[Tensor, "N V"], p: float, max_candidates: int |
     values, ids, keep = values[:, :width], ids[:, :width], keep[:, :width]
     values = values.masked_fill(~keep, -torch.inf)
     return Candidates(ids=ids.masked_fill(~keep, 0), logp=values, legal=keep, kept_mass=values.double().exp().sum(-1).to(logp.dtype))
+
+
+def spread_tail(logp: Float[Tensor, "*B K"], ids: Int[Tensor, "*B K"], legal: Bool[Tensor, "*B K"], vocab_size: int) -> Float[Tensor, "*B V"]:
+    """Log-probs over the vocabulary: π* on A_p, and on each of the V − |A_p| other tokens an equal share of the mass that is left.
+
+    Of all distributions that agree with what is known of π* the one of the largest entropy.
+    """
+    outside = (vocab_size - legal.sum(-1)).clamp(min=1).to(logp.dtype)
+    share = log_tail(soft_value(logp, legal)) - outside.log()
+    # Slots that hold no candidate write past the end, which is cut off.
+    every = share.unsqueeze(-1).expand(*share.shape, vocab_size + 1).clone()
+    return every.scatter_(-1, torch.where(legal, ids, vocab_size), logp)[..., :vocab_size]
 
 
 def _narrow_nucleus(logp: Tensor, p: float, limit: int) -> tuple[Tensor, Tensor, Tensor]:

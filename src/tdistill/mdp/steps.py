@@ -33,6 +33,7 @@ class Steps:
     vocab_size: int | None = None
     target: "Steps | None" = None  # the same steps under a target network
     dense: "Steps | None" = None  # the same steps with K = V, every token a candidate: the teacher must be online
+    uniform: "Steps | None" = None  # with K = V and the teacher's mass outside A_p spread evenly over the tokens there
 
     @property
     def exists_t(self) -> Bool[Tensor, "B T"]:

@@ -6,10 +6,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tdistill.mdp.bellman import soft_value
+from tdistill.mdp.bellman import log_tail, soft_value
 from tdistill.mdp.steps import Steps
 from tdistill.objectives.counted import expert_flags
-from tdistill.objectives.support import kl, log_tail
+from tdistill.objectives.support import kl
 
 Anchor = Literal["none", "tail", "nll"]
 ANCHOR_NEEDS: dict[Anchor, frozenset[str]] = {"none": frozenset(), "tail": frozenset({"log_z"}), "nll": frozenset({"log_z", "taken", "expert"})}

@@ -19,7 +19,7 @@ Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 # What an objective may ask for beyond the logits at the candidates. ``target``: a target network. ``other``: data with steps that
 # are not the expert's.
-NEEDS = frozenset({"log_z", "max", "taken", "value", "action_value", "target", "behaviour", "expert", "other", "dense"})
+NEEDS = frozenset({"log_z", "max", "taken", "value", "action_value", "target", "behaviour", "expert", "other", "dense", "uniform"})
 
 # Where in ``Steps`` an answer to a need stands. ``expert_t`` may be missing: then every step is the expert's.
 FIELDS = {
@@ -31,6 +31,7 @@ FIELDS = {
     "target": "target",
     "behaviour": "behaviour_logp_t",
     "dense": "dense",
+    "uniform": "uniform",
 }
 
 

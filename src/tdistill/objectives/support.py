@@ -1,4 +1,4 @@
-"""Distributions on A_p as the divergences see them: with a tail bucket, projected, or dense."""
+"""Distributions as the divergences see them: A_p with a tail bucket, projected onto it, or the whole vocabulary."""
 
 import math
 from typing import Any, Literal
@@ -8,15 +8,15 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from tdistill.errors import ConfigError
-from tdistill.mdp.bellman import masked, project, soft_value
+from tdistill.mdp.bellman import log_tail, masked, project, soft_value
 from tdistill.mdp.steps import Steps
 
-Support = Literal["tail", "proj", "dense"]
+Support = Literal["tail", "proj", "uniform", "dense"]
 
 
 def support_needs(*, support: Support, **_: object) -> frozenset[str]:
-    """What each support asks of the head: the tail bucket the partition, ``dense`` every logit and the teacher online."""
-    return frozenset({"tail": {"log_z"}, "proj": set(), "dense": {"dense"}}[support])
+    """What each support asks of the head: the tail bucket the partition, ``uniform`` and ``dense`` every logit, ``dense`` the teacher too."""
+    return frozenset({"tail": {"log_z"}, "proj": set(), "uniform": {"uniform"}, "dense": {"dense"}}[support])
 
 
 def check_temperature(*, support: Support, loss_temperature: float, **_: object) -> None:
@@ -28,7 +28,7 @@ def check_temperature(*, support: Support, loss_temperature: float, **_: object)
     if support == "tail" and loss_temperature != 1.0:
         raise ConfigError(
             f"loss_temperature={loss_temperature} can't be used with support='tail': the tail's mass at another temperature is "
-            "not known from the candidates. Use support='proj', or support='dense' with the teacher online."
+            "not known from the candidates. Use support='proj', support='uniform', or support='dense' with the teacher online."
         )
 
 
@@ -49,11 +49,13 @@ def distributions(
     """Log-probs of teacher and student on the chosen support, and which slots count.
 
     ``tail``: the candidates and one bucket with the rest of each (J = K + 1); exact, and without bucket, when K = V.
-    ``proj``: both projected onto A_p (J = K).  ``dense``: the whole vocabulary (J = V).
+    ``proj``: both projected onto A_p (J = K).  ``dense``: the whole vocabulary (J = V).  ``uniform``: likewise, from the candidates
+    alone: the teacher's mass outside A_p is spread evenly over the tokens there.
     """
-    if support == "dense":
-        assert steps.dense is not None
-        steps = steps.dense
+    if support in ("uniform", "dense"):
+        every = steps.uniform if support == "uniform" else steps.dense
+        assert every is not None
+        steps = every
     if support != "tail":
         teacher = project(steps.teacher_logp_t / loss_temperature, steps.legal_t)
         return teacher, project(steps.q_t / loss_temperature, steps.legal_t), steps.legal_t
@@ -68,11 +70,6 @@ def distributions(
 def with_tail(logp: Float[Tensor, "B T K"], legal: Bool[Tensor, "B T K"]) -> Float[Tensor, "B T J"]:
     """Append log(1 − Σ_{A_p} exp logp) as one more slot."""
     return torch.cat([masked(logp, legal), log_tail(soft_value(logp, legal)).unsqueeze(-1)], -1)
-
-
-def log_tail(log_m: Float[Tensor, "*B"]) -> Float[Tensor, "*B"]:
-    """log(1 − m) from log m, floored at the mass that the dtype can still tell from 0."""
-    return (-torch.expm1(log_m)).clamp(min=torch.finfo(log_m.dtype).eps).log()
 
 
 def kl(p: Float[Tensor, "*B J"], q: Float[Tensor, "*B J"], legal: Bool[Tensor, "*B J"]) -> Float[Tensor, "*B"]:

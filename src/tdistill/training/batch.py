@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from tdistill.data.collate import IGNORED_LABEL
+from tdistill.mdp.candidates import spread_tail
 from tdistill.mdp.steps import Steps
 from tdistill.rollout.score import step_logp
 
@@ -28,7 +29,13 @@ def teacher_online(teacher: PreTrainedModel, batch: dict[str, Tensor], vocab_siz
     return step_logp(teacher, batch["input_ids"], batch["attention_mask"], steps, vocab_size).clone()
 
 
-def build_steps(batch: dict[str, Tensor], out: dict[str, Tensor], vocab_size: int, teacher_logp: Float[Tensor, "B T V"] | None = None) -> Steps:
+def build_steps(
+    batch: dict[str, Tensor],
+    out: dict[str, Tensor],
+    vocab_size: int,
+    teacher_logp: Float[Tensor, "B T V"] | None = None,
+    needs: frozenset[str] = frozenset(),
+) -> Steps:
     """Assemble the contract of the objectives.
 
     Args:
@@ -36,6 +43,7 @@ def build_steps(batch: dict[str, Tensor], out: dict[str, Tensor], vocab_size: in
         out: what ``StudentModel.forward`` returned.
         vocab_size: real tokens, V.
         teacher_logp: the online teacher's, [B, T, V]: fills ``dense``, and the whole contract where the batch has no candidates.
+        needs: the objective's; of them ``uniform`` is made here, from the candidates.
     """
     mask = batch["labels"] != IGNORED_LABEL
     common: dict[str, Any] = {
@@ -51,25 +59,30 @@ def build_steps(batch: dict[str, Tensor], out: dict[str, Tensor], vocab_size: in
         "expert_t": batch["expert"].unsqueeze(-1).expand_as(mask),
         "vocab_size": vocab_size,
     }
-    dense = None
-    if teacher_logp is not None:
-        logits = out.get("logits_t", out["q_t"])
-        dense = Steps(
-            q_t=logits,
-            teacher_logp_t=teacher_logp,
-            legal_t=mask.unsqueeze(-1).expand_as(teacher_logp),
+
+    def over_vocabulary(logp: Float[Tensor, "B T V"]) -> Steps:
+        return Steps(
+            q_t=out.get("logits_t", out["q_t"]),
+            teacher_logp_t=logp,
+            legal_t=mask.unsqueeze(-1).expand_as(logp),
             a_t=torch.where(mask, batch["taken_ids"], -1),
             **common | ({} if "candidate_ids" not in batch else {"action_value_t": None}),  # which is of the candidates
         )
+
+    dense = None if teacher_logp is None else over_vocabulary(teacher_logp)
     if "candidate_ids" not in batch:
         assert dense is not None
-        return replace(dense, dense=dense)
+        return replace(dense, dense=dense, uniform=dense)
+    uniform = None
+    if "uniform" in needs:
+        uniform = over_vocabulary(spread_tail(batch["teacher_logp"], batch["candidate_ids"], batch["legal"], vocab_size))
     return Steps(
         q_t=out["q_t"],
         teacher_logp_t=batch["teacher_logp"],
         legal_t=batch["legal"],
         a_t=taken_index(batch),
         dense=dense,
+        uniform=uniform,
         **common,
     )
 

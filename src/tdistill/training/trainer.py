@@ -170,10 +170,10 @@ class DistillTrainer(Trainer):
             teacher_logp = teacher_online(self.teacher_model, inputs, self.vocab_size)
         given = {**student_inputs(inputs), "needs": needs, "vocab_size": self.vocab_size}
         out = model(**given, diagnostics=diagnostics)
-        steps = build_steps(inputs, out, self.vocab_size, teacher_logp)
+        steps = build_steps(inputs, out, self.vocab_size, teacher_logp, needs)
         if self.target is not None:
             with self.accelerator.autocast():
-                steps = replace(steps, target=build_steps(inputs, self.target(**given), self.vocab_size, teacher_logp))
+                steps = replace(steps, target=build_steps(inputs, self.target(**given), self.vocab_size, teacher_logp, needs))
         return steps, out
 
     @torch.no_grad()
