@@ -10,7 +10,8 @@ def forward_kl(steps: Steps, *, support: Support = "tail", loss_temperature: Pos
 
     Args:
         support: ``tail`` sums over A_p and one bucket for the rest (a lower bound of the dense KL, exact when K = V);
-            ``proj`` over the projections of both onto A_p; ``dense`` over the vocabulary (the teacher must be online).
+            ``proj`` over the projections of both onto A_p; ``dense`` over the vocabulary (the teacher must be online);
+            ``uniform`` likewise from the candidates alone, the teacher's mass outside A_p spread evenly over the tokens there.
         loss_temperature: divides both logits; no T² factor is applied. ``tail`` allows only 1.
     """
     p, q, legal = distributions(steps, support, loss_temperature)
