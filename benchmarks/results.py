@@ -98,11 +98,12 @@ def methods_table(rows: Sequence[dict[str, Any]], baseline: str, metrics: Sequen
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def _estimate(method: Method, metric: str) -> str:
+def _estimate(method: Method, metric: str, prefix: str = "") -> str:
+    """Over the prompts whose id begins with ``prefix``."""
     digits = TITLES[metric][1]
     if not method.of(metric):
         return "–"
-    value = pooled(method.of(metric))
+    value = pooled({seed: {p: x for p, x in values.items() if p.startswith(prefix)} for seed, values in method.of(metric).items()})
     return f"{value.mean:.{digits}f} ± {value.stderr:.{digits}f}"
 
 
@@ -156,6 +157,28 @@ def decoding_table(rows: Sequence[dict[str, Any]]) -> str:
     lines = [head, ["---"] * len(head)]
     for name, method in found[min(found)].items():
         lines.append([f"`{name}`", str(len(method.finished)), *(_estimate(found[t][name], m) for m in shown for t in found)])
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def tasks_table(rows: Sequence[dict[str, Any]], baseline: str) -> str:
+    """Every method on every task, and its difference to ``baseline`` over the prompts of all."""
+    tasks, shown = list(dict.fromkeys(row["task"] for row in rows)), ("teacher_nll", "rouge_l")
+    merged: dict[str, dict[str, Any]] = {}
+    for row in rows:
+        own = merged.setdefault(row["system"], {"method": row["system"], "seed": None, "objective": ""} | row | {"scores": {}})
+        for metric in shown:
+            own["scores"].setdefault(metric, {}).update({f"{row['task']}/{p}": x for p, x in row["scores"][metric].items()})
+    found = methods(list(merged.values()))
+    base = next(m for m in found if m.name == baseline)
+    head = ["method", "seeds", *(f"{TITLES[m][0]}, {task}" for m in shown for task in tasks)]
+    head += [f"Δ {TITLES[m][0].rstrip(' ↑↓')}, all (p)" for m in shown]
+    lines = [head, ["---"] * len(head)]
+    for method in found:
+        trained = method.rows[0]["seed"] is not None
+        cells = [f"`{method.name}`", str(len(method.rows)) if trained else "–"]
+        cells += [_estimate(method, m, f"{task}/") for m in shown for task in tasks]
+        cells += ["–" if method.name == baseline or not trained else _difference(method, base, m) for m in shown]
+        lines.append(cells)
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 

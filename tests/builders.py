@@ -166,6 +166,11 @@ def steps_of(
     )
 
 
+def with_even_tail(world: World) -> World:
+    """The same, with a teacher whose mass outside A_p is spread evenly there: all of it is known from its candidates."""
+    return replace(world, teacher_logp=steps_of(world).uniform.teacher_logp_t)
+
+
 def loss_and_grads(world: World, loss: Loss, **build: object) -> tuple[Tensor, Tensor, Tensor]:
     """Masked per-step loss [B, T], and the gradients of its sum for the logits [B, T, V] and the value head [B, T]."""
     steps = steps_of(world, **build)  # type: ignore[arg-type]
