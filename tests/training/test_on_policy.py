@@ -172,6 +172,8 @@ def test_a_killed_run_ends_as_one_that_was_not(expert: RolloutDataset, student: 
         assert torch.equal(a, b), name
     rounds = read_history(tmp_path / "whole")["rollouts"]
     assert [r["round"] for r in rounds] == [0, 1, 2]
+    again = read_history(tmp_path / "killed")["rollouts"]
+    assert [r | {"seconds": 0} for r in again] == [r | {"seconds": 0} for r in rounds], "those of before the kill are kept"
     texts = [
         [RolloutDataset(tmp_path / d / "rollouts" / f"round-{r:04d}", origins=("student",)).text(0) for r in range(3)]
         for d in ("whole", "killed")

@@ -1,6 +1,7 @@
 """The student's own roll-outs while it trains: it answers, the teacher scores, and what comes out is a cache like any other."""
 
 import copy
+import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArgum
 
 from tdistill.data.dataset import RolloutDataset
 from tdistill.errors import ConfigError
+from tdistill.files import write_json
 from tdistill.rollout.cache import Manifest
 from tdistill.rollout.generate import Generated, Mixed, Sampling, batch_plan, generate_batch
 from tdistill.rollout.prompts import TokenizedPrompt
@@ -65,14 +67,20 @@ class StudentRollouts:
         self._drawn = Sampling(sampling.temperature, sampling.top_p, 0, cached["max_completion_length"], seed)
         self._pinned: dict[str, Any] = {k: cached[k] for k in ("teacher", "tokenizer", "template") if k in cached}
         self._teacher: PreTrainedModel | None = None
-        self.log: list[dict[str, float]] = []
+
+    @property
+    def log(self) -> list[dict[str, float]]:
+        """What every round came to, those of before a kill too."""
+        return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(self._directory.glob("round-*.json"))]
 
     def __call__(self, index: int, prompts: Sequence[TokenizedPrompt]) -> RolloutDataset:
         """One round."""
         started = time.perf_counter()
         manifest = self._write(index, prompts)
         counts = {k: manifest.counts[k] for k in ("responses", "finished", "tokens")}
-        self.log.append({"round": index, **counts, "seconds": time.perf_counter() - started})
+        about = self._at(index).with_suffix(".json")
+        if not about.exists():
+            write_json(about, {"round": index, **counts, "seconds": time.perf_counter() - started})
         return RolloutDataset(self._at(index), self._expert.teacher_top_p, ("student", "mixed"), rule=self._expert.rule)
 
     def _at(self, index: int) -> Path:
