@@ -110,15 +110,28 @@ def test_two_processes_with_ddp(recipe: Path, reference: Path) -> None:
 
 @pytest.mark.slow
 def test_two_processes_with_fsdp2(recipe: Path, reference: Path, tmp_path: Path) -> None:
-    overrides = [*HALF, "output_dir=" + str(load_recipe(recipe).output_dir), "seed=3"]
-    config = yaml.safe_load((CONFIGS / "fsdp2.yaml").read_text()) | {"use_cpu": True, "mixed_precision": "no"}
-    path = tmp_path / "fsdp2.yaml"
-    path.write_text(yaml.safe_dump(config))
-    found = student(recipe, overrides)
+    found = student(recipe, HALF)
     if (found.parent / "stage.json").exists():  # DDP has left the same settings' student
         found.parent.rename(tmp_path / "ddp")
-    launched(["accelerate.commands.launch", "--config_file", str(path), "--main_process_port", "29612"], recipe, overrides)
+    launched([*sharded(tmp_path), "--main_process_port", "29612"], recipe, HALF)
     assert_same(found, reference)
+
+
+@pytest.mark.slow
+def test_action_values_which_read_the_output_embeddings_with_fsdp2(recipe: Path, tmp_path: Path) -> None:
+    objective = "train.objective={name: mean_actor_critic, gamma: 0.9}"
+    whole, half = ([*cut, objective] for cut in (ONE_PROCESS["8x1"], HALF))
+    command("train", recipe, *whole)
+    launched([*sharded(tmp_path), "--main_process_port", "29614"], recipe, half)
+    assert_same(student(recipe, half), student(recipe, whole))
+
+
+def sharded(directory: Path) -> list[str]:
+    """The shipped FSDP2 configuration, on CPU."""
+    config = yaml.safe_load((CONFIGS / "fsdp2.yaml").read_text()) | {"use_cpu": True, "mixed_precision": "no"}
+    path = directory / "fsdp2.yaml"
+    path.write_text(yaml.safe_dump(config))
+    return ["accelerate.commands.launch", "--config_file", str(path)]
 
 
 @pytest.mark.slow
