@@ -39,16 +39,17 @@ GENTLER = {"path_consistency": 1e-5, "q_lambda": 1e-5}
 # A policy gradient's loss is a surrogate that need not fall: of these, the reverse KL that they descend is measured too.
 SURROGATES, YARDSTICK = {"actor_critic", "minillm"}, bind("reverse_kl")
 ALIASES = {"bellman_distill"}
-DENSE = {f"{name} (dense)": {"name": name, "support": "dense"} for name in ("forward_kl", "reverse_kl")}
+OVER_VOCABULARY = {"uniform": ("reverse_kl", "actor_critic"), "dense": ("forward_kl", "reverse_kl")}
+OTHERS = {f"{name} ({support})": {"name": name, "support": support} for support, names in OVER_VOCABULARY.items() for name in names}
 
 
 def methods() -> dict[str, dict[str, Any]]:
-    """Every objective at its defaults, held at the tail where it has an anchor; and two divergences with the teacher online."""
+    """Every objective at its defaults, held at the tail where it has an anchor; and some over the whole vocabulary."""
     own = {}
     for name in OBJECTIVES.keys() - ALIASES:
         has_anchor = "anchor" in inspect.signature(OBJECTIVES[name].fn).parameters
         own[name] = {"name": name, **({"anchor": "tail"} if has_anchor else {})}
-    return {name: own[name] for name in sorted(own, key=lambda n: (n != "nll", n))} | DENSE
+    return {name: own[name] for name in sorted(own, key=lambda n: (n != "nll", n))} | OTHERS
 
 
 def main() -> None:
