@@ -148,16 +148,50 @@ def _dot_panel(metric: str, found: Sequence[Method], limit: float | None) -> Pan
 
 def decoding_table(rows: Sequence[dict[str, Any]]) -> str:
     """Every method at several decoding temperatures."""
-    by_temperature: dict[float, list[dict[str, Any]]] = {}
-    for row in rows:
-        by_temperature.setdefault(row["recipe"]["evaluation"]["temperature"], []).append(row)
-    found = {t: {m.name: m for m in methods(own)} for t, own in sorted(by_temperature.items())}
+    found = {t: {m.name: m for m in methods(own)} for t, own in _by_temperature(rows).items()}
     shown = ("teacher_nll", "rouge_l", "distinct_2")
     head = ["method", "seeds", *(f"{TITLES[m][0]}, T = {t:g}" for m in shown for t in found)]
     lines = [head, ["---"] * len(head)]
     for name, method in found[min(found)].items():
         lines.append([f"`{name}`", str(len(method.finished)), *(_estimate(found[t][name], m) for m in shown for t in found)])
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def frontier_plot(key: str, caption: str, rows: Sequence[dict[str, Any]], metrics: Sequence[str] = ("teacher_nll", "rouge_l")) -> Plot:
+    """Quality against variety, a line a method through its decoding temperatures: one above another is better at equal variety."""
+    found: dict[str, dict[float, Method]] = {}
+    for temperature, own in _by_temperature(rows).items():
+        for method in methods(own):
+            found.setdefault(method.name, {})[temperature] = method
+    colours = dict(zip(found, COLOURS, strict=False))
+    panels = [_frontier_panel(metric, found, colours) for metric in metrics]
+    legend = [Line(name, colour, "-") for name, colour in colours.items()]
+    return Plot(key, caption, panels, columns=len(metrics), size=(440, 320), legend=legend)
+
+
+def _frontier_panel(metric: str, found: Mapping[str, Mapping[float, Method]], colours: Mapping[str, str]) -> Panel:
+    points = {
+        name: [(pooled(m.of("distinct_2")).mean, pooled(m.of(metric)).mean, t) for t, m in sorted(found[name].items())] for name in colours
+    }
+
+    def draw(ax: Axes) -> None:
+        for name, own in points.items():
+            ax.plot([x for x, _, _ in own], [y for _, y, _ in own], "o-", color=colours[name], markersize=5, linewidth=1.6)
+        ax.set_xlabel(TITLES["distinct_2"][0])
+        ax.set_title(TITLES[metric][0])
+        set_scale(ax, "x")
+        set_scale(ax, "y")
+
+    digits = TITLES[metric][1]
+    told = "; ".join(f"{n}: " + ", ".join(f"T {t:g} {x:.3f} {y:.{digits}f}" for x, y, t in own) for n, own in points.items())
+    return Panel(f"{TITLES[metric][0]} against distinct-2. {told}.", draw)
+
+
+def _by_temperature(rows: Sequence[dict[str, Any]]) -> dict[float, list[dict[str, Any]]]:
+    found: dict[float, list[dict[str, Any]]] = {}
+    for row in rows:
+        found.setdefault(row["recipe"]["evaluation"]["temperature"], []).append(row)
+    return dict(sorted(found.items()))
 
 
 def tasks_table(rows: Sequence[dict[str, Any]], baseline: str) -> str:

@@ -37,7 +37,7 @@ STEPS, BATCH, LEARNING_RATE, WARMUP = 20, 4, 1e-4, 5
 # Sums over a whole response: at 1e-4 they rise.
 GENTLER = {"path_consistency": 1e-5, "q_lambda": 1e-5}
 # A policy gradient's loss is a surrogate that need not fall: of these, the reverse KL that they descend is measured too.
-SURROGATES, YARDSTICK = {"actor_critic", "minillm"}, bind("reverse_kl")
+SURROGATES, YARDSTICK = {"actor_critic", "mean_actor_critic", "minillm"}, bind("reverse_kl")
 ALIASES = {"bellman_distill"}
 OVER_VOCABULARY = {"uniform": ("reverse_kl", "actor_critic"), "dense": ("forward_kl", "reverse_kl")}
 OTHERS = {f"{name} ({support})": {"name": name, "support": support} for support, names in OVER_VOCABULARY.items() for name in names}
