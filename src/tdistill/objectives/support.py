@@ -6,6 +6,7 @@ from typing import Any, Literal
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from tdistill.errors import ConfigError
 from tdistill.mdp.bellman import log_tail, masked, project, soft_value
@@ -55,8 +56,12 @@ def distributions(
     if support in ("uniform", "dense"):
         every = steps.uniform if support == "uniform" else steps.dense
         assert every is not None
-        steps = every
-    if support != "tail":
+        # Every token of a state is legal: nothing to mask, and over a vocabulary each further pass is felt.
+        if loss_temperature == 1.0:
+            return every.teacher_logp_t, every.q_t.log_softmax(-1), every.legal_t
+        teacher, student = ((x / loss_temperature).log_softmax(-1) for x in (every.teacher_logp_t, every.q_t))
+        return teacher, student, every.legal_t
+    if support == "proj":
         teacher = project(steps.teacher_logp_t / loss_temperature, steps.legal_t)
         return teacher, project(steps.q_t / loss_temperature, steps.legal_t), steps.legal_t
     assert steps.log_z_t is not None
@@ -74,9 +79,26 @@ def with_tail(logp: Float[Tensor, "B T K"], legal: Bool[Tensor, "B T K"]) -> Flo
 
 def kl(p: Float[Tensor, "*B J"], q: Float[Tensor, "*B J"], legal: Bool[Tensor, "*B J"]) -> Float[Tensor, "*B"]:
     """KL(p‖q) = Σ p·(log p − log q) over legal slots, from log-probs; a slot that p gives 0 contributes 0."""
-    counts = legal & (p > -torch.inf)
-    gap = torch.where(counts, p, 0.0) - torch.where(counts, q, 0.0)
-    return torch.where(counts, torch.where(counts, p, 0.0).exp() * gap, 0.0).sum(-1)
+    return _Divergence.apply(p, q, legal)
+
+
+class _Divergence(torch.autograd.Function):
+    """``kl`` with its derivatives p·(1 + log p − log q) and −p written out: over a vocabulary it keeps two tensors where autograd keeps six."""
+
+    @staticmethod
+    def forward(ctx: Any, p: Tensor, q: Tensor, legal: Tensor) -> Tensor:
+        weight = p.exp().masked_fill_(~legal, 0.0)
+        gap = (p - q).masked_fill_(weight == 0.0, 0.0)
+        ctx.save_for_backward(weight, gap)
+        return (weight * gap).sum(-1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        weight, gap = ctx.saved_tensors
+        share = weight * grads[0].unsqueeze(-1)
+        by_p = (gap + 1.0).mul_(share) if ctx.needs_input_grad[0] else None
+        return by_p, share.neg_() if ctx.needs_input_grad[1] else None, None
 
 
 def log_mixture(p: Float[Tensor, "*B J"], q: Float[Tensor, "*B J"], weight: float) -> Float[Tensor, "*B J"]:
