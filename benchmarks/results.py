@@ -115,6 +115,30 @@ def _difference(method: Method, base: Method, metric: str) -> str:
     return f"{found.difference.mean:+.{TITLES[metric][1]}f} ({p})".replace("-", "−")
 
 
+def pairs_table(rows: Sequence[dict[str, Any]], pairs: Mapping[str, Sequence[str]], metrics: Sequence[str]) -> str:
+    """Each method less each of its baselines, over the seeds that both have."""
+    found = {m.name: m for m in methods(rows)}
+    head = ["difference", "seeds", *(f"Δ {TITLES[m][0]} (p)" for m in metrics)]
+    lines = [head, ["---"] * len(head)]
+    for name, baselines in pairs.items():
+        for base in baselines:
+            own, other = found[name], found[base]
+            seeds = str(len(own.finished.keys() & other.finished.keys()))
+            lines.append([f"`{name}` − `{base}`", seeds, *(_difference(own, other, m) for m in metrics)])
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def seconds_table(rows: Sequence[dict[str, Any]], seed: int, baseline: str) -> str:
+    """Training, and what of it lies before the best checkpoint, of the students of one seed, which one machine trained."""
+    found = sorted((r for r in rows if r["seed"] == seed and not r.get("diverged")), key=lambda r: r["training_seconds"])
+    unit = next(r["training_seconds"] for r in found if r["method"] == baseline)
+    lines = [f"| method | seconds | ÷ `{baseline}`'s | to the best checkpoint, ÷ `{baseline}`'s whole |", "|---" * 4 + "|"]
+    for row in found:
+        seconds, share = row["training_seconds"], row["best_step"] / row["arguments"]["max_steps"]
+        lines.append(f"| `{row['method']}` | {seconds:.0f} | {seconds / unit:.2f} | {share * seconds / unit:.2f} |")
+    return "\n".join(lines)
+
+
 def dots(key: str, caption: str, rows: Sequence[dict[str, Any]], metrics: Sequence[str], limits: Mapping[str, float]) -> Plot:
     """Every method's mean ± 2 standard errors, one panel a metric; what lies beyond a limit is written at the edge."""
     found = [m for m in methods(rows) if m.finished]
