@@ -417,19 +417,47 @@ def rows_of(name: str) -> list[dict[str, Any]]:
     return read_jsonl(DATA / name)
 
 
+REAL_TEMPERATURES, FAST_TEMPERATURES = ("0.5", "0.7", "1"), ("0.4", "0.7", "1")
+# What looking ahead adds to cloning on the same support, and both against the field's cloning.
+PAIRS = {
+    "ac_gamma_09": ("reverse_kl", "jsd", "forward_kl"),
+    "ac_dense_gamma_09": ("reverse_kl_dense",),
+    "ac_uniform_gamma_09": ("reverse_kl_uniform", "reverse_kl_dense", "jsd", "forward_kl"),
+    "reverse_kl_uniform": ("reverse_kl", "reverse_kl_dense", "jsd"),
+}
 TABLES = {
     "real": lambda: methods_table(rows_of("real.jsonl.xz"), "jsd"),
+    "real-pairs": lambda: pairs_table(rows_of("real.jsonl.xz"), PAIRS, ("teacher_nll", "rouge_l", "distinct_2", "forward_kl")),
+    "real-seconds": lambda: seconds_table(rows_of("real.jsonl.xz"), 19, "forward_kl"),
+    "real-variety": lambda: equal_variety_table(decoded("real", REAL_TEMPERATURES), (0.9, 0.85, 0.8), "jsd"),
+    "real-tasks": lambda: tasks_table(rows_of("real-tasks.jsonl.xz"), "jsd"),
+    "real-exposure": lambda: exposure_table(rows_of("real-exposure.jsonl"), "reverse_kl"),
     "real-valid": lambda: methods_table(rows_of("real-valid.jsonl.xz"), "jsd@0.0001"),
-    "real-decoding": lambda: decoding_table([row for t in ("0.7", "1") for row in rows_of(f"real-decoding-{t}.jsonl.xz")]),
+    "real-decoding": lambda: decoding_table(decoded("real", REAL_TEMPERATURES)),
     "fast": lambda: methods_table(rows_of("fast.jsonl.xz"), best_cloning(rows_of("fast.jsonl.xz"))),
     "fast-exposure": lambda: exposure_table(rows_of("fast-exposure.jsonl"), "reverse_kl"),
     "fast-bd-ablations": lambda: methods_table(bd_ablations(), "bd_tail_10", ABLATED, kinds=False),
-    "fast-decoding": lambda: decoding_table([row for t in ("0.4", "0.7", "1") for row in rows_of(f"fast-decoding-{t}.jsonl.xz")]),
+    "fast-decoding": lambda: decoding_table(decoded("fast", FAST_TEMPERATURES)),
+    "fast-variety": lambda: equal_variety_table(decoded("fast", FAST_TEMPERATURES), (0.98, 0.97, 0.95), "jsd"),
+    "fast-ac-ablations": lambda: methods_table(ac_ablations(), "ac_dense_gamma_09", ABLATED, kinds=False),
+    "fast-lm": lambda: methods_table(lm_ablations(), "ac_dense_gamma_09", ABLATED, kinds=False),
     "lookahead": lambda: lookahead_table(rows_of("lookahead.jsonl")),
 }
 ABLATED = ("teacher_nll", "reverse_kl", "forward_kl", "mean_length")
 EXPOSED = ("sft_continued", "forward_kl_dense", "jsd", "reverse_kl", "ac_centred", "bd_tail_10")
 FIGURES = {
+    "real-methods": lambda: dots(
+        "real-methods",
+        "A real pair, test prompts: mean ± 2 standard errors over seeds and prompts, in the order of teacher NLL.",
+        rows_of("real.jsonl.xz"),
+        ("teacher_nll", "rouge_l"),
+        {},
+    ),
+    "real-frontier": lambda: frontier_plot(
+        "real-frontier",
+        "A real pair, validation prompts: each method at decoding temperatures .5, .7 and 1, from left to right.",
+        decoded("real", REAL_TEMPERATURES),
+    ),
     "fast-exposure": lambda: exposure_plot(rows_of("fast-exposure.jsonl"), EXPOSED),
     "lookahead": lambda: lookahead_plot(rows_of("lookahead.jsonl")),
     "fast-methods": lambda: dots(
@@ -442,11 +470,30 @@ FIGURES = {
 }
 
 
+def decoded(bench: str, temperatures: Sequence[str]) -> list[dict[str, Any]]:
+    """The rows at several decoding temperatures."""
+    return [row for t in temperatures for row in rows_of(f"{bench}-decoding-{t}.jsonl.xz")]
+
+
+def ac_ablations() -> list[dict[str, Any]]:
+    """The rows at the roll-outs' own p, and those on the candidates of others, named by it."""
+    return rows_of("fast-ac-ablations.jsonl.xz") + _renamed("fast-ac-p-{}.jsonl.xz", ("0.5", "0.8"))
+
+
+def lm_ablations() -> list[dict[str, Any]]:
+    """Without and with a language-modelling term."""
+    with_term = [row | {"method": f"{row['method']}, LM term"} for row in rows_of("fast-lm-0.5.jsonl.xz")]
+    return rows_of("fast-lm-0.jsonl.xz") + with_term
+
+
+def _renamed(pattern: str, values: Sequence[str]) -> list[dict[str, Any]]:
+    rows = [row for p in values for row in rows_of(pattern.format(p))]
+    return [row | {"method": f"{row['method']}, p = {row['recipe']['train']['teacher_top_p']:g}"} for row in rows]
+
+
 def bd_ablations() -> list[dict[str, Any]]:
     """The rows at the roll-outs' own p, and those of the base at others, named by it."""
-    others = [row for p in ("0.5", "0.8", "1.0") for row in rows_of(f"fast-bd-p-{p}.jsonl.xz")]
-    renamed = [row | {"method": f"{row['method']}, p = {row['recipe']['train']['teacher_top_p']:g}"} for row in others]
-    return rows_of("fast-bd-ablations.jsonl.xz") + renamed
+    return rows_of("fast-bd-ablations.jsonl.xz") + _renamed("fast-bd-p-{}.jsonl.xz", ("0.5", "0.8", "1.0"))
 
 
 def best_cloning(rows: Sequence[dict[str, Any]]) -> str:
