@@ -21,6 +21,7 @@ def main() -> None:
     parser.add_argument("--tasks", required=True, help="names, separated by commas")
     parser.add_argument("--data-dir", type=Path, required=True)
     parser.add_argument("--limit", type=int, help="prompts a task: a subset that is the same for all")
+    parser.add_argument("--max-prompt-length", type=int, help="tokens; by default the recipe's")
     parser.add_argument("--generations", type=int, default=1, help="answers a prompt")
     options = parser.parse_intermixed_args()
     asked, names = bench.Bench(options), task_names(options.tasks)
@@ -28,7 +29,7 @@ def main() -> None:
     there = {(r["system"], r["task"]) for r in rows}
     found = {s.name: (s, about) for s, about in bench.systems(asked) if any((s.name, task) not in there for task in names)}
     if found:
-        settings = TaskOptions(options.tasks, options.data_dir, options.generations, options.limit)
+        settings = TaskOptions(options.tasks, options.data_dir, options.generations, options.limit, options.max_prompt_length)
         measured = TaskRun(asked.run, settings, [system for system, _ in found.values()], asked.root)
         if any(row[key] != value for row in rows for key, value in measured.settings.items()):
             raise ConfigError(f"{options.rows} holds rows of other settings than {measured.settings}: give --rows another file.")
