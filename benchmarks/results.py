@@ -433,7 +433,6 @@ TABLES = {
     "real-seconds": lambda: seconds_table(rows_of("real.jsonl.xz"), 19, "forward_kl"),
     "real-variety": lambda: equal_variety_table(decoded("real", REAL_TEMPERATURES), (0.9, 0.85, 0.8), "jsd"),
     "real-tasks": lambda: tasks_table(rows_of("real-tasks.jsonl.xz"), "jsd"),
-    "real-exposure": lambda: exposure_table(rows_of("real-exposure.jsonl"), "reverse_kl"),
     "real-valid": lambda: methods_table(rows_of("real-valid.jsonl.xz"), "jsd@0.0001"),
     "real-decoding": lambda: decoding_table(decoded("real", REAL_TEMPERATURES)),
     "fast": lambda: methods_table(rows_of("fast.jsonl.xz"), best_cloning(rows_of("fast.jsonl.xz"))),
