@@ -12,6 +12,7 @@ from tdistill.report.plots import COLOURS, DASHES
 from tdistill.report.svg import Line, Panel, Plot, set_scale
 
 RESAMPLES = 2000
+UNREACHED = 0.05  # share of resamples that may lie beyond the temperatures measured
 
 
 def decoding_table(rows: Sequence[dict[str, Any]]) -> str:
@@ -70,14 +71,19 @@ def _at_level(means: np.ndarray, level: float) -> np.ndarray:
 
 
 def _resampled(values: np.ndarray, differences: np.ndarray | None, digits: int) -> str:
-    if np.isnan(values[0]):
+    if not _reached(values):
         return "–"
     text = f"{values[0]:.{digits}f} ± {np.nanstd(values[1:], ddof=1):.{digits}f}"
-    if differences is None or np.isnan(differences[0]):
+    if differences is None or not _reached(differences):
         return text
     below = np.nanmean(differences[1:] < 0)
     p = min(1.0, 2 * max(min(below, 1 - below), 1 / RESAMPLES))
     return f"{text}, {differences[0]:+.{digits}f} ({p:.3f})".replace("-", "−").replace("(0.", "(.")
+
+
+def _reached(draws: np.ndarray) -> bool:
+    """The sample and nearly all resamples have a value: near the edge of what was measured, those that have are a biased choice."""
+    return not np.isnan(draws[0]) and np.isnan(draws).mean() <= UNREACHED
 
 
 def frontier_plot(key: str, caption: str, rows: Sequence[dict[str, Any]], metrics: Sequence[str] = ("teacher_nll", "rouge_l")) -> Plot:
