@@ -189,9 +189,10 @@ def _about(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def _average(by_seed: dict[int, dict[str, dict[str, float]]]) -> dict[str, dict[str, float]]:
-    """Metric → prompt → mean over seeds."""
+    """Metric → prompt → mean over seeds, of the metrics that all have: what was scored earlier may lack one."""
     records = list(by_seed.values())
-    return {metric: {prompt: float(np.mean([r[metric][prompt] for r in records])) for prompt in records[0][metric]} for metric in records[0]}
+    shared = [metric for metric in records[0] if all(r.get(metric) for r in records)]
+    return {metric: {prompt: float(np.mean([r[metric][prompt] for r in records])) for prompt in records[0][metric]} for metric in shared}
 
 
 def _spread(means: list[float]) -> float | None:
@@ -205,6 +206,8 @@ def _metrics(scores: dict[str, dict[str, float]]) -> dict[str, Any]:
 def _differences(mine: dict[str, dict[str, float]], theirs: dict[str, dict[str, float]]) -> dict[str, Any]:
     found = {}
     for metric, a in mine.items():
+        if metric not in theirs:
+            continue
         shared = sorted(a.keys() & theirs[metric].keys())
         found[metric] = asdict(paired_difference([a[p] for p in shared], [theirs[metric][p] for p in shared]))
     return found

@@ -15,6 +15,7 @@ from tdistill.rollout.score import score_batch
 EVALUATION_SEED_OFFSET = 1_000_003
 # score_batch needs some p; only the token's own log-prob is read here.
 SCORED_TOP_P = 0.5
+ANSWER_METRICS = ("rouge_l", "teacher_nll", "entropy", "distinct_2", "mean_length")
 
 
 def write_answers(
@@ -27,7 +28,9 @@ def write_answers(
     eos_ids: Sequence[int],
     title: str,
 ) -> list[dict[str, Any]]:
-    """One record per prompt and sample: ``prompt_id``, ``sample_index``, ``tokens``, ``finished``, ``text``."""
+    """One record per prompt and sample: ``prompt_id``, ``sample_index``, ``tokens``, ``finished``, ``text``, and ``own_logp``, the sum of
+    its tokens' log-probs under the distribution that it was drawn from.
+    """
     records = []
     plan = batch_plan(prompts, num_generations, batch_size)
     with bar(title, sum(map(len, plan)), "answers") as progress:
@@ -41,6 +44,7 @@ def write_answers(
                         "tokens": row.tokens,
                         "finished": row.finished,
                         "text": text,
+                        "own_logp": sum(row.behaviour_logp),
                     }
                 )
             progress.advance(len(batch))
@@ -57,10 +61,11 @@ def answer_metrics(
     batch_size: int,
     title: str,
 ) -> dict[str, dict[str, float]]:
-    """Per prompt, averaged over its answers: ROUGE-L, teacher NLL per token, distinct-2, length in tokens.
+    """Per prompt, averaged over its answers: ROUGE-L, teacher NLL per token, entropy per token, distinct-2, length in tokens.
 
-    Teacher NLL includes the end-of-text token, so that stopping where the teacher would counts. ROUGE-L is left out for
-    prompts without a reference.
+    Teacher NLL includes the end-of-text token, so that stopping where the teacher would counts. The entropy is that of the
+    distribution drawn from, by the answer's own log-prob under it: teacher NLL − entropy estimates its KL to the teacher. ROUGE-L
+    is left out for prompts without a reference, the entropy for answers written before it was recorded.
     """
     by_id, scorer = {p.prompt.prompt_id: p for p in prompts}, rouge_scorer()
     values: dict[str, dict[str, list[float]]] = {}
@@ -69,12 +74,13 @@ def answer_metrics(
             chunk = records[start : start + batch_size]
             scored = score_batch(teacher, [(by_id[r["prompt_id"]], r["tokens"]) for r in chunk], eos_ids, vocab_size, SCORED_TOP_P)
             for record, row in zip(chunk, scored, strict=True):
-                own = values.setdefault(record["prompt_id"], {k: [] for k in ("teacher_nll", "distinct_2", "mean_length", "rouge_l")})
+                own = values.setdefault(record["prompt_id"], {k: [] for k in ANSWER_METRICS})
                 own["teacher_nll"].append(-sum(row.token_logp) / len(row.token_logp))
+                if "own_logp" in record:
+                    own["entropy"].append(-record["own_logp"] / len(record["tokens"]))
                 own["distinct_2"].append(distinct_n(record["text"]))
                 own["mean_length"].append(float(len(record["tokens"])))
                 if references.get(record["prompt_id"]):
                     own["rouge_l"].append(rouge_l(record["text"], references[record["prompt_id"]], scorer))
             progress.advance(len(chunk))
-    names = ("rouge_l", "teacher_nll", "distinct_2", "mean_length")
-    return {n: {pid: sum(v[n]) / len(v[n]) for pid, v in values.items() if v[n]} for n in names}
+    return {n: {pid: sum(v[n]) / len(v[n]) for pid, v in values.items() if v[n]} for n in ANSWER_METRICS}

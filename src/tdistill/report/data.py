@@ -94,6 +94,7 @@ METRICS: dict[str, tuple[str, str, str]] = {
     "forward_kl": ("forward KL", "KL(teacher‖student), nats per token of held-out teacher text", "lower"),
     "reverse_kl": ("reverse KL", "KL(student‖teacher), nats per token of held-out teacher text", "lower"),
     "student_mass": ("mass on A_p", "student's probability on the teacher's candidates", "higher"),
+    "entropy": ("entropy", "nats per token of the generated text under the distribution it was drawn from", ""),
     "distinct_2": ("distinct-2", "distinct bigrams ÷ bigrams of an answer", ""),
     "mean_length": ("length", "tokens per answer", ""),
 }
