@@ -3,7 +3,7 @@
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -63,18 +63,22 @@ def evaluate(
     seeds: Annotated[int, typer.Option(min=1, help="answers to every prompt of the tasks")] = 5,
     limit: Annotated[int | None, typer.Option(min=1, help="prompts of a task: a fixed random subset. Default: all")] = None,
     max_prompt_length: Annotated[int | None, typer.Option(min=1, help="of the tasks, tokens. Default: the recipe's")] = None,
+    temperatures: Annotated[str | None, typer.Option(help="and decode at these, separated by commas: 0.5,0.7,1")] = None,
+    split: Annotated[Literal["test", "valid"], typer.Option(help="prompts for --temperatures: valid, to pick one")] = "test",
     lm_eval: Annotated[str | None, typer.Option(help="and on tasks of lm-eval, separated by commas")] = None,
     lm_eval_include_path: Annotated[Path | None, typer.Option(help="a directory of lm-eval tasks of your own")] = None,
 ) -> None:
-    """Measure teacher, start, SFT student, baselines and distilled student on the test prompts, and on named tasks."""
+    """Measure teacher, start, SFT student, baselines and distilled student on the test prompts, at other temperatures, on named tasks."""
     from tdistill.evaluation.lm_eval import LmEvalOptions, LmEvalRun
     from tdistill.evaluation.task_run import TaskOptions, TaskRun
+    from tdistill.evaluation.temperatures import TemperatureRun
 
     current = _open(recipe, overrides)
     own = [TaskRun(current, TaskOptions(tasks or "", data_dir, seeds, limit, max_prompt_length))] if {tasks, data_dir} != {None} else []
+    sweep = [TemperatureRun(current, temperatures, split)] if temperatures is not None else []
     harness = [LmEvalRun(current, LmEvalOptions(lm_eval, lm_eval_include_path, limit))] if lm_eval is not None else []
     current.execute("evaluate")
-    for measure in [*(x.report for x in own), *(x.report for x in harness)]:
+    for measure in [*(x.report for x in sweep), *(x.report for x in own), *(x.report for x in harness)]:
         typer.echo(f"\n{measure()}")
 
 

@@ -7,7 +7,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tdistill.evaluation.metrics import distinct_n, rouge_l, rouge_scorer
 from tdistill.progress import bar
-from tdistill.rollout.generate import Sampling, batch_plan, generate_batch
+from tdistill.rollout.generate import Generated, Sampling, batch_plan, generate_batch
 from tdistill.rollout.prompts import TokenizedPrompt
 from tdistill.rollout.score import score_batch
 
@@ -28,27 +28,34 @@ def write_answers(
     eos_ids: Sequence[int],
     title: str,
 ) -> list[dict[str, Any]]:
-    """One record per prompt and sample: ``prompt_id``, ``sample_index``, ``tokens``, ``finished``, ``text``, and ``own_logp``, the sum of
-    its tokens' log-probs under the distribution that it was drawn from.
-    """
+    """One ``answer_record`` per prompt and sample, in their order."""
     records = []
     plan = batch_plan(prompts, num_generations, batch_size)
     with bar(title, sum(map(len, plan)), "answers") as progress:
         for batch in plan:
             for row in generate_batch(model, batch, sampling, eos_ids, len(tokenizer)):
-                text = tokenizer.decode(row.tokens, skip_special_tokens=True)
-                records.append(
-                    {
-                        "prompt_id": row.prompt.prompt.prompt_id,
-                        "sample_index": row.sample_index,
-                        "tokens": row.tokens,
-                        "finished": row.finished,
-                        "text": text,
-                        "own_logp": sum(row.behaviour_logp),
-                    }
-                )
+                records.append(answer_record(row, tokenizer))
             progress.advance(len(batch))
     return sorted(records, key=lambda r: (r["prompt_id"], r["sample_index"]))
+
+
+def answer_record(row: Generated, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """What is kept of an answer; ``own_logp`` is the sum of its tokens' log-probs under the distribution that it was drawn from."""
+    return {
+        "prompt_id": row.prompt.prompt.prompt_id,
+        "sample_index": row.sample_index,
+        "tokens": row.tokens,
+        "finished": row.finished,
+        "text": tokenizer.decode(row.tokens, skip_special_tokens=True),
+        "own_logp": sum(row.behaviour_logp),
+    }
+
+
+def entropy_of(record: dict[str, Any]) -> float | None:
+    """−log q per token of an answer, which estimates the entropy of the q that it was drawn from; None of one that was written before
+    ``own_logp`` was recorded.
+    """
+    return -record["own_logp"] / len(record["tokens"]) if "own_logp" in record else None
 
 
 def answer_metrics(
@@ -76,8 +83,8 @@ def answer_metrics(
             for record, row in zip(chunk, scored, strict=True):
                 own = values.setdefault(record["prompt_id"], {k: [] for k in ANSWER_METRICS})
                 own["teacher_nll"].append(-sum(row.token_logp) / len(row.token_logp))
-                if "own_logp" in record:
-                    own["entropy"].append(-record["own_logp"] / len(record["tokens"]))
+                if (entropy := entropy_of(record)) is not None:
+                    own["entropy"].append(entropy)
                 own["distinct_2"].append(distinct_n(record["text"]))
                 own["mean_length"].append(float(len(record["tokens"])))
                 if references.get(record["prompt_id"]):

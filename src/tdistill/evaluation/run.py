@@ -75,29 +75,12 @@ def evaluate_systems(
     if not todo and (directory / SPARSITY).exists():
         return
     teacher = load_teacher()
-    vocab, batch = len(protocol.tokenizer), protocol.config.batch_size
+    vocab = len(protocol.tokenizer)
     if not (directory / SPARSITY).exists():
         write_json(directory / SPARSITY, summary(measure_sparsity(teacher, protocol.held_out, vocab, SCORED_AT_ONCE)))
     for system in todo:
         model = teacher if system.name == "teacher" else system.load()
-        path = directory / ANSWERS / f"{system.name}.jsonl"
-        if not path.exists():
-            n = protocol.config.num_generations
-            title = f"{system.name}: answers"
-            write_jsonl(
-                path,
-                write_answers(model, protocol.tokenizer, protocol.prompts, protocol.sampling, n, batch, protocol.eos_ids, title),
-            )
-        scores = answer_metrics(
-            read_jsonl(path),
-            protocol.prompts,
-            protocol.references,
-            teacher,
-            protocol.eos_ids,
-            vocab,
-            SCORED_AT_ONCE,
-            f"{system.name}: scores",
-        )
+        scores = answer_scores(model, system.name, teacher, protocol, directory)
         held_out = held_out_metrics(model, teacher, protocol.held_out, vocab, SCORED_AT_ONCE, f"{system.name}: divergences")
         if system.name == "teacher":
             held_out = {"student_mass": held_out["student_mass"]}
@@ -109,6 +92,19 @@ def evaluate_systems(
             "scores": scores | held_out,
         }
         write_json(directory / SCORES / f"{system.name}.json", record)
+
+
+def answer_scores(
+    model: PreTrainedModel, name: str, teacher: PreTrainedModel, protocol: Protocol, directory: Path, title: str | None = None
+) -> dict[str, dict[str, float]]:
+    """Metric → prompt → value of a system's answers, which are written to ``answers/NAME.jsonl`` unless they are there."""
+    path, c = directory / ANSWERS / f"{name}.jsonl", protocol.config
+    if not path.exists():
+        how = (protocol.sampling, c.num_generations, c.batch_size, protocol.eos_ids)
+        write_jsonl(path, write_answers(model, protocol.tokenizer, protocol.prompts, *how, f"{title or name}: answers"))
+    records, vocab = read_jsonl(path), len(protocol.tokenizer)
+    shared = (protocol.prompts, protocol.references, teacher, protocol.eos_ids, vocab, SCORED_AT_ONCE)
+    return answer_metrics(records, *shared, f"{title or name}: scores")
 
 
 def read_scores(directory: Path, name: str) -> dict:

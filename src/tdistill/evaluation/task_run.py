@@ -11,7 +11,7 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tdistill.errors import ConfigError, DataError
-from tdistill.evaluation.answers import EVALUATION_SEED_OFFSET
+from tdistill.evaluation.answers import EVALUATION_SEED_OFFSET, answer_record
 from tdistill.evaluation.run import ANSWERS, EvaluatedSystem
 from tdistill.evaluation.task_scores import SCORES, Batch, answer_all, read_records, row_of, score_answers, tasks_table
 from tdistill.evaluation.tasks import SUBSET_SEED, Task, choose_prompts, load_task, task_names
@@ -196,13 +196,5 @@ def keyed_directory(root: Path, run: Run, kind: str, settings: dict[str, Any]) -
 def _answers(
     load: Callable[[], PreTrainedModel], tokenizer: PreTrainedTokenizerBase, sampling: Sampling, eos_ids: Sequence[int], batch: Batch
 ) -> list[dict[str, Any]]:
-    return [
-        {
-            "prompt_id": row.prompt.prompt.prompt_id,
-            "sample_index": row.sample_index,
-            "tokens": row.tokens,
-            "finished": row.finished,
-            "text": tokenizer.decode(row.tokens, skip_special_tokens=True),
-        }
-        for row in generate_batch(load(), batch, sampling, eos_ids, len(tokenizer))
-    ]
+    rows = generate_batch(load(), batch, sampling, eos_ids, len(tokenizer))
+    return [answer_record(row, tokenizer) for row in rows]

@@ -13,6 +13,7 @@ import torch
 from transformers import PreTrainedModel
 
 from tdistill.errors import DataError
+from tdistill.evaluation.answers import entropy_of
 from tdistill.evaluation.metrics import estimate, rouge_scorer
 from tdistill.evaluation.run import SCORED_AT_ONCE
 from tdistill.evaluation.tasks import TaskSpec, text_metrics
@@ -31,6 +32,7 @@ TASK_METRICS: dict[str, tuple[str, str]] = {
     "exact_match": ("exact match", "higher"),
     "number_match": ("last number", "higher"),
     "teacher_nll": ("teacher NLL", "lower"),
+    "entropy": ("entropy", ""),
     "distinct_2": ("distinct-2", ""),
     "mean_length": ("length", ""),
     "finished": ("finished", ""),
@@ -104,8 +106,9 @@ def score_answers(
                 counts[: len(nll)] += 1
                 own = text_metrics(spec, record["text"], by_id[record["prompt_id"]].prompt.references, scorer)
                 own |= {"teacher_nll": float(nll.mean()), "mean_length": float(len(nll)), "finished": float(record["finished"])}
+                own["entropy"] = entropy_of(record)
                 for name, value in own.items():
-                    if not math.isnan(value):
+                    if value is not None and not math.isnan(value):
                         values[name][record["prompt_id"]].append(value)
             progress.advance(len(chunk))
     means = {name: {pid: sum(v) / len(v) for pid, v in of_prompts.items()} for name, of_prompts in values.items()}

@@ -1,0 +1,77 @@
+"""Quality at equal entropy: what is left of a difference between methods once each may be decoded at a temperature of its own.
+
+At one temperature a sharper student writes likelier text, and a lower temperature makes any student sharper. So methods are compared where
+their texts are equally spread. Of the temperatures T that were measured take the two next to each other whose mean entropies v enclose the
+level L, and read every metric x on the line between them:
+
+    x(L) = Σ_T w_T·x_T    with    Σ_T w_T = 1,  Σ_T w_T·v_T = L.
+"""
+
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+
+ENTROPY = "entropy"
+SLACK = 0.05  # of the way between two temperatures: so far beyond the ends a level still counts as reached
+
+Curve = Mapping[float, Mapping[Hashable, Mapping[str, Mapping[str, float]]]]  # temperature → training seed → metric → prompt → value
+
+
+@dataclass(frozen=True)
+class AtLevel:
+    """A method where its texts have a given entropy."""
+
+    temperature: float  # the one it is decoded at, interpolated
+    values: dict[Hashable, dict[str, float]]  # training seed → prompt → value of the metric
+
+
+def at_level(curve: Curve, metric: str, level: float, by: str = ENTROPY) -> AtLevel | None:
+    """A metric of one method where the mean of ``by`` is ``level``; None where the temperatures measured do not reach it.
+
+    A value is y = Σ_T w_T·x_T − s·(Σ_T w_T·v_T − L) with s the slope of x over v between the two temperatures. The mean of y over seeds
+    and prompts is x(L), and its spread is that of x(L) to first order, the weights' own uncertainty included (the delta method): so
+    bootstraps and standard errors of means take y as they take any score.
+
+    Args:
+        curve: of the seeds that have all temperatures, and the prompts on which all of them have both metrics.
+        metric: what to read.
+        level: of ``by``, in its unit.
+        by: what is to be equal; it rises or falls with the temperature.
+    """
+    for low, high in pairwise(sorted(curve)):
+        found = _between(curve, low, high, metric, level, by)
+        if found is not None:
+            return found
+    return None
+
+
+def mean_of(curve: Curve, temperature: float, metric: str) -> float:
+    """Over seeds, and the prompts on which all have a value."""
+    seeds = list(curve[temperature].values())
+    prompts = set.intersection(*(_defined(scores, metric) for scores in seeds))
+    return float(np.mean([[scores[metric][p] for p in sorted(prompts)] for scores in seeds]))
+
+
+def _between(curve: Curve, low: float, high: float, metric: str, level: float, by: str) -> AtLevel | None:
+    seeds = [s for s in curve[low] if all(s in own for own in curve.values())]
+    defined = [_defined(curve[t][s], m) for t in (low, high) for s in seeds for m in (metric, by)]
+    prompts = sorted(set.intersection(*defined)) if defined else []
+    if not prompts:
+        return None
+    x, v = (np.array([[[curve[t][s][m][p] for p in prompts] for s in seeds] for t in (low, high)]) for m in (metric, by))
+    x_mean, v_mean = x.mean((1, 2)), v.mean((1, 2))
+    if v_mean[0] == v_mean[1]:
+        return None
+    w = (level - v_mean[0]) / (v_mean[1] - v_mean[0])
+    if not -SLACK <= w <= 1 + SLACK:
+        return None
+    slope = (x_mean[1] - x_mean[0]) / (v_mean[1] - v_mean[0])
+    y = (1 - w) * x[0] + w * x[1] - slope * ((1 - w) * v[0] + w * v[1] - level)
+    values = {s: dict(zip(prompts, map(float, row), strict=True)) for s, row in zip(seeds, y, strict=True)}
+    return AtLevel(float((1 - w) * low + w * high), values)
+
+
+def _defined(scores: Mapping[str, Mapping[str, float]], metric: str) -> set[str]:
+    return {p for p, value in scores.get(metric, {}).items() if np.isfinite(value)}

@@ -1,0 +1,147 @@
+"""Every system of a run at several decoding temperatures. What is already measured is kept, so another temperature costs itself alone."""
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cache, cached_property, partial
+from pathlib import Path
+from typing import Any
+
+from tdistill.errors import ConfigError
+from tdistill.evaluation.metrics import estimate
+from tdistill.evaluation.run import ANSWERS, SCORES, EvaluatedSystem, answer_scores
+from tdistill.evaluation.task_run import keyed_directory, require_students
+from tdistill.files import write_json
+from tdistill.pipeline import Run, disk_errors, provenance
+from tdistill.report.data import METRICS
+from tdistill.report.tables import ARROWS, Align, Cell, Table, format_estimate, to_markdown
+from tdistill.stages.evaluate import protocol, systems
+from tdistill.stages.models import load_teacher
+
+TEMPERATURES, SWEEP = "temperatures", "sweep.json"
+SHOWN = ("teacher_nll", "rouge_l", "entropy", "distinct_2", "mean_length")
+UNTRAINED = "start"  # what it writes is noise at any temperature
+
+
+def parse_temperatures(text: str) -> tuple[float, ...]:
+    """ "0.5,1" → 0.5, 1.0: ascending, each once.
+
+    Raises:
+        ConfigError: one is no positive number, or there is none.
+    """
+    try:
+        found = sorted({float(part) for part in text.split(",") if part.strip()})
+    except ValueError as error:
+        raise ConfigError(f"--temperatures takes numbers separated by commas, such as 0.5,0.7,1; got {text!r}.") from error
+    if not found or not all(0 < t < math.inf for t in found):
+        raise ConfigError(f"--temperatures takes positive numbers, such as 0.5,0.7,1; got {text!r}.")
+    return tuple(found)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The scores of one system at one temperature."""
+
+    system: str
+    temperature: float
+    scores: dict[str, dict[str, float]]  # metric → prompt → value
+
+
+class TemperatureRun:
+    """A run's systems at several decoding temperatures, on the prompts of a split, by the recipe's protocol in all else.
+
+    ``others``, which lie in ``place``, are measured in place of the run's own systems.
+
+    Raises:
+        ConfigError: a temperature that is none, students not trained yet, or several processes.
+    """
+
+    def __init__(self, run: Run, temperatures: str, split: str = "test", others: Sequence[EvaluatedSystem] = (), place: Path | None = None):
+        self.run, self.split, self.others, self.place = run, split, others, place
+        self.temperatures = parse_temperatures(temperatures)
+        if not others:
+            require_students(run, "--temperatures")
+
+    @cached_property
+    def settings(self) -> dict[str, Any]:
+        """What shapes every number beside the temperature."""
+        c = self.run.recipe.evaluation
+        length = c.max_completion_length or self.run.recipe.rollout.max_completion_length
+        free = {"temperature", "num_samples_shown", "max_completion_length"}
+        return {"split": self.split, "seed": self.run.recipe.seed, "max_completion_length": length} | c.model_dump(exclude=free)
+
+    @cached_property
+    def directory(self) -> Path:
+        """``output_dir/temperatures/KEY``, or ``temperatures/KEY`` in the place of other systems."""
+        return keyed_directory(self.place or self.run.root, self.run, TEMPERATURES, self.settings)
+
+    @cached_property
+    def systems(self) -> list[EvaluatedSystem]:
+        """What is measured, in the table's order."""
+        return list(self.others) or [s for s in systems(self.run) if s.name != UNTRAINED]
+
+    def measure(self) -> list[Measured]:
+        """Answer and score what is missing; a model is loaded once for all temperatures, and only if it has to answer."""
+        load_own_teacher = cache(partial(load_teacher, self.run, self.run.recipe.evaluation.dtype))
+        with disk_errors(self.directory):
+            for system in self.systems:
+                todo = [t for t in self.temperatures if not self._path(system.name, t).exists()]
+                if todo:
+                    model = load_own_teacher() if system.name == "teacher" else system.load()
+                for t in todo:
+                    self._measure(system, model, load_own_teacher(), t)
+            about = {"settings": self.settings, "recipe": self.run.recipe.model_dump(), "provenance": provenance(self.run.recipe)}
+            write_json(self.directory / SWEEP, about)
+        return read_sweep(self.directory, [s.name for s in self.systems])
+
+    def report(self) -> str:
+        """Measure, and say what came out."""
+        table = sweep_table(self.measure())
+        return f"{to_markdown(table)}\n\n{table.caption}\nscores: {self.directory}"
+
+    def _path(self, name: str, temperature: float) -> Path:
+        return self.directory / f"{temperature:g}" / SCORES / f"{name}.json"
+
+    def _measure(self, system: EvaluatedSystem, model: Any, teacher: Any, temperature: float) -> None:
+        shared, path = self._shared, self._path(system.name, temperature)
+        at = replace(shared, config=shared.config.model_copy(update={"temperature": temperature}))
+        for kind in (ANSWERS, SCORES):
+            (path.parents[1] / kind).mkdir(parents=True, exist_ok=True)
+        scores = answer_scores(model, system.name, teacher, at, path.parents[1], f"{system.name}, T = {temperature:g}")
+        write_json(path, {"name": system.name, "description": system.description, "temperature": temperature, "scores": scores})
+
+    @cached_property
+    def _shared(self) -> Any:
+        return protocol(self.run, self.split)
+
+
+def read_sweep(directory: Path, names: Sequence[str]) -> list[Measured]:
+    """What a sweep holds of some systems: system by system in their order, temperatures ascending."""
+    temperatures = sorted(float(path.name) for path in directory.iterdir() if path.is_dir())
+    found = []
+    for name in names:
+        for t in temperatures:
+            path = directory / f"{t:g}" / SCORES / f"{name}.json"
+            if path.exists():
+                found.append(Measured(name, t, json.loads(path.read_text(encoding="utf-8"))["scores"]))
+    return found
+
+
+def sweep_table(measured: Sequence[Measured]) -> Table:
+    """A line a system and temperature."""
+    header = ["system", "T", *(METRICS[m][0] + ARROWS[METRICS[m][2]] for m in SHOWN)]
+    rows = [
+        [
+            Cell(found.system),
+            Cell(f"{found.temperature:g}"),
+            *(Cell(format_estimate(estimate(list(found.scores.get(m, {}).values())))) for m in SHOWN),
+        ]
+        for found in measured
+    ]
+    align: list[Align] = ["left", *["right"] * (len(header) - 1)]  # type: ignore[list-item]
+    caption = (
+        "Mean over prompts ± standard error. Entropy: of the distribution drawn from, nats a token. At one temperature a sharper student "
+        "writes likelier text: compare systems at equal entropy, which `tdistill compare` does."
+    )
+    return Table(caption, header, rows, align)
