@@ -160,6 +160,7 @@ def compare(
     """Compare the methods of finished runs, pooled over seeds: quality by time, tokens and steps."""
     from rich.console import Console
 
+    from tdistill.compare.frontier import frontier_table
     from tdistill.compare.pages import write
     from tdistill.compare.run import compare as compare_runs
     from tdistill.compare.table import for_terminal
@@ -169,6 +170,8 @@ def compare(
     markdown, page = write(comparison, output)
     for table in for_terminal(comparison.methods, comparison.quality):
         console.print(to_rich(table))
+    if comparison.at_equal_entropy:
+        console.print(to_rich(frontier_table(comparison.at_equal_entropy)))
     for note in comparison.notes:
         console.print(f"Note: {note}", soft_wrap=True, highlight=False, markup=False)
     console.print(f"\npage: {page}\n      {markdown}", soft_wrap=True, highlight=False, markup=False)

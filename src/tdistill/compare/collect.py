@@ -11,10 +11,12 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from tdistill.compare.data import Cost, Student
+from tdistill.compare.data import Cost, Scores, Student
 from tdistill.config import Recipe
 from tdistill.errors import ConfigError
+from tdistill.evaluation.frontier import ENTROPY
 from tdistill.evaluation.run import read_scores
+from tdistill.evaluation.temperatures import SWEEP, TEMPERATURES, read_sweep
 from tdistill.pipeline import MARKER, STAGE_FILE
 from tdistill.report.tables import TEACHER
 from tdistill.stages.train import DONE
@@ -133,10 +135,13 @@ def _students(evaluation: Evaluation) -> Iterator[Student]:
     trained = _stage(run, "train", recipe)
     stage = _read(trained / STAGE_FILE)
     shared = _shared_settings(run, recipe)
+    sweep = _sweep(evaluation)
     upstream = {TEACHER: {}, "start": {"student": shared["student"]}}
     for name in evaluation.systems:
         record = read_scores(evaluation.directory, name)
         common = {"name": name, "seed": recipe["seed"], "scores": record["scores"], "run": run, "machine": stage["provenance"]["machine"]}
+        own = {recipe["evaluation"]["temperature"]: record["scores"]} if record["scores"].get(ENTROPY) else {}
+        common["by_temperature"] = sweep.get(name, {}) | own
         if name not in stage["notes"]:
             yield Student(objective=record["description"], settings=upstream.get(name, shared), **common)
             continue
@@ -145,6 +150,23 @@ def _students(evaluation: Evaluation) -> Iterator[Student]:
         validations = [e for e in history["history"] if VALIDATION in e and SECONDS in e]
         costs = _costs(history["history"], history["best_step"] if _saves_best(settings["arguments"]) else None)
         yield Student(objective=done["objective"], settings=settings, best=costs[0], total=costs[1], validations=validations, **common)
+
+
+def _sweep(evaluation: Evaluation) -> dict[str, dict[float, Scores]]:
+    """System → decoding temperature → scores, measured beside the evaluation on the same prompts and by the same protocol."""
+    found: dict[str, dict[float, Scores]] = {}
+    for path in sorted(evaluation.run.glob(f"{TEMPERATURES}/*/{SWEEP}")):
+        about = _read(path)
+        recipe = _recipe(about["recipe"])
+        if about["settings"]["split"] == "test" and _but_temperature(recipe) == _but_temperature(evaluation.recipe):
+            for measured in read_sweep(path.parent, evaluation.systems):
+                found.setdefault(measured.system, {})[measured.temperature] = measured.scores
+    return found
+
+
+def _but_temperature(recipe: dict[str, Any]) -> dict[str, Any]:
+    shaping = _shaping(recipe)
+    return shaping | {"evaluation": shaping["evaluation"] | {"temperature": None}}
 
 
 def _shared_settings(run: Path, recipe: dict[str, Any]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from tdistill.evaluation.frontier import Curve
 from tdistill.report.tables import TEACHER
 
 METRICS = ("rouge_l", "teacher_nll", "forward_kl", "reverse_kl", "distinct_2")
@@ -40,6 +41,7 @@ class Student:
     best: Cost = Cost()  # until the checkpoint that was saved
     total: Cost = Cost()
     validations: list[dict[str, float]] = field(default_factory=list)  # with ``seconds``, in order
+    by_temperature: dict[float, Scores] = field(default_factory=dict)  # decoding temperature → scores
 
     @property
     def is_reference(self) -> bool:
@@ -68,6 +70,12 @@ class Method:
     def seeds(self) -> list[int]:
         """In order."""
         return [s.seed for s in self.students]
+
+    @property
+    def curve(self) -> Curve:
+        """By decoding temperature, of those at which all seeds were measured."""
+        shared = set.intersection(*(set(s.by_temperature) for s in self.students))
+        return {t: {s.seed: s.by_temperature[t] for s in self.students} for t in sorted(shared)}
 
     def cost(self, which: str, key: str) -> float:
         """Mean over seeds of the cost ``key``, of the ``best`` checkpoint or in ``total``; NaN unless all seeds have it."""

@@ -9,6 +9,7 @@ from typing import Any
 import tdistill
 from tdistill.compare.data import COSTS, METRICS, Method
 from tdistill.compare.figure import cost_plot, validation_plot
+from tdistill.compare.frontier import frontier_plot, frontier_table
 from tdistill.compare.pool import pooled
 from tdistill.compare.run import Comparison
 from tdistill.errors import OutputError
@@ -19,7 +20,7 @@ from tdistill.report.svg import Plot
 from tdistill.report.tables import MISSING, Cell, Table
 from tdistill.training.run import DEFAULT_ARGUMENTS
 
-NAME, FIGURES = "compare", ("cost", "validation")
+NAME, FIGURES = "compare", ("cost", "frontier", "validation")
 
 
 def write(comparison: Comparison, output: Path) -> tuple[Path, Path]:
@@ -34,7 +35,8 @@ def write(comparison: Comparison, output: Path) -> tuple[Path, Path]:
         (output / "figures").mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(f"Can't write to {output}: {error.strerror}. Choose another --output.") from error
-    plots = {p.key: p for p in (cost_plot(comparison.methods, comparison.quality), validation_plot(comparison.methods)) if p is not None}
+    drawn = (cost_plot(comparison.methods, comparison.quality), _frontier(comparison), validation_plot(comparison.methods))
+    plots = {p.key: p for p in drawn if p is not None}
     with disk_errors(output):
         for key in set(FIGURES) - plots.keys():
             (output / "figures" / f"{key}.svg").unlink(missing_ok=True)
@@ -42,6 +44,16 @@ def write(comparison: Comparison, output: Path) -> tuple[Path, Path]:
         pages = write_document(output, NAME, title, _facts(comparison), _sections(comparison, plots))
         write_jsonl(output / f"{NAME}.jsonl", rows(comparison))
     return pages
+
+
+def _frontier(comparison: Comparison) -> Plot | None:
+    if not comparison.curves:
+        return None
+    caption = (
+        "Each method through its decoding temperatures: of two lines the better one is better at any. Mean ± 1 standard error over seeds and "
+        "prompts; dashed grey: the teacher."
+    )
+    return frontier_plot("frontier", caption, comparison.curves)
 
 
 def _facts(comparison: Comparison) -> dict[str, str]:
@@ -63,9 +75,15 @@ def _sections(comparison: Comparison, plots: dict[str, Plot]) -> list[Section]:
         Section("methods", "Methods", [tables[0], *(f"Note: {note}" for note in comparison.notes), *_where(comparison.methods)]),
         Section("cost", "Quality by cost", [plots["cost"]] if "cost" in plots else []),
         Section("differences", "Differences", tables[1:]),
+        Section("temperatures", "At equal entropy", _temperatures(comparison, plots)),
         Section("validation", "Validation by time", [plots["validation"]] if "validation" in plots else []),
     ]
     return [section for section in found if section.parts]
+
+
+def _temperatures(comparison: Comparison, plots: dict[str, Plot]) -> list[Plot | Table | str]:
+    table = [frontier_table(comparison.at_equal_entropy)] if comparison.at_equal_entropy else []
+    return [*([plots["frontier"]] if "frontier" in plots else []), *table]
 
 
 def _where(found: Sequence[Method]) -> list[Table]:
@@ -85,7 +103,7 @@ def _origin(method: Method) -> tuple[str, str]:
 
 
 def rows(comparison: Comparison) -> Iterator[dict[str, Any]]:
-    """Where it comes from, then one row a student, a method and a difference, with a ``kind`` each."""
+    """Where it comes from, then one row a student, a method, a difference and a method at equal entropy, with a ``kind`` each."""
     collected = comparison.collected
     protocol = collected.evaluations[0].protocol | {"test prompts": len(collected.evaluations[0].prompts)}
     places = [str(e.directory) for e in collected.evaluations]
@@ -101,6 +119,8 @@ def rows(comparison: Comparison) -> Iterator[dict[str, Any]]:
         yield {"kind": "method", "method": method.label, "objective": method.first.objective, "seeds": method.seeds, "metrics": metrics} | costs
     for d in comparison.differences:
         yield {"kind": "difference", "method": d.method, "baseline": d.baseline, "metric": d.metric} | asdict(d.value)
+    for e in comparison.at_equal_entropy:
+        yield {"kind": "at_equal_entropy"} | asdict(e) | {"values": {m: _finite(asdict(v)) for m, v in e.values.items()}}
 
 
 def _finite(values: dict[str, Any]) -> dict[str, Any]:

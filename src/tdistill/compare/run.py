@@ -8,9 +8,11 @@ from pathlib import Path
 from tdistill.compare.collect import Collected, collect
 from tdistill.compare.data import METRICS, Method, Student, methods
 from tdistill.compare.figure import trained
+from tdistill.compare.frontier import AtBaseline, at_baseline
 from tdistill.compare.pool import by_seed, compared, pooled
 from tdistill.compare.table import Difference, Quality, differences_table, methods_table
 from tdistill.errors import ConfigError, nearest
+from tdistill.evaluation.frontier import Curve
 from tdistill.report.tables import Table
 
 DEFAULT_BASELINE = "sft_continued"
@@ -26,6 +28,8 @@ class Comparison:
     quality: Quality
     baseline: Method | None
     differences: list[Difference]
+    curves: dict[str, Curve]  # of the methods that were decoded at several temperatures
+    at_equal_entropy: list[AtBaseline]  # empty without a baseline, or unless it was decoded at several temperatures
     notes: list[str]
 
     @property
@@ -50,7 +54,9 @@ def compare(runs: Sequence[Path], baseline: str | None = None) -> Comparison:
     quality = {m.label: {metric: pooled(by_seed(m, metric)) for metric in METRICS} for m in found}
     chosen = choose_baseline(found, baseline)
     differences = list(_differences(found, chosen)) if chosen else []
-    return Comparison(collected, found, quality, chosen, differences, [*collected.notes, *_notes(found, chosen)])
+    curves = {m.label: m.curve for m in found if len(m.curve) > 1}
+    equal = at_baseline(curves, chosen.label) if chosen and chosen.label in curves else []
+    return Comparison(collected, found, quality, chosen, differences, curves, equal, [*collected.notes, *_notes(found, chosen)])
 
 
 def choose_baseline(found: Sequence[Method], name: str | None) -> Method | None:
@@ -92,6 +98,12 @@ def _notes(found: Sequence[Method], baseline: Method | None) -> list[str]:
     shared = {_of(m.first, ("student", "sft", "rollout", "teacher", "train prompts")) for m in own}
     if len(shared) > 1:
         notes.append("Not all methods start from the same student and learn from the same data: differences are not of the objective alone.")
+    if any(len(m.curve) < 2 for m in own):
+        command = "`tdistill evaluate RECIPE --temperatures 0.5,0.7,1`"
+        notes.append(
+            f"Not all methods were decoded at several temperatures. At one, a sharper student writes likelier text; {command} for every run "
+            "compares them at equal entropy."
+        )
     machines = sorted({s.machine for m in own for s in m.students})
     if len(machines) > 1:
         notes.append(f"Wall-clock comes from different machines ({'; '.join(machines)}): compare tokens and steps instead.")

@@ -91,7 +91,7 @@ def differences_table(differences: Sequence[Difference], baseline: str) -> Table
             Cell(title(d.metric)),
             Cell(format_estimate(d.value.difference, signed=True)),
             Cell(_interval(d.value)),
-            Cell(_p_value(d.value.p_value)),
+            Cell(p_value(d.value.p_value)),
             Cell(_size(d.value)),
             _verdict(d),
         ]
@@ -117,7 +117,8 @@ def _size(value: Compared) -> str:
     return f"{seeds} × {value.difference.n}"
 
 
-def _p_value(p: float) -> str:
+def p_value(p: float) -> str:
+    """As shown."""
     return f"< {LEAST_P:g}" if p < LEAST_P else f"{p:.3f}"
 
 

@@ -8,9 +8,13 @@ from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any
 
+from transformers import PreTrainedModel
+
 from tdistill.errors import ConfigError
+from tdistill.evaluation.answers import ANSWER_METRICS
+from tdistill.evaluation.frontier import ENTROPY
 from tdistill.evaluation.metrics import estimate
-from tdistill.evaluation.run import ANSWERS, SCORES, EvaluatedSystem, answer_scores
+from tdistill.evaluation.run import ANSWERS, SCORES, EvaluatedSystem, Protocol, answer_scores, read_scores
 from tdistill.evaluation.task_run import keyed_directory, require_students
 from tdistill.files import write_json
 from tdistill.pipeline import Run, disk_errors, provenance
@@ -86,7 +90,7 @@ class TemperatureRun:
         load_own_teacher = cache(partial(load_teacher, self.run, self.run.recipe.evaluation.dtype))
         with disk_errors(self.directory):
             for system in self.systems:
-                todo = [t for t in self.temperatures if not self._path(system.name, t).exists()]
+                todo = [t for t in self.temperatures if not self._is_done(system, t)]
                 if todo:
                     model = load_own_teacher() if system.name == "teacher" else system.load()
                 for t in todo:
@@ -100,19 +104,33 @@ class TemperatureRun:
         table = sweep_table(self.measure())
         return f"{to_markdown(table)}\n\n{table.caption}\nscores: {self.directory}"
 
+    def _is_done(self, system: EvaluatedSystem, temperature: float) -> bool:
+        """Measured already; what the evaluate stage measured is taken from there, since it drew the very same answers."""
+        path, run = self._path(system.name, temperature), self.run
+        here = not self.others and self.split == "test" and temperature == run.recipe.evaluation.temperature and run.is_complete("evaluate")
+        if here and not path.exists():
+            scores = read_scores(run.directory("evaluate"), system.name)["scores"]
+            if scores.get(ENTROPY):
+                self._write(system, temperature, {m: scores[m] for m in ANSWER_METRICS if m in scores})
+        return path.exists()
+
     def _path(self, name: str, temperature: float) -> Path:
         return self.directory / f"{temperature:g}" / SCORES / f"{name}.json"
 
-    def _measure(self, system: EvaluatedSystem, model: Any, teacher: Any, temperature: float) -> None:
+    def _measure(self, system: EvaluatedSystem, model: PreTrainedModel, teacher: PreTrainedModel, temperature: float) -> None:
         shared, path = self._shared, self._path(system.name, temperature)
         at = replace(shared, config=shared.config.model_copy(update={"temperature": temperature}))
-        for kind in (ANSWERS, SCORES):
-            (path.parents[1] / kind).mkdir(parents=True, exist_ok=True)
+        (path.parents[1] / ANSWERS).mkdir(parents=True, exist_ok=True)
         scores = answer_scores(model, system.name, teacher, at, path.parents[1], f"{system.name}, T = {temperature:g}")
+        self._write(system, temperature, scores)
+
+    def _write(self, system: EvaluatedSystem, temperature: float, scores: dict[str, dict[str, float]]) -> None:
+        path = self._path(system.name, temperature)
+        path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, {"name": system.name, "description": system.description, "temperature": temperature, "scores": scores})
 
     @cached_property
-    def _shared(self) -> Any:
+    def _shared(self) -> Protocol:
         return protocol(self.run, self.split)
 
 

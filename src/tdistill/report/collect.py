@@ -31,7 +31,8 @@ def collect(run: Run) -> ReportData:
         samples=_samples(run, directory, list(scores)),
         recipe_yaml=resolved_yaml(run.recipe),
         notes=[
-            "Teacher NLL rewards likely text, and repetition is likely: read it together with distinct-2.",
+            "Teacher NLL rewards likely text, and repetition is likely: read it together with distinct-2. A sharper student, of lower entropy, "
+            "writes likelier text at one temperature: `tdistill evaluate RECIPE --temperatures 0.5,0.7,1` shows others.",
             "One training seed. ± is the spread over prompts; the spread over training seeds is in docs/results.md.",
         ],
     )
