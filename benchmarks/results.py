@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from decoding import decoding_table, equal_variety_table, frontier_plot
+from decoding import ahead_table, curves, decoding_table, equal_entropy_table
 from matplotlib.axes import Axes
 from pooled_methods import CLONING, dots, methods, methods_table, pairs_table, seconds_table, tasks_table
 
+from tdistill.compare.frontier import frontier_plot
 from tdistill.files import read_jsonl, write_text
 from tdistill.report.plots import COLOURS
 from tdistill.report.svg import INK, Line, Panel, Plot, plot_file, set_scale
@@ -148,8 +149,6 @@ def rows_of(name: str) -> list[dict[str, Any]]:
     return read_jsonl(DATA / name)
 
 
-LEVELS = (0.9, 0.87, 0.84)  # distinct-2 on the real pair
-REAL_TEMPERATURES, FAST_TEMPERATURES = ("0.5", "0.7", "1"), ("0.4", "0.7", "1")
 # What looking ahead adds to cloning on the same support, and both against the field's cloning.
 PAIRS = {
     "ac_gamma_09": ("reverse_kl", "jsd", "forward_kl"),
@@ -157,20 +156,29 @@ PAIRS = {
     "ac_uniform_gamma_09": ("reverse_kl_uniform", "reverse_kl_dense", "jsd", "forward_kl"),
     "reverse_kl_uniform": ("reverse_kl", "reverse_kl_dense", "jsd"),
 }
+OWN_CLONING = {
+    "ac_gamma_09": "reverse_kl",
+    "ac_jsd_gamma_09": "jsd",
+    "ac_uniform_gamma_09": "reverse_kl_uniform",
+    "ac_dense_gamma_09": "reverse_kl_dense",
+    "ac_own_gamma_09": "reverse_kl_own",
+}
 TABLES = {
     "real": lambda: methods_table(rows_of("real.jsonl.xz"), "jsd"),
     "real-pairs": lambda: pairs_table(rows_of("real.jsonl.xz"), PAIRS, ("teacher_nll", "rouge_l", "distinct_2", "forward_kl")),
     "real-seconds": lambda: seconds_table(rows_of("real.jsonl.xz"), 19, "forward_kl"),
-    "real-variety": lambda: equal_variety_table(decoded("real", REAL_TEMPERATURES), LEVELS, "jsd"),
-    "real-variety-ahead": lambda: equal_variety_table(decoded("real", REAL_TEMPERATURES, ("ac_gamma_09", "reverse_kl")), LEVELS, "reverse_kl"),
+    "real-entropy": lambda: equal_entropy_table(rows_of("real-temperatures.jsonl.xz"), "jsd"),
+    "real-entropy-ahead": lambda: ahead_table(rows_of("real-temperatures.jsonl.xz"), OWN_CLONING),
     "real-tasks": lambda: tasks_table(rows_of("real-tasks.jsonl.xz"), "jsd"),
     "real-valid": lambda: methods_table(rows_of("real-valid.jsonl.xz"), "jsd@0.0001"),
-    "real-decoding": lambda: decoding_table(decoded("real", REAL_TEMPERATURES)),
+    "real-temperatures": lambda: decoding_table(rows_of("real-temperatures.jsonl.xz")),
+    "real-exposure": lambda: exposure_table(rows_of("real-exposure.jsonl"), "reverse_kl"),
     "fast": lambda: methods_table(rows_of("fast.jsonl.xz"), best_cloning(rows_of("fast.jsonl.xz"))),
     "fast-exposure": lambda: exposure_table(rows_of("fast-exposure.jsonl"), "reverse_kl"),
     "fast-bd-ablations": lambda: methods_table(bd_ablations(), "bd_tail_10", ABLATED, kinds=False),
-    "fast-decoding": lambda: decoding_table(decoded("fast", FAST_TEMPERATURES)),
-    "fast-variety": lambda: equal_variety_table(decoded("fast", FAST_TEMPERATURES), (0.98, 0.97, 0.95), "jsd"),
+    "fast-temperatures": lambda: decoding_table(rows_of("fast-temperatures.jsonl.xz")),
+    "fast-entropy": lambda: equal_entropy_table(rows_of("fast-temperatures.jsonl.xz"), "jsd"),
+    "fast-entropy-ahead": lambda: ahead_table(rows_of("fast-temperatures.jsonl.xz"), OWN_CLONING),
     "fast-ac-ablations": lambda: methods_table(ac_ablations(), "ac_dense_gamma_09", ABLATED, kinds=False),
     "fast-lm": lambda: methods_table(lm_ablations(), "ac_dense_gamma_09", ABLATED, kinds=False),
     "lookahead": lambda: lookahead_table(rows_of("lookahead.jsonl")),
@@ -187,8 +195,8 @@ FIGURES = {
     ),
     "real-frontier": lambda: frontier_plot(
         "real-frontier",
-        "A real pair, validation prompts: each method at decoding temperatures .5, .7 and 1, from left to right.",
-        decoded("real", REAL_TEMPERATURES),
+        "A real pair, validation prompts: each method through its decoding temperatures, the lowest at the left; mean ± 1 standard error.",
+        curves(rows_of("real-temperatures.jsonl.xz")),
     ),
     "fast-exposure": lambda: exposure_plot(rows_of("fast-exposure.jsonl"), EXPOSED),
     "lookahead": lambda: lookahead_plot(rows_of("lookahead.jsonl")),
@@ -200,11 +208,6 @@ FIGURES = {
         {"teacher_nll": 6.0},
     ),
 }
-
-
-def decoded(bench: str, temperatures: Sequence[str], only: Sequence[str] = ()) -> list[dict[str, Any]]:
-    """The rows at several decoding temperatures, of all methods or some."""
-    return [r for t in temperatures for r in rows_of(f"{bench}-decoding-{t}.jsonl.xz") if not only or r["method"] in only]
 
 
 def ac_ablations() -> list[dict[str, Any]]:

@@ -30,7 +30,7 @@ def scripts():
     import make_models
 
     yield make_models, bench
-    for name in ("make_models", "bench", "objectives", "exposure", "tasks"):
+    for name in ("make_models", "bench", "objectives", "exposure", "tasks", "temperatures"):
         sys.modules.pop(name, None)
     patch.undo()
 
@@ -82,69 +82,93 @@ def test_every_method_of_a_bench_binds(path):
         assert json.loads(path.with_suffix(".json").read_text()).keys() == methods.keys()
 
 
-def test_one_method_and_seed_gives_one_row(scripts, models, monkeypatch, tmp_path):
-    _, bench = scripts
-    given, rows = overrides(models), tmp_path / "rows.jsonl"
-    argv = ["bench.py", str(FAST), *given, "--only", "reverse_kl", "--seeds", "5", "--workers", "1", "--rows", str(rows)]
-    monkeypatch.setattr(sys, "argv", argv)
-    bench.main()
-    (row,) = [json.loads(line) for line in rows.read_text().splitlines()]
+@pytest.fixture(scope="module")
+def measured(scripts, models, tmp_path_factory):
+    """One student that the bench trained: what picks it, the bench's own command, and its row."""
+    rows = tmp_path_factory.mktemp("measured") / "rows.jsonl"
+    picked = [str(FAST), *overrides(models), "--only", "reverse_kl", "--seeds", "5"]
+    command = ["bench.py", *picked, "--workers", "1", "--rows", str(rows)]
+    call(scripts[1], *command)
+    (row,) = read_jsonl(rows)
+    return picked, command, row
+
+
+def call(script, *argv: str) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", list(argv))
+        (importlib.import_module(script) if isinstance(script, str) else script).main()
+
+
+def test_one_method_and_seed_gives_one_row(measured):
+    _, _, row = measured
     assert (row["method"], row["seed"], row["split"]) == ("reverse_kl", 5, "valid")
     assert len(row["sft_fingerprint"]) == 16
     assert row["training_seconds"] > 0.0
-    for metric in ("forward_kl", "reverse_kl", "teacher_nll", "mean_length"):
+    for metric in ("forward_kl", "reverse_kl", "teacher_nll", "entropy", "mean_length"):
         assert len(row["scores"][metric]) == 4, metric
 
-    # The same student by position in its own text; what is there is kept.
-    positions = tmp_path / "positions.jsonl"
-    for _ in range(2):
-        own = ["exposure.py", str(FAST), *given, "--only", "reverse_kl", "--seeds", "5", "--length", "6", "--rows", str(positions)]
-        monkeypatch.setattr(sys, "argv", own)
-        importlib.import_module("exposure").main()
-        found = {r["system"]: r for r in read_jsonl(positions)}
-        assert found.keys() == {"teacher", "sft", "reverse_kl-5"}
-        assert len(read_jsonl(positions)) == 3
-        assert sum(found["teacher"]["kl"]) == pytest.approx(0.0, abs=1e-4)
-        student = found["reverse_kl-5"]
-        assert max(student["count"]) == 4
-        assert sum(student["nll"]) / sum(student["count"]) == pytest.approx(np.mean(list(row["scores"]["teacher_nll"].values())), rel=0.2)
 
-    # The same student on a task: what it answers to two of the three prompts; what is there is kept, other settings are refused.
+def test_a_student_by_position_in_its_own_text(measured, tmp_path):
+    picked, _, row = measured
+    for _ in range(2):  # what is there is kept
+        call("exposure", "exposure.py", *picked, "--length", "6", "--rows", str(tmp_path / "rows.jsonl"))
+        found = {r["system"]: r for r in read_jsonl(tmp_path / "rows.jsonl")}
+        assert found.keys() == {"teacher", "sft", "reverse_kl-5"}
+        assert len(read_jsonl(tmp_path / "rows.jsonl")) == 3
+    assert sum(found["teacher"]["kl"]) == pytest.approx(0.0, abs=1e-4)
+    student = found["reverse_kl-5"]
+    assert max(student["count"]) == 4
+    assert sum(student["nll"]) / sum(student["count"]) == pytest.approx(np.mean(list(row["scores"]["teacher_nll"].values())), rel=0.2)
+
+
+def test_a_student_on_a_task(scripts, measured, tmp_path):
     (tmp_path / "dolly").mkdir()
     records = [{"instruction": f"the king {word}", "input": "", "output": "shall speak of rivers"} for word in WORDS[:3]]
     write_jsonl(tmp_path / "dolly" / "test.jsonl", records)
-    answered = tmp_path / "tasks.jsonl"
-    own = ["tasks.py", str(FAST), *given, "--only", "reverse_kl", "--seeds", "5", "--tasks", "dolly", "--data-dir", str(tmp_path)]
-    own += ["--rows", str(answered)]
-    for _ in range(2):
-        monkeypatch.setattr(sys, "argv", [*own, "--limit", "2"])
-        importlib.import_module("tasks").main()
-        found = {r["system"]: r for r in read_jsonl(answered)}
-        assert len(read_jsonl(answered)) == len(found)
+    picked, _, row = measured
+    rows = tmp_path / "rows.jsonl"
+    own = ["tasks.py", *picked, "--tasks", "dolly", "--data-dir", str(tmp_path), "--rows", str(rows)]
+    for _ in range(2):  # what is there is kept
+        call("tasks", *own, "--limit", "2")
+        found = {r["system"]: r for r in read_jsonl(rows)}
+        assert len(read_jsonl(rows)) == len(found)
         assert found.keys() == {"teacher", "sft", "reverse_kl-5"}
     for metric in ("teacher_nll", "rouge_l", "mean_length"):
         assert len(found["reverse_kl-5"]["scores"][metric]) == 2, metric
     assert (found["reverse_kl-5"]["method"], found["reverse_kl-5"]["sft_fingerprint"]) == ("reverse_kl", row["sft_fingerprint"])
-    write_jsonl(answered, [found["teacher"]])
-    monkeypatch.setattr(sys, "argv", [*own, "--limit", "3"])
-    with pytest.raises(bench.ConfigError, match="holds rows of other settings"):
-        importlib.import_module("tasks").main()
+    write_jsonl(rows, [found["teacher"]])
+    with pytest.raises(scripts[1].ConfigError, match="holds rows of other settings"):
+        call("tasks", *own, "--limit", "3")
 
-    # What is there is kept, and the same name with other settings is refused.
-    monkeypatch.setattr(sys, "argv", argv)
+
+def test_a_student_at_several_temperatures(scripts, measured, tmp_path):
+    picked, _, row = measured
+    rows = tmp_path / "rows.jsonl"
+    for asked in ("0.5", "0.5,1"):  # another one costs itself alone
+        call("temperatures", "temperatures.py", *picked, "--temperatures", asked, "--rows", str(rows))
+    found = {(r["system"], r["temperature"]): r for r in read_jsonl(rows)}
+    assert list(found) == [(name, t) for name in ("reverse_kl-5", "sft", "teacher") for t in (0.5, 1.0)]
+    assert len(read_jsonl(rows)) == len(found)
+    for metric in ("teacher_nll", "entropy", "mean_length"):
+        assert found["reverse_kl-5", 1.0]["scores"][metric] == row["scores"][metric], metric
+    spread = [np.mean(list(found["teacher", t]["scores"]["entropy"].values())) for t in (0.5, 1.0)]
+    assert spread[0] < spread[1]
+    with pytest.raises(scripts[1].ConfigError, match="holds rows of other settings"):
+        call("temperatures", "temperatures.py", *picked, "--temperatures", "2", "evaluation.top_p=0.5", "--rows", str(rows))
+
+
+def test_what_is_there_is_kept_and_the_same_name_with_other_settings_is_refused(scripts, models, measured, monkeypatch, tmp_path):
+    (_, bench), (_, command, _) = scripts, measured
     monkeypatch.setattr(bench, "start", lambda *_: pytest.fail("nothing is left to train"))
-    bench.main()
+    call(bench, *command)
     other = tmp_path / "methods.yaml"
     other.write_text("reverse_kl: {name: reverse_kl, support: proj}\n")
-    monkeypatch.setattr(sys, "argv", [*argv, "--methods", str(other.absolute())])
     with pytest.raises(bench.ConfigError, match="trained by other settings"):
-        bench.main()
+        call(bench, *command, "--methods", str(other.absolute()))
     # Nor is it taken for the same where it has no scores yet.
-    monkeypatch.setattr(
-        sys, "argv", ["objectives.py", str(FAST / "recipe.yaml"), *given, "--methods", str(other), "--seeds", "5", "--split", "test"]
-    )
+    own = ["objectives.py", str(FAST / "recipe.yaml"), *overrides(models), "--methods", str(other), "--seeds", "5", "--split", "test"]
     with pytest.raises(bench.ConfigError, match="was trained by reverse_kl, and"):
-        bench.objectives.main()
+        call(bench.objectives, *own)
 
 
 def test_rows_of_another_machine_count_and_so_do_roll_outs_that_came_along(scripts, models, monkeypatch, tmp_path, capsys):

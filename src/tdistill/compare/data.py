@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from tdistill.evaluation.frontier import Curve
+from tdistill.evaluation.frontier import Curve, curve_of
 from tdistill.report.tables import TEACHER
 
 METRICS = ("rouge_l", "teacher_nll", "forward_kl", "reverse_kl", "distinct_2")
@@ -74,8 +74,7 @@ class Method:
     @property
     def curve(self) -> Curve:
         """By decoding temperature, of those at which all seeds were measured."""
-        shared = set.intersection(*(set(s.by_temperature) for s in self.students))
-        return {t: {s.seed: s.by_temperature[t] for s in self.students} for t in sorted(shared)}
+        return curve_of({s.seed: s.by_temperature for s in self.students})
 
     def cost(self, which: str, key: str) -> float:
         """Mean over seeds of the cost ``key``, of the ``best`` checkpoint or in ``total``; NaN unless all seeds have it."""

@@ -69,7 +69,7 @@ def frontier_table(rows: Sequence[AtBaseline], metrics: Sequence[str] = READ, by
             Cell(f"{r.level:.2f} (T = {r.baseline_temperature:g})"),
             Cell(r.method),
             Cell(MISSING if r.temperature is None else f"{r.temperature:.2f}"),
-            *(cell for m in metrics for cell in (Cell(format_estimate(r.values.get(m))), _difference(r, m))),
+            *(cell for m in metrics for cell in (Cell(format_estimate(r.values.get(m))), difference_cell(r, m))),
         ]
         for r in rows
     ]
@@ -82,7 +82,8 @@ def frontier_table(rows: Sequence[AtBaseline], metrics: Sequence[str] = READ, by
     return Table(caption, header, lines, align)
 
 
-def _difference(row: AtBaseline, metric: str) -> Cell:
+def difference_cell(row: AtBaseline, metric: str) -> Cell:
+    """Mean ± standard error and p, or a dash."""
     found = row.differences.get(metric)
     if found is None:
         return Cell(MISSING)

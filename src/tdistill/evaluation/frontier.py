@@ -19,6 +19,12 @@ SLACK = 0.05  # of the way between two temperatures: so far beyond the ends a le
 Curve = Mapping[float, Mapping[Hashable, Mapping[str, Mapping[str, float]]]]  # temperature → training seed → metric → prompt → value
 
 
+def curve_of(seeds: Mapping[Hashable, Mapping[float, Mapping[str, Mapping[str, float]]]]) -> Curve:
+    """Training seed → temperature → scores, by temperature, of those at which all seeds were measured."""
+    shared = set.intersection(*(set(own) for own in seeds.values())) if seeds else set()
+    return {t: {seed: own[t] for seed, own in seeds.items()} for t in sorted(shared)}
+
+
 @dataclass(frozen=True)
 class AtLevel:
     """A method where its texts have a given entropy."""

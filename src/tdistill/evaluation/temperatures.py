@@ -90,7 +90,7 @@ class TemperatureRun:
         load_own_teacher = cache(partial(load_teacher, self.run, self.run.recipe.evaluation.dtype))
         with disk_errors(self.directory):
             for system in self.systems:
-                todo = [t for t in self.temperatures if not self._is_done(system, t)]
+                todo = [t for t in self.temperatures if not (self._path(system.name, t).exists() or self._take_over(system, t))]
                 if todo:
                     model = load_own_teacher() if system.name == "teacher" else system.load()
                 for t in todo:
@@ -104,15 +104,16 @@ class TemperatureRun:
         table = sweep_table(self.measure())
         return f"{to_markdown(table)}\n\n{table.caption}\nscores: {self.directory}"
 
-    def _is_done(self, system: EvaluatedSystem, temperature: float) -> bool:
-        """Measured already; what the evaluate stage measured is taken from there, since it drew the very same answers."""
-        path, run = self._path(system.name, temperature), self.run
-        here = not self.others and self.split == "test" and temperature == run.recipe.evaluation.temperature and run.is_complete("evaluate")
-        if here and not path.exists():
-            scores = read_scores(run.directory("evaluate"), system.name)["scores"]
-            if scores.get(ENTROPY):
-                self._write(system, temperature, {m: scores[m] for m in ANSWER_METRICS if m in scores})
-        return path.exists()
+    def _take_over(self, system: EvaluatedSystem, temperature: float) -> bool:
+        """Take the scores of the evaluate stage, which drew the very same answers; False if they are of others, or from before entropies."""
+        run = self.run
+        if self.others or self.split != "test" or temperature != run.recipe.evaluation.temperature or not run.is_complete("evaluate"):
+            return False
+        scores = read_scores(run.directory("evaluate"), system.name)["scores"]
+        if not scores.get(ENTROPY):
+            return False
+        self._write(system, temperature, {m: scores[m] for m in ANSWER_METRICS if m in scores})
+        return True
 
     def _path(self, name: str, temperature: float) -> Path:
         return self.directory / f"{temperature:g}" / SCORES / f"{name}.json"
