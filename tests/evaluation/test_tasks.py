@@ -178,7 +178,7 @@ def test_stopped_answers_go_on_at_the_first_missing_batch(tmp_path):
 def test_every_system_has_a_row_a_task(trained):
     rows = rows_of(trained[-1])
     assert [(r["task"], r["system"]) for r in rows] == [(t, s) for t in ("dolly", "gsm8k", "sni") for s in SYSTEMS]
-    common = {"rouge_l", "exact_match", "teacher_nll", "mean_length", "finished"}
+    common = {"rouge_l", "exact_match", "teacher_nll", "entropy", "mean_length", "finished"}
     for row in rows:
         assert set(row["metrics"]) - {"distinct_2"} == common | ({"number_match"} if row["task"] == "gsm8k" else set())
         assert (row["seeds"], row["limit"], row["subset_seed"], row["max_prompt_length"]) == (3, None, None, 80)
