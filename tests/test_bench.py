@@ -149,6 +149,7 @@ def test_a_student_at_several_temperatures(scripts, measured, tmp_path):
     found = {(r["system"], r["temperature"]): r for r in read_jsonl(rows)}
     assert list(found) == [(name, t) for name in ("reverse_kl-5", "sft", "teacher") for t in (0.5, 1.0)]
     assert len(read_jsonl(rows)) == len(found)
+    assert {k: r.get("seed") for k, r in found.items()} == {k: 5 if k[0] == "reverse_kl-5" else None for k in found}
     for metric in ("teacher_nll", "entropy", "mean_length"):
         assert found["reverse_kl-5", 1.0]["scores"][metric] == row["scores"][metric], metric
     spread = [np.mean(list(found["teacher", t]["scores"]["entropy"].values())) for t in (0.5, 1.0)]

@@ -73,7 +73,7 @@ class TemperatureRun:
         c = self.run.recipe.evaluation
         length = c.max_completion_length or self.run.recipe.rollout.max_completion_length
         free = {"temperature", "num_samples_shown", "max_completion_length"}
-        return {"split": self.split, "seed": self.run.recipe.seed, "max_completion_length": length} | c.model_dump(exclude=free)
+        return {"split": self.split, "sampling_seed": self.run.recipe.seed, "max_completion_length": length} | c.model_dump(exclude=free)
 
     @cached_property
     def directory(self) -> Path:
