@@ -7,13 +7,14 @@ from matplotlib.axes import Axes
 
 from tdistill.compare.pool import Compared, compared, pooled
 from tdistill.compare.table import p_value, title
-from tdistill.evaluation.frontier import ENTROPY, Curve, at_level, mean_of
+from tdistill.evaluation.frontier import ENTROPY, AtLevel, Curve, at_level, mean_of
 from tdistill.report.data import METRICS, Estimate
 from tdistill.report.plots import COLOURS, DASHES, TEACHER_COLOUR
 from tdistill.report.svg import Line, Panel, Plot, set_scale
 from tdistill.report.tables import MISSING, TEACHER, Align, Cell, Table, format_estimate, format_number
 
 READ = ("teacher_nll", "rouge_l")
+EXCESS = "excess"
 
 
 @dataclass(frozen=True)
@@ -23,35 +24,40 @@ class AtBaseline:
     method: str
     baseline: str
     baseline_temperature: float
-    level: float  # the baseline's mean of ``by`` there
+    level: float  # the baseline's mean entropy there
     temperature: float | None  # the method's own
     values: dict[str, Estimate]  # metric → pooled over seeds and prompts
     differences: dict[str, Compared]  # metric → less the baseline's
 
 
-def at_baseline(curves: Mapping[str, Curve], baseline: str, metrics: Sequence[str] = READ, by: str = ENTROPY) -> list[AtBaseline]:
+def at_baseline(curves: Mapping[str, Curve], baseline: str, metrics: Sequence[str] = READ) -> list[AtBaseline]:
     """Every method at every temperature of the baseline, best first by the first metric: see ``evaluation.frontier``.
 
     Args:
         curves: by method's name; the baseline's has at least two temperatures.
-        baseline: whose mean of ``by`` is the level.
+        baseline: whose mean entropy is the level.
         metrics: what is read there.
-        by: what is equal.
     """
     found = []
     for temperature in sorted(curves[baseline]):
-        level = mean_of(curves[baseline], temperature, by)
-        read = {name: {m: at_level(curve, m, level, by) for m in metrics} for name, curve in curves.items()}
-        rows = []
-        for name, of in read.items():
-            reached = {m: x for m, x in of.items() if x is not None}
-            base = {m: x.values for m, x in read[baseline].items() if x is not None and m in reached and name != baseline}
-            differences = {m: compared(reached[m].values, base[m]) for m in base}
-            own = next((x.temperature for x in reached.values()), None)
-            values = {m: pooled(x.values) for m, x in reached.items()}
-            rows.append(AtBaseline(name, baseline, temperature, level, own, values, {m: d for m, d in differences.items() if d}))
+        level = mean_of(curves[baseline], temperature, ENTROPY)
+        read = {name: _reached(curve, metrics, level) for name, curve in curves.items()}
+        bases = {name: {} if name == baseline else read[baseline] for name in read}
+        rows = [AtBaseline(name, baseline, temperature, level, *_against(own, bases[name])) for name, own in read.items()]
         found += sorted(rows, key=lambda r: _order(r, metrics[0]))
     return found
+
+
+def _reached(curve: Curve, metrics: Sequence[str], level: float) -> dict[str, AtLevel]:
+    read = {m: at_level(curve, m, level) for m in metrics}
+    return {m: x for m, x in read.items() if x is not None}
+
+
+def _against(own: Mapping[str, AtLevel], base: Mapping[str, AtLevel]) -> tuple[float | None, dict[str, Estimate], dict[str, Compared]]:
+    """The method's temperature, its values, and what they have more than the baseline's."""
+    differences = {m: compared(own[m].values, base[m].values) for m in own if m in base}
+    temperature = next((x.temperature for x in own.values()), None)
+    return temperature, {m: pooled(x.values) for m, x in own.items()}, {m: d for m, d in differences.items() if d is not None}
 
 
 def _order(row: AtBaseline, metric: str) -> tuple[bool, float]:
@@ -61,9 +67,9 @@ def _order(row: AtBaseline, metric: str) -> tuple[bool, float]:
     return False, -mean if METRICS[metric][2] == "higher" else mean
 
 
-def frontier_table(rows: Sequence[AtBaseline], metrics: Sequence[str] = READ, by: str = ENTROPY) -> Table:
+def frontier_table(rows: Sequence[AtBaseline], metrics: Sequence[str] = READ) -> Table:
     """A line a method and temperature of the baseline."""
-    header = [METRICS[by][0], "method", "T", *(x for m in metrics for x in (title(m), "Δ (p)"))]
+    header = [METRICS[ENTROPY][0], "method", "T", *(x for m in metrics for x in (title(m), "Δ (p)"))]
     lines = [
         [
             Cell(f"{r.level:.2f} (T = {r.baseline_temperature:g})"),
@@ -74,7 +80,7 @@ def frontier_table(rows: Sequence[AtBaseline], metrics: Sequence[str] = READ, by
         for r in rows
     ]
     caption = (
-        f"At equal {METRICS[by][0]}: every method at the temperature T, interpolated between those measured, at which its texts are as "
+        f"At equal {METRICS[ENTROPY][0]}: every method at the temperature T, interpolated between those measured, at which its texts are as "
         f"spread as those of {rows[0].baseline} at the temperature in brackets. Mean over seeds and prompts ± standard error; Δ to "
         f"{rows[0].baseline}, paired by seed and prompt. A dash: the temperatures measured do not reach that."
     )
@@ -90,21 +96,33 @@ def difference_cell(row: AtBaseline, metric: str) -> Cell:
     return Cell(f"{format_estimate(found.difference, signed=True)} ({p_value(found.p_value)})")
 
 
-def frontier_plot(key: str, caption: str, curves: Mapping[str, Curve], metrics: Sequence[str] = READ, by: str = ENTROPY) -> Plot:
-    """Quality against spread, a line a method through its temperatures: of two lines the better is better at any temperature."""
+def frontier_plot(key: str, caption: str, curves: Mapping[str, Curve]) -> Plot:
+    """Quality against entropy, a line a method through its temperatures: of two lines the better is better at any temperature.
+
+    Teacher NLL rises with the entropy nat by nat, which would hide what lies between two lines: so its excess is drawn.
+    """
     students = [name for name in curves if name != TEACHER]
     # More methods than colours: the second round is dashed.
     styles = {name: (COLOURS[i % len(COLOURS)], DASHES[i // len(COLOURS) % len(DASHES)]) for i, name in enumerate(students)}
     styles |= {TEACHER: (TEACHER_COLOUR, "--")} if TEACHER in curves else {}
-    panels = [_panel(metric, by, curves, styles) for metric in metrics]
-    return Plot(key, caption, panels, columns=len(metrics), size=(440, 320), legend=[Line(name, *style) for name, style in styles.items()])
+    drawn = {
+        name: {t: {s: _with_excess(scores) for s, scores in seeds.items()} for t, seeds in curve.items()} for name, curve in curves.items()
+    }
+    panels = [_panel(metric, shown, drawn, styles) for metric, shown in ((EXCESS, "teacher NLL − entropy ↓"), ("rouge_l", title("rouge_l")))]
+    return Plot(key, caption, panels, columns=2, size=(440, 320), legend=[Line(name, *style) for name, style in styles.items()])
 
 
-def _panel(metric: str, by: str, curves: Mapping[str, Curve], styles: Mapping[str, tuple[str, str]]) -> Panel:
+def _with_excess(scores: Mapping[str, Mapping[str, float]]) -> dict[str, Mapping[str, float]]:
+    """With teacher NLL − entropy, which estimates KL(q‖p) on the method's own text."""
+    nll, entropy = scores.get("teacher_nll", {}), scores.get(ENTROPY, {})
+    return {**scores, EXCESS: {p: nll[p] - entropy[p] for p in nll.keys() & entropy.keys()}}
+
+
+def _panel(metric: str, shown: str, curves: Mapping[str, Curve], styles: Mapping[str, tuple[str, str]]) -> Panel:
     points: dict[str, list[tuple[float, Estimate, float]]] = {}
     for name in styles:
         for t, seeds in sorted(curves[name].items()):
-            at = [pooled({s: scores.get(m, {}) for s, scores in seeds.items()}) for m in (by, metric)]
+            at = [pooled({s: scores.get(m, {}) for s, scores in seeds.items()}) for m in (ENTROPY, metric)]
             if at[0].n and at[1].n:
                 points.setdefault(name, []).append((at[0].mean, at[1], t))
 
@@ -114,10 +132,10 @@ def _panel(metric: str, by: str, curves: Mapping[str, Curve], styles: Mapping[st
             x, y = [x for x, _, _ in own], [e.mean for _, e, _ in own]
             error = [e.stderr if e.stderr == e.stderr else 0.0 for _, e, _ in own]
             ax.errorbar(x, y, yerr=error, fmt="o", linestyle=dash, color=colour, markersize=4.5, linewidth=1.6, elinewidth=0.9, capsize=2)
-        ax.set_xlabel(METRICS[by][0])
-        ax.set_title(title(metric))
+        ax.set_xlabel("entropy")
+        ax.set_title(shown)
         set_scale(ax, "x")
         set_scale(ax, "y")
 
     told = "; ".join(f"{n}: " + ", ".join(f"T {t:g} {x:.3f} {format_number(e.mean)}" for x, e, t in own) for n, own in points.items())
-    return Panel(f"{title(metric)} against {METRICS[by][0]}. {told}.", draw)
+    return Panel(f"{shown} against entropy. {told}.", draw)

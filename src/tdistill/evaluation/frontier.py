@@ -33,8 +33,8 @@ class AtLevel:
     values: dict[Hashable, dict[str, float]]  # training seed → prompt → value of the metric
 
 
-def at_level(curve: Curve, metric: str, level: float, by: str = ENTROPY) -> AtLevel | None:
-    """A metric of one method where the mean of ``by`` is ``level``; None where the temperatures measured do not reach it.
+def at_level(curve: Curve, metric: str, level: float) -> AtLevel | None:
+    """A metric of one method where the mean entropy is ``level``; None where the temperatures measured do not reach it.
 
     A value is y = Σ_T w_T·x_T − s·(Σ_T w_T·v_T − L) with s the slope of x over v between the two temperatures. The mean of y over seeds
     and prompts is x(L), and its spread is that of x(L) to first order, the weights' own uncertainty included (the delta method): so
@@ -43,11 +43,10 @@ def at_level(curve: Curve, metric: str, level: float, by: str = ENTROPY) -> AtLe
     Args:
         curve: of the seeds that have all temperatures, and the prompts on which all of them have both metrics.
         metric: what to read.
-        level: of ``by``, in its unit.
-        by: what is to be equal; it rises or falls with the temperature.
+        level: nats a token.
     """
     for low, high in pairwise(sorted(curve)):
-        found = _between(curve, low, high, metric, level, by)
+        found = _between(curve, low, high, metric, level)
         if found is not None:
             return found
     return None
@@ -60,13 +59,13 @@ def mean_of(curve: Curve, temperature: float, metric: str) -> float:
     return float(np.mean([[scores[metric][p] for p in sorted(prompts)] for scores in seeds]))
 
 
-def _between(curve: Curve, low: float, high: float, metric: str, level: float, by: str) -> AtLevel | None:
+def _between(curve: Curve, low: float, high: float, metric: str, level: float) -> AtLevel | None:
     seeds = [s for s in curve[low] if all(s in own for own in curve.values())]
-    defined = [_defined(curve[t][s], m) for t in (low, high) for s in seeds for m in (metric, by)]
+    defined = [_defined(curve[t][s], m) for t in (low, high) for s in seeds for m in (metric, ENTROPY)]
     prompts = sorted(set.intersection(*defined)) if defined else []
     if not prompts:
         return None
-    x, v = (np.array([[[curve[t][s][m][p] for p in prompts] for s in seeds] for t in (low, high)]) for m in (metric, by))
+    x, v = (np.array([[[curve[t][s][m][p] for p in prompts] for s in seeds] for t in (low, high)]) for m in (metric, ENTROPY))
     x_mean, v_mean = x.mean((1, 2)), v.mean((1, 2))
     if v_mean[0] == v_mean[1]:
         return None
