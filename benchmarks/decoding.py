@@ -3,10 +3,11 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tdistill.compare.frontier import READ, at_baseline, difference_cell, frontier_table
-from tdistill.compare.pool import pooled
+from tdistill.compare.frontier import READ, AtBaseline, at_baseline, difference_cell, frontier_table
+from tdistill.compare.pool import Compared, pooled
 from tdistill.compare.table import title
 from tdistill.evaluation.frontier import Curve, curve_of
+from tdistill.report.data import Estimate
 from tdistill.report.tables import Align, Cell, Table, format_estimate, to_markdown
 
 SHOWN = ("teacher_nll", "rouge_l", "entropy", "distinct_2")
@@ -38,6 +39,16 @@ def _pooled(seeds: Mapping[Any, Any], metric: str) -> Any:
 def equal_entropy_table(rows: Sequence[dict[str, Any]], baseline: str) -> str:
     """Every method where its texts are as spread as the baseline's at each of its temperatures."""
     return to_markdown(frontier_table(at_baseline(curves(rows), baseline)))
+
+
+def compared_table(rows: Sequence[dict[str, Any]]) -> str:
+    """What `tdistill compare` wrote of methods at equal entropy."""
+    found = []
+    for row in (r for r in rows if r["kind"] == "at_equal_entropy"):
+        values = {m: Estimate(**v) for m, v in row["values"].items()}
+        differences = {m: Compared(**d | {"difference": Estimate(**d["difference"])}) for m, d in row["differences"].items()}
+        found.append(AtBaseline(**{k: v for k, v in row.items() if k != "kind"} | {"values": values, "differences": differences}))
+    return to_markdown(frontier_table(found))
 
 
 def ahead_table(rows: Sequence[dict[str, Any]], pairs: Mapping[str, str]) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from decoding import ahead_table, curves, decoding_table, equal_entropy_table
+from decoding import ahead_table, compared_table, curves, decoding_table, equal_entropy_table
 from matplotlib.axes import Axes
 from pooled_methods import CLONING, dots, methods, methods_table, pairs_table, seconds_table, tasks_table
 
@@ -25,29 +25,27 @@ from tdistill.report.svg import INK, Line, Panel, Plot, plot_file, set_scale
 DOCS = Path(__file__).parents[1] / "docs"
 PAGE, DATA, IMAGES = DOCS / "results.md", DOCS / "results", DOCS / "images"
 BLOCK = re.compile(r"(<!-- table (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
+BEYOND = 30  # texts of every system that go on after the trained length, for a column of what follows
 ENOUGH = 64  # tokens of every system in a block that is drawn
 
 
 def exposure_table(rows: Sequence[dict[str, Any]], baseline: str) -> str:
-    """Of every method on its own text: KL to the teacher and the teacher's NLL per token, within the trained length and beyond."""
-    head = [
-        "method",
-        "seeds",
-        "KL(q‖p) on own text",
-        f"against `{baseline}`",
-        "teacher NLL",
-        "NLL over the teacher's, first 8 tokens",
-        "tokens 33 to 64",
-    ]
+    """Of every method on its own text: KL to the teacher by stretch of the text, and the teacher's NLL above that of its own text."""
+    found, trained = _exposures(rows), rows[0]["trained_length"]
+    stretches = {"tokens 1 to 8": slice(8), f"9 to {trained}": slice(8, trained)}
+    if min(r["count"][trained] for r in rows) >= BEYOND:
+        stretches[f"{trained + 1} to {rows[0]['length']}"] = slice(trained, None)
+    head = ["method", "seeds", "KL(q‖p) on own text", f"against `{baseline}`", *stretches, "teacher NLL"]
+    head += [f"over the teacher's, {where}" for where in stretches]
     lines = [head, ["---"] * len(head)]
-    found = _exposures(rows)
     for name in sorted(found, key=lambda n: np.mean([_mean(r, "kl") for r in found[n]])):
         own, base = found[name], {r.get("seed"): r for r in found[baseline]}
         kl, nll = ([_mean(r, key) for r in own] for key in ("kl", "nll"))
         paired = [_mean(r, "kl") - _mean(base[r["seed"]], "kl") for r in own if r.get("seed") in base]
-        gaps = [[_mean(r, "nll", part) - _mean(found["teacher"][0], "nll", part) for r in own] for part in (slice(8), slice(32, 64))]
+        parts = [[_mean(r, "kl", part) for r in own] for part in stretches.values()]
+        gaps = [[_mean(r, "nll", part) - _mean(found["teacher"][0], "nll", part) for r in own] for part in stretches.values()]
         against = "–" if name == baseline or not paired else _with_error(paired, signed=True)
-        lines.append([f"`{name}`", str(len(own)), _with_error(kl), against, *map(_with_error, (nll, *gaps))])
+        lines.append([f"`{name}`", str(len(own)), _with_error(kl), against, *map(_with_error, (*parts, nll, *gaps))])
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
@@ -68,16 +66,16 @@ def _with_error(values: Sequence[float], signed: bool = False) -> str:
     return text + (f" ± {np.std(values, ddof=1) / len(values) ** 0.5:.3f}" if len(values) > 1 else "")
 
 
-def exposure_plot(rows: Sequence[dict[str, Any]], names: Sequence[str], block: int = 8) -> Plot:
+def exposure_plot(key: str, rows: Sequence[dict[str, Any]], names: Sequence[str], block: int = 8) -> Plot:
     """The teacher's NLL of a student's text above that of its own text, and KL on the student's text, by position in blocks of tokens."""
     found = _exposures(rows)
     colours = dict(zip(names, COLOURS, strict=False))
     titles = {"nll": "NLL above the teacher's", "kl": "KL(q‖p) on own text"}
-    panels = [_position_panel(title, key, found, colours, block) for key, title in titles.items()]
+    panels = [_position_panel(title, metric, found, colours, block) for metric, title in titles.items()]
     trained = rows[0]["trained_length"]
     caption = f"By position in the student's own text, means over blocks of {block} tokens and over seeds; trained on up to {trained}."
     legend = [Line(name, colour, "-") for name, colour in colours.items()]
-    return Plot("fast-exposure", caption, panels, columns=2, size=(440, 280), legend=legend)
+    return Plot(key, caption, panels, columns=2, size=(440, 280), legend=legend)
 
 
 def _position_panel(title: str, key: str, found: Mapping[str, list[dict[str, Any]]], colours: Mapping[str, str], block: int) -> Panel:
@@ -159,19 +157,23 @@ PAIRS = {
 OWN_CLONING = {
     "ac_gamma_09": "reverse_kl",
     "ac_jsd_gamma_09": "jsd",
+    "ac_jsd_uniform_gamma_09": "jsd_uniform",
     "ac_uniform_gamma_09": "reverse_kl_uniform",
     "ac_dense_gamma_09": "reverse_kl_dense",
     "ac_own_gamma_09": "reverse_kl_own",
 }
 TABLES = {
+    "quickstart-entropy": lambda: compared_table(rows_of("quickstart-entropy.jsonl")),
     "real": lambda: methods_table(rows_of("real.jsonl.xz"), "jsd"),
     "real-pairs": lambda: pairs_table(rows_of("real.jsonl.xz"), PAIRS, ("teacher_nll", "rouge_l", "distinct_2", "forward_kl")),
     "real-seconds": lambda: seconds_table(rows_of("real.jsonl.xz"), 19, "forward_kl"),
-    "real-entropy": lambda: equal_entropy_table(rows_of("real-temperatures.jsonl.xz"), "jsd"),
-    "real-entropy-ahead": lambda: ahead_table(rows_of("real-temperatures.jsonl.xz"), OWN_CLONING),
+    "real-entropy": lambda: equal_entropy_table(rows_of("real-temperatures-test.jsonl.xz"), "jsd"),
+    "real-entropy-ahead": lambda: ahead_table(rows_of("real-temperatures-test.jsonl.xz"), OWN_CLONING),
+    "real-entropy-valid": lambda: equal_entropy_table(rows_of("real-temperatures.jsonl.xz"), "jsd"),
+    "real-entropy-ahead-valid": lambda: ahead_table(rows_of("real-temperatures.jsonl.xz"), OWN_CLONING),
     "real-tasks": lambda: tasks_table(rows_of("real-tasks.jsonl.xz"), "jsd"),
     "real-valid": lambda: methods_table(rows_of("real-valid.jsonl.xz"), "jsd@0.0001"),
-    "real-temperatures": lambda: decoding_table(rows_of("real-temperatures.jsonl.xz")),
+    "real-temperatures": lambda: decoding_table(rows_of("real-temperatures-test.jsonl.xz")),
     "real-exposure": lambda: exposure_table(rows_of("real-exposure.jsonl"), "reverse_kl"),
     "fast": lambda: methods_table(rows_of("fast.jsonl.xz"), best_cloning(rows_of("fast.jsonl.xz"))),
     "fast-exposure": lambda: exposure_table(rows_of("fast-exposure.jsonl"), "reverse_kl"),
@@ -184,6 +186,7 @@ TABLES = {
     "lookahead": lambda: lookahead_table(rows_of("lookahead.jsonl")),
 }
 ABLATED = ("teacher_nll", "reverse_kl", "forward_kl", "mean_length")
+REAL_EXPOSED = ("reverse_kl", "ac_gamma_09", "jsd", "reverse_kl_uniform", "ac_uniform_gamma_09")
 EXPOSED = ("sft_continued", "forward_kl_dense", "jsd", "reverse_kl", "ac_centred", "bd_tail_10")
 FIGURES = {
     "real-methods": lambda: dots(
@@ -195,10 +198,13 @@ FIGURES = {
     ),
     "real-frontier": lambda: frontier_plot(
         "real-frontier",
-        "A real pair, validation prompts: each method through its decoding temperatures, the lowest at the left; mean ± 1 standard error.",
-        curves(rows_of("real-temperatures.jsonl.xz")),
+        "A real pair, test prompts: each method through its decoding temperatures, the lowest at the left; mean ± 1 standard error.",
+        curves(
+            [r for r in rows_of("real-temperatures-test.jsonl.xz") if "method" in r or r["temperature"] <= 1]
+        ),  # hotter, they squeeze the rest
     ),
-    "fast-exposure": lambda: exposure_plot(rows_of("fast-exposure.jsonl"), EXPOSED),
+    "fast-exposure": lambda: exposure_plot("fast-exposure", rows_of("fast-exposure.jsonl"), EXPOSED),
+    "real-exposure": lambda: exposure_plot("real-exposure", rows_of("real-exposure.jsonl"), REAL_EXPOSED, block=16),
     "lookahead": lambda: lookahead_plot(rows_of("lookahead.jsonl")),
     "fast-methods": lambda: dots(
         "fast-methods",
