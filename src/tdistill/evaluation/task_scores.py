@@ -106,9 +106,10 @@ def score_answers(
                 counts[: len(nll)] += 1
                 own = text_metrics(spec, record["text"], by_id[record["prompt_id"]].prompt.references, scorer)
                 own |= {"teacher_nll": float(nll.mean()), "mean_length": float(len(nll)), "finished": float(record["finished"])}
-                own["entropy"] = entropy_of(record)
+                entropy = entropy_of(record)
+                own |= {} if entropy is None else {"entropy": entropy}
                 for name, value in own.items():
-                    if value is not None and not math.isnan(value):
+                    if not math.isnan(value):
                         values[name][record["prompt_id"]].append(value)
             progress.advance(len(chunk))
     means = {name: {pid: sum(v) / len(v) for pid, v in of_prompts.items()} for name, of_prompts in values.items()}
