@@ -3,7 +3,9 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 import json
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,10 +13,21 @@ import yaml
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from tdistill.cli import main
+
 torch.set_num_threads(1)
 
 EOS = "<eos>"
 SIZES = {"train": 12, "valid": 6, "test": 6}
+
+
+def command(*argv: Any) -> int:
+    """Run `tdistill ARGV...` and return its exit status."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["tdistill", *map(str, argv)])
+        with pytest.raises(SystemExit) as stop:
+            main()
+    return stop.value.code or 0
 
 
 def save_tiny_model(directory: Path, seed: int = 0, extra_tokens: int = 0) -> Path:

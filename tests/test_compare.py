@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
@@ -12,10 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from conftest import tiny_recipe_dict
+from conftest import command, tiny_recipe_dict
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
-from tdistill.cli import main
 from tdistill.compare.data import METRICS, labels
 from tdistill.compare.pool import compared, pooled
 from tdistill.compare.run import compare
@@ -26,17 +24,9 @@ from tdistill.training.clock import Clock
 SEEDS = (3, 4)
 
 
-def call(*argv: Any) -> int:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["tdistill", *map(str, argv)])
-        with pytest.raises(SystemExit) as stop:
-            main()
-    return stop.value.code or 0
-
-
 def refused(capsys: pytest.CaptureFixture, *argv: Any) -> str:
     capsys.readouterr()
-    assert call("compare", *argv) == 2
+    assert command("compare", *argv) == 2
     return " ".join(capsys.readouterr().err.split())
 
 
@@ -46,14 +36,14 @@ def runs(tmp_path_factory: pytest.TempPathFactory, tiny_teacher: Path) -> list[P
     recipe, outputs = directory / "recipe.yaml", [directory / f"seed-{seed}" for seed in SEEDS]
     recipe.write_text(yaml.safe_dump(tiny_recipe_dict(tiny_teacher, directory)))
     for seed, output in zip(SEEDS, outputs, strict=True):
-        assert call("run", recipe, f"seed={seed}", f"output_dir={output}") == 0
+        assert command("run", recipe, f"seed={seed}", f"output_dir={output}") == 0
     return outputs
 
 
 @pytest.fixture(scope="module")
 def page(runs: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("page") / "out"
-    assert call("compare", *runs, "--output", output) == 0
+    assert command("compare", *runs, "--output", output) == 0
     return output
 
 
@@ -229,7 +219,7 @@ def test_a_run_from_before_the_clock_has_quality_and_steps_only(runs: list[Path]
     old = copied(runs[0], tmp_path / "old")
     for path in old.glob("train/*/*/log_history.json"):
         edit(path, lambda log: [entry.pop(key, None) for entry in log["history"] for key in ("seconds", "tokens")])
-    assert call("compare", old, "--output", tmp_path / "out") == 0
+    assert command("compare", old, "--output", tmp_path / "out") == 0
     out = capsys.readouterr().out
     assert "Note: Trained before wall-clock was recorded, so without it: sft_continued, distilled.\n" in out
     assert f"alone as its error.\n\npage: {tmp_path / 'out' / 'compare.html'}\n" in out

@@ -3,7 +3,6 @@
 import gzip
 import importlib.util
 import json
-import sys
 from decimal import Decimal
 from pathlib import Path
 
@@ -11,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import tiny_recipe_dict
+from conftest import command, tiny_recipe_dict
 
-from tdistill.cli import app, main
+from tdistill.cli import app
 from tdistill.errors import ConfigError, DataError
 from tdistill.evaluation import tasks
 from tdistill.evaluation.task_scores import answer_all, read_nll_by_position, read_task_scores
@@ -42,14 +41,6 @@ def write_records(directory: Path) -> Path:
 @pytest.fixture
 def data(tmp_path):
     return write_records(tmp_path / "data")
-
-
-def command(*argv) -> int:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["tdistill", *map(str, argv)])
-        with pytest.raises(SystemExit) as stop:
-            main()
-    return stop.value.code or 0
 
 
 @pytest.fixture(scope="module")

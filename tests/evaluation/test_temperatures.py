@@ -2,16 +2,14 @@
 
 import json
 import math
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import tiny_recipe_dict
+from conftest import command, tiny_recipe_dict
 
-from tdistill.cli import main
 from tdistill.compare.frontier import at_baseline, frontier_table
 from tdistill.compare.pool import compared, pooled
 from tdistill.errors import ConfigError
@@ -24,14 +22,6 @@ from tdistill.rollout.prompts import load_prompts, render
 from tdistill.rollout.score import step_logp
 
 SYSTEMS = ["teacher", "sft", "sft_continued", "distilled"]
-
-
-def command(*argv) -> int:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["tdistill", *map(str, argv)])
-        with pytest.raises(SystemExit) as stop:
-            main()
-    return stop.value.code or 0
 
 
 def curve(seeds: int, prompts: int, shift: float = 0.0, seed: int = 0) -> dict:
