@@ -268,6 +268,12 @@ def systems(asked: Bench) -> Iterator[tuple[EvaluatedSystem, dict[str, Any]]]:
             yield EvaluatedSystem(directory.name, "", partial(load, find_model(str(directory)))), about | {"method": name, "seed": seed}
 
 
+def check_rows(path: Path, rows: Iterable[dict[str, Any]], settings: dict[str, Any]) -> None:
+    """Raise ``ConfigError`` if a file holds rows that were measured by other settings."""
+    if any(row[key] != value for row in rows for key, value in settings.items()):
+        raise ConfigError(f"{path} holds rows of other settings than {settings}: give --rows another file.")
+
+
 def rounded(scores: Scores) -> Scores:
     """A row's digits."""
     return {metric: {prompt: float(f"{x:.{DIGITS}g}") for prompt, x in values.items()} for metric, values in scores.items()}

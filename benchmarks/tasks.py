@@ -9,7 +9,6 @@ from pathlib import Path
 
 import bench
 
-from tdistill.errors import ConfigError
 from tdistill.evaluation.task_run import TaskOptions, TaskRun
 from tdistill.evaluation.tasks import task_names
 from tdistill.files import read_jsonl, write_jsonl
@@ -31,8 +30,7 @@ def main() -> None:
     if found:
         settings = TaskOptions(options.tasks, options.data_dir, options.generations, options.limit, options.max_prompt_length)
         measured = TaskRun(asked.run, settings, [system for system, _ in found.values()], asked.root)
-        if any(row[key] != value for row in rows for key, value in measured.settings.items()):
-            raise ConfigError(f"{options.rows} holds rows of other settings than {measured.settings}: give --rows another file.")
+        bench.check_rows(options.rows, rows, measured.settings)
         measured.measure()
         new = (r for r in measured.records() if (r["system"], r["task"]) not in there)
         write_jsonl(options.rows, rows + [r | found[r["system"]][1] | {"scores": bench.rounded(r["scores"])} for r in new])

@@ -7,7 +7,6 @@ with every prompt's scores. What is in ``--rows`` is kept and not measured again
 
 import bench
 
-from tdistill.errors import ConfigError
 from tdistill.evaluation.temperatures import TemperatureRun, parse_temperatures
 from tdistill.files import read_jsonl, write_jsonl
 from tdistill.pipeline import provenance
@@ -25,8 +24,7 @@ def main() -> None:
     if found:
         measured = TemperatureRun(asked.run, options.temperatures, options.split, [system for system, _ in found.values()], asked.root)
         settings = measured.settings
-        if any(row[key] != value for row in rows for key, value in settings.items()):
-            raise ConfigError(f"{options.rows} holds rows of other settings than {settings}: give --rows another file.")
+        bench.check_rows(options.rows, rows, settings)
         common = settings | {"provenance": provenance(asked.run.recipe)}
         for m in measured.measure():
             if m.temperature in wanted and (m.system, m.temperature) not in there:

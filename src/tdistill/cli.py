@@ -64,7 +64,7 @@ def evaluate(
     limit: Annotated[int | None, typer.Option(min=1, help="prompts of a task: a fixed random subset. Default: all")] = None,
     max_prompt_length: Annotated[int | None, typer.Option(min=1, help="of the tasks, tokens. Default: the recipe's")] = None,
     temperatures: Annotated[str | None, typer.Option(help="and decode at these, separated by commas: 0.5,0.7,1")] = None,
-    split: Annotated[Literal["test", "valid"], typer.Option(help="prompts for --temperatures: valid, to pick one")] = "test",
+    split: Annotated[Literal["test", "valid"] | None, typer.Option(help="of --temperatures: valid, to pick one. Default: test")] = None,
     lm_eval: Annotated[str | None, typer.Option(help="and on tasks of lm-eval, separated by commas")] = None,
     lm_eval_include_path: Annotated[Path | None, typer.Option(help="a directory of lm-eval tasks of your own")] = None,
 ) -> None:
@@ -73,9 +73,13 @@ def evaluate(
     from tdistill.evaluation.task_run import TaskOptions, TaskRun
     from tdistill.evaluation.temperatures import TemperatureRun
 
+    if split is not None and temperatures is None:
+        raise TdistillError(
+            "--split says on which prompts --temperatures are measured: give both, such as --temperatures 0.5,0.7,1 --split valid."
+        )
     current = _open(recipe, overrides)
     own = [TaskRun(current, TaskOptions(tasks or "", data_dir, seeds, limit, max_prompt_length))] if {tasks, data_dir} != {None} else []
-    sweep = [TemperatureRun(current, temperatures, split)] if temperatures is not None else []
+    sweep = [TemperatureRun(current, temperatures, split or "test")] if temperatures is not None else []
     harness = [LmEvalRun(current, LmEvalOptions(lm_eval, lm_eval_include_path, limit))] if lm_eval is not None else []
     current.execute("evaluate")
     for measure in [*(x.report for x in sweep), *(x.report for x in own), *(x.report for x in harness)]:

@@ -235,5 +235,7 @@ def test_before_training_the_command_says_what_to_run(tmp_path, tiny_teacher, ca
     recipe.write_text(yaml.safe_dump(tiny_recipe_dict(tiny_teacher, tmp_path)))
     assert command("evaluate", recipe, "--temperatures", "0.5,1") == 2
     assert "`evaluate --temperatures` reads what `models` makes, which is not complete: `tdistill run RECIPE` first." in capsys.readouterr().err
+    assert command("evaluate", recipe, "--split", "valid") == 2
+    assert "--split says on which prompts --temperatures are measured: give both" in capsys.readouterr().err
     assert command("evaluate", recipe, "--temperatures", "warm") == 2
     assert "--temperatures takes numbers separated by commas, such as 0.5,0.7,1; got 'warm'." in capsys.readouterr().err
