@@ -35,8 +35,8 @@ def jensen_shannon(p: Float[Tensor, "*B J"], q: Float[Tensor, "*B J"], legal: Bo
 
 
 class _JensenShannon(torch.autograd.Function):
-    """Its derivatives by log p and log q are its own two summands, β·p·log(p/M) and (1−β)·q·log(q/M): what M moves cancels. Over a
-    vocabulary it keeps a tensor where autograd keeps ten.
+    """Its derivatives by log p and log q are its own two summands, β·p·log(p/M) and (1−β)·q·log(q/M): what M moves cancels. For
+    each that needs a gradient it keeps one tensor.
     """
 
     @staticmethod
