@@ -1,7 +1,7 @@
-"""The tables and figures of docs/results.md that are made from docs/results/*: `python benchmarks/results.py` writes them again.
+"""The tables and figures of docs/results*.md that are made from docs/results/*: `python benchmarks/results.py` writes them again.
 
 A table stands between `<!-- table NAME -->` and `<!-- end -->`. ± is one standard error over training seeds and prompts, and p-values are of
-the hierarchical bootstrap, as in `tdistill compare`. `--check` writes nothing and fails if the page or a figure is not what the data say.
+the hierarchical bootstrap, as in `tdistill compare`. `--check` writes nothing and fails if a page or a figure is not what the data say.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from tdistill.report.plots import COLOURS
 from tdistill.report.svg import INK, Line, Panel, Plot, plot_file, set_scale
 
 DOCS = Path(__file__).parents[1] / "docs"
-PAGE, DATA, IMAGES = DOCS / "results.md", DOCS / "results", DOCS / "images"
+PAGES, DATA, IMAGES = sorted(DOCS.glob("results*.md")), DOCS / "results", DOCS / "images"
 BLOCK = re.compile(r"(<!-- table (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 BEYOND = 30  # texts of every system that go on after the trained length, for a column of what follows
 ENOUGH = 64  # tokens of every system in a block that is drawn
@@ -243,7 +243,7 @@ def best_cloning(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def page(text: str) -> str:
-    """The page with every table made again."""
+    """A page with every table made again."""
     return BLOCK.sub(lambda m: f"{m[1]}{TABLES[m[2]]()}\n{m[3]}", text)
 
 
@@ -251,7 +251,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="write nothing, fail if something would change")
     check = parser.parse_args().check
-    wanted = {PAGE: page(PAGE.read_text(encoding="utf-8"))}
+    wanted = {path: page(path.read_text(encoding="utf-8")) for path in PAGES}
     wanted |= {IMAGES / f"{name}.svg": plot_file(figure()) + "\n" for name, figure in FIGURES.items()}
     stale = [path for path, text in wanted.items() if not path.exists() or path.read_text(encoding="utf-8") != text]
     for path in stale:

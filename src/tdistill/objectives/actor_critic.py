@@ -41,13 +41,13 @@ def actor_critic(
     and λ = 1 the expected gradient is that of the text's total: for KL MiniLLM's single-step and long-term terms (Gu et al. 2024).
 
     Args:
-        gamma: .9 by measurement (docs/results.md, fast bench); at .99 the noise of the returns eats the gain.
+        gamma: .9 by measurement (docs/results-fast.md); at .99 the noise of the returns eats the gain.
         lambda_: 0 is one step, 1 the whole return, in [0, 1].
         rho_max: ρ_t = min(rho_max, π(a_t)/behaviour(a_t)); ``inf`` does not truncate. Where nobody sampled the token (human text) the
             ratio counts as 1.
         value_coef: weight of the critic's loss. 0.5 as in Espeholt et al. (2018).
         center: share of the response's mean D that returns leave out, in [0, 1]. At 0 ending a text ends its cost, which is how a weak
-            student lowers the total best; at 1, the default by measurement (docs/results.md, fast bench), ending early saves nothing.
+            student lowers the total best; at 1, the default by measurement (docs/results-fast.md), ending early saves nothing.
             Above 0 it is biased by the order of 1/T, and no longer the gradient of the texts' total.
         cost: D, with the arguments' defaults: ``reverse_kl``, ``jsd`` (Jensen-Shannon) or ``skew_kl``.
         support: of D, as for ``reverse_kl``.

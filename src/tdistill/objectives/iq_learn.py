@@ -42,7 +42,7 @@ def iq_learn(
     Bellman Distill (Yu et al. 2026; IQ-Learn, Garg et al. 2021), as a loss. With φ linear γ cancels and it is −log proj_p π(a_t|s_t),
     cloning on A_p; χ² adds r_t²/(4α). γ = 0 has no temporal content. Order: gauge, clip, V_p. Steps whose token lies
     outside A_p, and the last step of a response cut off by length, contribute 0. The defaults but γ are by measurement
-    (docs/results.md, "Ablations of Bellman Distill"); published are alpha .1, gauge max, sampled, no anchor, q_min −10.
+    (docs/results-fast.md, "Ablations of Bellman Distill"); published are alpha .1, gauge max, sampled, no anchor, q_min −10.
 
     Args:
         alpha: scale of φ in nats, ∞ is linear. The paper's .1 weighs r² far above the likelihood.

@@ -33,7 +33,7 @@ def collect(run: Run) -> ReportData:
         notes=[
             "Teacher NLL rewards likely text, and repetition is likely: read it together with distinct-2. A sharper student, of lower entropy, "
             "writes likelier text at one temperature: `tdistill evaluate RECIPE --temperatures 0.5,0.7,1` shows others.",
-            "One training seed. ± is the spread over prompts; the spread over training seeds is in docs/results.md.",
+            "One training seed. ± is the spread over prompts; the spread over training seeds is in docs/results-quickstart.md.",
         ],
     )
 
