@@ -25,6 +25,7 @@ TD |= {"actor_critic", "mean_actor_critic"}
 CLONING, AHEAD, MYOPIC, GRADIENT = "cloning", "TD", "TD at γ = 0", "policy gradient"
 KINDS = {CLONING: COLOURS[0], AHEAD: COLOURS[1], MYOPIC: COLOURS[2], GRADIENT: COLOURS[3]}
 ROW_HEIGHT = 19  # CSS pixels of a method in a figure
+START = "sft_fingerprint"  # of the student that a row's training started from
 
 
 @dataclass(frozen=True)
@@ -66,17 +67,17 @@ def methods(rows: Sequence[dict[str, Any]]) -> list[Method]:
 
 
 def methods_table(rows: Sequence[dict[str, Any]], baseline: str, metrics: Sequence[str] = tuple(TITLES), kinds: bool = True) -> str:
-    """One line a method, with its difference to ``baseline`` in teacher NLL and ROUGE-L."""
-    found = methods(rows)
+    """One line a method, with its difference to ``baseline`` in teacher NLL and ROUGE-L; (n†): so many from another start than most rows."""
+    found, usual = methods(rows), Counter(row.get(START) for row in rows).most_common(1)[0][0]
     base = next(m for m in found if m.name == baseline)
     compare = [m for m in ("teacher_nll", "rouge_l") if m in metrics]
     head = ["method", *(["kind"] if kinds else []), "rate", "seeds", *(TITLES[m][0] for m in metrics)]
     head += [f"Δ {TITLES[m][0].rstrip(' ↑↓')} (p)" for m in compare]
     lines = [head, ["---"] * len(head)]
     for method in found:
-        diverged = len(method.rows) - len(method.finished)
+        diverged, others = len(method.rows) - len(method.finished), sum(row.get(START) != usual for row in method.rows)
         cells = [f"`{method.name}`", *([method.kind] if kinds else []), f"{method.rows[0]['arguments']['learning_rate']:g}"]
-        cells += [f"{len(method.finished)}" + (f", {diverged} diverged" if diverged else "")]
+        cells += [f"{len(method.finished)}" + (f" ({others}†)" if others else "") + (f", {diverged} diverged" if diverged else "")]
         cells += [show(method, m) for m in metrics]
         cells += ["–" if method.name == baseline else show_difference(method, base, m) for m in compare]
         lines.append(cells)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -124,6 +125,20 @@ def test_action_values_which_read_the_output_embeddings_with_fsdp2(recipe: Path,
     command("train", recipe, *whole)
     launched([*sharded(tmp_path), "--main_process_port", "29614"], recipe, half)
     assert_same(student(recipe, half), student(recipe, whole))
+
+
+@pytest.mark.slow
+def test_a_run_that_was_killed_goes_on_with_fsdp2(recipe: Path, tmp_path: Path) -> None:
+    overrides = [*HALF, "train.arguments.save_steps=2", "train.arguments.eval_steps=2", "train.monitor.keep_checkpoints=true"]
+    found, launcher = student(recipe, overrides), [*sharded(tmp_path), "--main_process_port", "29615"]
+    launched(launcher, recipe, overrides)
+    whole = found.parent.rename(tmp_path / "whole")
+    # What a kill after the second step leaves.
+    shutil.copytree(whole / "distilled" / "checkpoints" / "checkpoint-2", found / "checkpoints" / "checkpoint-2")
+    launched(launcher, recipe, overrides)
+    assert_same(found, whole / "distilled")
+    first, again = (json.loads((d / "log_history.json").read_text())["history"][0] for d in (whole / "distilled", found))
+    assert again["seconds"] == first["seconds"], "it began anew"
 
 
 def sharded(directory: Path) -> list[str]:
