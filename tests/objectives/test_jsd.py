@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 from tdistill.errors import ConfigError
 from tdistill.objectives import bind
-from tdistill.objectives.support import log_mixture
 
 SUPPORTS = ["tail", "proj", "uniform", "dense"]
 
@@ -74,14 +73,3 @@ def test_the_weight_of_the_teacher_is_beta(world: builders.World, beta: float) -
 def test_a_share_out_of_range_is_refused(bad: float) -> None:
     with pytest.raises(ConfigError, match=r"beta of jsd must lie in \[0, 1\], got"):
         bind("jsd", beta=bad)
-
-
-def test_a_mixture_of_two_zeros_is_zero_without_gradient() -> None:
-    p = torch.tensor([-torch.inf, -torch.inf, 0.0], requires_grad=True)
-    q = torch.tensor([-torch.inf, -1.0, -torch.inf], requires_grad=True)
-    mixture = log_mixture(p, q, 0.25)
-    torch.testing.assert_close(mixture.exp(), 0.25 * p.exp() + 0.75 * q.exp())
-    grads = torch.autograd.grad(torch.where(mixture > -torch.inf, mixture, 0.0).sum(), (p, q))
-    assert [g.tolist() for g in grads] == [[0.0, 0.0, 1.0], [0.0, 1.0, 0.0]]
-    assert log_mixture(p, q, 0.0) is q
-    assert log_mixture(p, q, 1.0) is p

@@ -9,6 +9,7 @@ import torch
 
 from tdistill.errors import ConfigError
 from tdistill.objectives import bind
+from tdistill.objectives.support import kl
 
 SUPPORTS = ["tail", "proj", "uniform", "dense"]
 PLAIN = {"skew_kl": "forward_kl", "skew_rkl": "reverse_kl"}
@@ -71,3 +72,28 @@ def test_a_token_that_the_teacher_rules_out_costs_the_reverse_form_a_finite_amou
 def test_a_skew_out_of_range_is_refused(name: str, bad: float) -> None:
     with pytest.raises(ConfigError, match=r"skew must lie in \[0, 1\), got"):
         bind(name, skew=bad)
+
+
+@pytest.mark.parametrize("skew", [0.0, 0.3])
+def test_the_derivatives_by_both_sides(skew: float) -> None:
+    generator = torch.Generator().manual_seed(3)
+    p, q = (torch.randn(2, 5, generator=generator, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    legal = torch.tensor([[True] * 5, [True, False, True, True, False]])
+    assert torch.autograd.gradcheck(lambda p, q: kl(p, q, legal, skew), (p, q))
+
+
+def test_slots_that_one_or_both_sides_rule_out() -> None:
+    p = torch.tensor([-torch.inf, -torch.inf, 0.0], requires_grad=True)
+    q = torch.tensor([-torch.inf, -1.0, -torch.inf], requires_grad=True)
+    loss = kl(p, q, torch.ones(3, dtype=torch.bool), 0.25)
+    assert loss.item() == pytest.approx(-math.log(0.25))
+    assert [g.tolist() for g in torch.autograd.grad(loss, (p, q))] == [[0.0, 0.0, pytest.approx(-math.log(0.25))], [0.0, 0.0, 0.0]]
+
+
+def test_a_mixture_that_underflows_costs_no_more_than_the_bound() -> None:
+    """exp(−103) is the least float32 above 0, a tenth of it is 0."""
+    p = torch.tensor([-103.0, 0.0], requires_grad=True)
+    loss = kl(p, torch.tensor([-torch.inf, 0.0]), torch.ones(2, dtype=torch.bool), 0.1)
+    (grad,) = torch.autograd.grad(loss, p)
+    assert loss.item() == pytest.approx(0.0, abs=1e-6)
+    assert grad.tolist() == [pytest.approx(0.0, abs=1e-6), pytest.approx(0.9, abs=1e-6)]

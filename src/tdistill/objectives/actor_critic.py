@@ -12,7 +12,7 @@ from tdistill.mdp.steps import Steps
 from tdistill.objectives.contract import Gamma, NonNegative, Objective, ObjectiveOutput, Positive, UnitInterval
 from tdistill.objectives.jsd import jensen_shannon
 from tdistill.objectives.skew_kl import SKEW
-from tdistill.objectives.support import Support, distributions, kl, log_mixture, support_needs
+from tdistill.objectives.support import Support, distributions, kl, support_needs
 
 Cost = Literal["reverse_kl", "jsd", "skew_kl"]
 
@@ -81,7 +81,7 @@ def divergence(p: Float[Tensor, "B T J"], q: Float[Tensor, "B T J"], legal: Bool
     """D of teacher p and student q, log-probs over legal slots."""
     if cost == "jsd":
         return jensen_shannon(p, q, legal)
-    return kl(q, p, legal) if cost == "reverse_kl" else kl(p, log_mixture(p, q, SKEW), legal)
+    return kl(q, p, legal) if cost == "reverse_kl" else kl(p, q, legal, SKEW)
 
 
 def response_mean(x_t: Float[Tensor, "B T"], exists_t: Bool[Tensor, "B T"]) -> Float[Tensor, "B 1"]:

@@ -2,7 +2,7 @@
 
 from tdistill.mdp.steps import Steps
 from tdistill.objectives.contract import Finite, Objective, ObjectiveOutput, Positive
-from tdistill.objectives.support import Support, check_skew, distributions, kl, log_mixture, support_needs
+from tdistill.objectives.support import Support, check_skew, distributions, kl, support_needs
 
 SKEW = 0.1
 
@@ -17,8 +17,7 @@ def skew_kl(steps: Steps, *, skew: Finite = SKEW, support: Support = "tail", los
         support: as for ``forward_kl``; ``tail`` is a lower bound of ``dense``.
         loss_temperature: divides both logits; ``tail`` allows only 1.
     """
-    p, q, legal = distributions(steps, support, loss_temperature)
-    return ObjectiveOutput(kl(p, log_mixture(p, q, skew), legal))
+    return ObjectiveOutput(kl(*distributions(steps, support, loss_temperature), skew))
 
 
 OBJECTIVE = Objective(fn=skew_kl, needs=support_needs, check=check_skew)

@@ -2,7 +2,7 @@
 
 from tdistill.mdp.steps import Steps
 from tdistill.objectives.contract import Finite, Objective, ObjectiveOutput, Positive
-from tdistill.objectives.support import Support, check_skew, distributions, kl, log_mixture, support_needs
+from tdistill.objectives.support import Support, check_skew, distributions, kl, support_needs
 
 
 def skew_rkl(steps: Steps, *, skew: Finite = 0.1, support: Support = "tail", loss_temperature: Positive = 1.0) -> ObjectiveOutput:
@@ -16,7 +16,7 @@ def skew_rkl(steps: Steps, *, skew: Finite = 0.1, support: Support = "tail", los
         loss_temperature: divides both logits; ``tail`` allows only 1.
     """
     p, q, legal = distributions(steps, support, loss_temperature)
-    return ObjectiveOutput(kl(q, log_mixture(q, p, skew), legal))
+    return ObjectiveOutput(kl(q, p, legal, skew))
 
 
 OBJECTIVE = Objective(fn=skew_rkl, needs=support_needs, check=check_skew)
