@@ -67,21 +67,32 @@ def methods(rows: Sequence[dict[str, Any]]) -> list[Method]:
 
 
 def methods_table(rows: Sequence[dict[str, Any]], baseline: str, metrics: Sequence[str] = tuple(TITLES), kinds: bool = True) -> str:
-    """One line a method, with its difference to ``baseline`` in teacher NLL and ROUGE-L; (n†): so many from another start than most rows."""
-    found, usual = methods(rows), Counter(row.get(START) for row in rows).most_common(1)[0][0]
+    """One line a method, with its difference to ``baseline`` in teacher NLL and ROUGE-L."""
+    found, usual = methods(rows), usual_start(rows)
     base = next(m for m in found if m.name == baseline)
     compare = [m for m in ("teacher_nll", "rouge_l") if m in metrics]
     head = ["method", *(["kind"] if kinds else []), "rate", "seeds", *(TITLES[m][0] for m in metrics)]
     head += [f"Δ {TITLES[m][0].rstrip(' ↑↓')} (p)" for m in compare]
     lines = [head, ["---"] * len(head)]
     for method in found:
-        diverged, others = len(method.rows) - len(method.finished), sum(row.get(START) != usual for row in method.rows)
+        diverged = len(method.rows) - len(method.finished)
         cells = [f"`{method.name}`", *([method.kind] if kinds else []), f"{method.rows[0]['arguments']['learning_rate']:g}"]
-        cells += [f"{len(method.finished)}" + (f" ({others}†)" if others else "") + (f", {diverged} diverged" if diverged else "")]
+        cells += [count_seeds(method, usual) + (f", {diverged} diverged" if diverged else "")]
         cells += [show(method, m) for m in metrics]
         cells += ["–" if method.name == baseline else show_difference(method, base, m) for m in compare]
         lines.append(cells)
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def usual_start(rows: Sequence[dict[str, Any]]) -> str | None:
+    """The SFT student that most rows started from."""
+    return Counter(row.get(START) for row in rows).most_common(1)[0][0]
+
+
+def count_seeds(method: Method, usual: str | None) -> str:
+    """n, or n (m†) where m of them started from another SFT student than is usual."""
+    others = sum(row.get(START) != usual for row in method.rows if not row.get("diverged"))
+    return f"{len(method.finished)}" + (f" ({others}†)" if others else "")
 
 
 def show(method: Method, metric: str, prefix: str = "") -> str:
@@ -164,14 +175,14 @@ def tasks_table(rows: Sequence[dict[str, Any]], baseline: str) -> str:
         own = merged.setdefault(row["system"], {"method": row["system"], "seed": None, "objective": ""} | row | {"scores": {}})
         for metric in shown:
             own["scores"].setdefault(metric, {}).update({f"{row['task']}/{p}": x for p, x in row["scores"][metric].items()})
-    found = methods(list(merged.values()))
+    found, usual = methods(list(merged.values())), usual_start([r for r in merged.values() if START in r])
     base = next(m for m in found if m.name == baseline)
     head = ["method", "seeds", *(f"{TITLES[m][0]}, {task}" for m in shown for task in tasks)]
     head += [f"Δ {TITLES[m][0].rstrip(' ↑↓')}, all (p)" for m in shown]
     lines = [head, ["---"] * len(head)]
     for method in found:
         trained = method.rows[0]["seed"] is not None
-        cells = [f"`{method.name}`", str(len(method.rows)) if trained else "–"]
+        cells = [f"`{method.name}`", count_seeds(method, usual) if trained else "–"]
         cells += [show(method, m, f"{task}/") for m in shown for task in tasks]
         cells += ["–" if method.name == baseline or not trained else show_difference(method, base, m) for m in shown]
         lines.append(cells)
