@@ -30,7 +30,7 @@ def scripts():
     import make_models
 
     yield make_models, bench
-    for name in ("make_models", "bench", "objectives", "exposure", "tasks", "temperatures"):
+    for name in ("make_models", "bench", "objectives", "exposure", "tasks", "temperatures", "pooled_methods"):
         sys.modules.pop(name, None)
     patch.undo()
 
@@ -218,6 +218,18 @@ def test_rows_of_another_machine_count_and_so_do_roll_outs_that_came_along(scrip
 
 def test_seeds_are_numbers_and_ranges(scripts):
     assert scripts[1]._seeds("0-2,7") == [0, 1, 2, 7]
+
+
+def test_students_of_another_start_are_marked(scripts):
+    def row(method, seed, start):
+        scores = {"teacher_nll": {f"p{i}": float(seed + i) for i in range(3)}}
+        common = {"objective": "jsd(beta=0.5)", "arguments": {"learning_rate": 1e-4}, "scores": scores}
+        return {"method": method, "seed": seed, "sft_fingerprint": start} | common
+
+    rows = [row("jsd", 17, "a"), row("jsd", 18, "a"), row("forward_kl", 17, "a"), row("forward_kl", 18, "b")]
+    table = importlib.import_module("pooled_methods").methods_table(rows, "jsd", ["teacher_nll"])
+    seeds = {line.split(" | ")[0]: line.split(" | ")[3] for line in table.splitlines()[2:]}
+    assert seeds == {"| `jsd`": "2", "| `forward_kl`": "2 (1†)"}
 
 
 def test_the_results_page_says_what_its_rows_say():
