@@ -153,6 +153,7 @@ PAIRS = {
     "ac_dense_gamma_09": ("reverse_kl_dense",),
     "ac_uniform_gamma_09": ("reverse_kl_uniform", "reverse_kl_dense", "jsd", "forward_kl"),
     "reverse_kl_uniform": ("reverse_kl", "reverse_kl_dense", "jsd"),
+    "bd_tail_100": ("bd_tail_100_gamma_0",),
 }
 OWN_CLONING = {
     "ac_gamma_09": "reverse_kl",
