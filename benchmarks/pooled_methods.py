@@ -127,7 +127,8 @@ def pairs_table(rows: Sequence[dict[str, Any]], pairs: Mapping[str, Sequence[str
 
 def seconds_table(rows: Sequence[dict[str, Any]], seed: int, baseline: str) -> str:
     """Training, and what of it lies before the best checkpoint, of the students of one seed from the usual start: one machine trained them."""
-    own = [r for r in rows if r["seed"] == seed and r.get(START) == usual_start(rows) and not r.get("diverged")]
+    usual = usual_start(rows)
+    own = [r for r in rows if r["seed"] == seed and r.get(START) == usual and not r.get("diverged")]
     found = sorted(own, key=lambda r: r["training_seconds"])
     unit = next(r["training_seconds"] for r in found if r["method"] == baseline)
     lines = [f"| method | seconds | ÷ `{baseline}`'s | to the best checkpoint, ÷ `{baseline}`'s whole |", "|---" * 4 + "|"]

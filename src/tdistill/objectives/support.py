@@ -86,7 +86,7 @@ def kl(p: Float[Tensor, "*B J"], q: Float[Tensor, "*B J"], legal: Bool[Tensor, "
 
 class _Divergence(torch.autograd.Function):
     """``kl`` with its derivatives written out: by log p it is p·(log p − log m) + p·s, by log q it is −p·s, with s = (1−λ)q/m, which is 1 at
-    λ = 0. For each that needs a gradient it keeps one tensor; over a vocabulary autograd keeps six, and ten with a mixture.
+    λ = 0. For each that needs a gradient it keeps one tensor: over a vocabulary what is kept is felt.
     """
 
     @staticmethod
