@@ -40,7 +40,6 @@ from tdistill.stages.train import start_directory
 POLL_SECONDS = 1.0
 DIGITS = 4  # of a prompt's score in a row
 SIGNALLED = 128  # what a shell adds to the number of the signal that ended a command
-PREPARED = "sft"  # the last system that objectives.py evaluates before its first student
 ROLLOUT, STARTS = "rollout", "sft_fingerprint"
 # Of a recipe, where things lie and what they are called.
 PLACES = {
@@ -85,11 +84,8 @@ class Bench:
     def is_here(self, name: str, seed: int) -> bool:
         """Trained and evaluated on the split, or diverged, in this output directory."""
         directory = self.root / f"{name}-{seed}"
-        return (directory / objectives.DIVERGED).exists() or ((directory / objectives.TRAINED).exists() and self.has_scores(directory.name))
-
-    def has_scores(self, system: str) -> bool:
-        """Evaluated on the split."""
-        return (self.evaluated / SCORES / f"{system}.json").exists()
+        evaluated = self.evaluated / SCORES / f"{directory.name}.json"
+        return (directory / objectives.DIVERGED).exists() or ((directory / objectives.TRAINED).exists() and evaluated.exists())
 
     def arguments(self, method: BaselineConfig) -> dict[str, Any]:
         """What ``TrainingArguments`` gets: the recipe's, then the method's own."""
@@ -175,7 +171,7 @@ def check_settings(asked: Bench) -> None:
 def work(asked: Bench) -> list[int]:
     """Run a process a seed, ``--workers`` at once; returns the seeds whose process failed.
 
-    The first starts alone until roll-outs, SFT student and what comes before the first method are there: two would write the same files.
+    The first starts alone until roll-outs and SFT student are there: two would write the same files.
     """
     todo = [s for s in asked.options.seeds if not all(asked.is_done(n, s) for n in asked.methods)]
     running: dict[int, subprocess.Popen[bytes]] = {}
@@ -184,7 +180,7 @@ def work(asked: Bench) -> list[int]:
     with bar("method × seed", len(asked.units()), "students", seen) as progress:
         try:
             while todo or running:
-                room = asked.options.workers if asked.has_scores(PREPARED) else 1
+                room = asked.options.workers if asked.run.is_complete("sft") else 1
                 while todo and len(running) < room:
                     seed = todo.pop(0)
                     running[seed] = start(asked, seed)
@@ -212,7 +208,8 @@ def log_path(asked: Bench, seed: int) -> Path:
 def start(asked: Bench, seed: int) -> "subprocess.Popen[bytes]":
     """`objectives.py` for one seed, its words in a file: bars of several processes would write over each other."""
     o = asked.options
-    command = [sys.executable, objectives.__file__, o.bench / "recipe.yaml", *o.override, "--methods", asked.listed, "--split", o.split]
+    command = [sys.executable, objectives.__file__, o.bench / "recipe.yaml", *o.override, "--methods", asked.listed]
+    command += ["--split", o.split, "--students-only"]
     todo = {name.partition("@")[0] for name in asked.methods if not asked.is_done(name, seed)}
     command += ["--seeds", seed, "--only", ",".join(sorted(todo)), *(["--rates", asked.rates] if asked.rates else [])]
     asked.root.mkdir(parents=True, exist_ok=True)

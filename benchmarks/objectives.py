@@ -59,8 +59,9 @@ def main() -> None:
     scores = root / "evaluated" / evaluation_key(run, options.split)
     teacher = lru_cache(partial(load_teacher, run, run.recipe.evaluation.dtype))
     load = partial(load_model, dtype=run.recipe.evaluation.dtype)
-    first = [EvaluatedSystem("teacher", "", teacher), EvaluatedSystem("sft", "", lambda: load(find_model(str(start_directory(run)))))]
-    evaluate_systems(first, teacher, shared, scores)
+    if not options.students_only:
+        start = partial(load, find_model(str(start_directory(run))))
+        evaluate_systems([EvaluatedSystem("teacher", "", teacher), EvaluatedSystem("sft", "", start)], teacher, shared, scores)
     for seed in (int(s) for s in options.seeds.split(",")):
         for name, method in methods.items():
             directory = root / f"{name}-{seed}"
@@ -246,6 +247,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--rates", help="learning rates to try, comma-separated, or a file with one for each method")
     parser.add_argument("--choose", type=Path, help="write each method's best rate here")
     parser.add_argument("--rows", type=Path, help="write the rows here")
+    parser.add_argument("--students-only", action="store_true", help="don't evaluate the teacher and the SFT student")
     return parser.parse_intermixed_args()
 
 
