@@ -172,6 +172,7 @@ TABLES = {
     "real-entropy-ahead": lambda: ahead_table(rows_of("real-temperatures-test.jsonl.xz"), OWN_CLONING),
     "real-entropy-valid": lambda: equal_entropy_table(rows_of("real-temperatures.jsonl.xz"), "jsd"),
     "real-entropy-ahead-valid": lambda: ahead_table(rows_of("real-temperatures.jsonl.xz"), OWN_CLONING),
+    "real-long": lambda: equal_entropy_table(trained_for_longer(), "jsd_long"),
     "real-tasks": lambda: tasks_table(rows_of("real-tasks.jsonl.xz"), "jsd"),
     "real-valid": lambda: methods_table(rows_of("real-valid.jsonl.xz"), "jsd@0.0001"),
     "real-temperatures": lambda: decoding_table(rows_of("real-temperatures-test.jsonl.xz")),
@@ -215,6 +216,14 @@ FIGURES = {
         {"teacher_nll": 6.0},
     ),
 }
+
+
+def trained_for_longer() -> list[dict[str, Any]]:
+    """Students of four times the steps, and with the same seeds those that they are four times of; the teacher."""
+    long = rows_of("real-long-temperatures.jsonl.xz")
+    short, seeds = {r["method"].removesuffix("_long") for r in long}, {r["seed"] for r in long}
+    others = rows_of("real-temperatures-test.jsonl.xz")
+    return long + [r for r in others if r["system"] == "teacher" or (r.get("method") in short and r["seed"] in seeds)]
 
 
 def ac_ablations() -> list[dict[str, Any]]:
