@@ -54,8 +54,8 @@ def soft_optimal(reward: Table, transition: list[Table], gamma: float, sets: Set
 
 
 def soft_policy(reward: Table, transition: list[Table], gamma: float, policy: list[dict[int, float]]) -> Table:
-    """Policy evaluation with V(s) = Σ_a π(a|s) (Q(s,a) − log π(a|s))."""
-    return fixed_point(reward, transition, gamma, lambda s, row: math.fsum(p * (row[a] - math.log(p)) for a, p in policy[s].items()))
+    """Policy evaluation with V(s) = Σ_a π(a|s) (Q(s,a) − log π(a|s)), where 0·log 0 = 0."""
+    return fixed_point(reward, transition, gamma, lambda s, row: math.fsum(p * (row[a] - math.log(p)) for a, p in policy[s].items() if p))
 
 
 def text_value(successor: list[list[int]], reward: Table, gamma: float, sets: Sets, state: int = 0) -> float:
