@@ -163,6 +163,7 @@ OWN_CLONING = {
     "ac_dense_gamma_09": "reverse_kl_dense",
     "ac_own_gamma_09": "reverse_kl_own",
 }
+LONGER = {"jsd_long": "jsd", "ac_uniform_gamma_09_long": "ac_uniform_gamma_09"}
 TABLES = {
     "quickstart-entropy": lambda: compared_table(rows_of("quickstart-entropy.jsonl")),
     "real": lambda: methods_table(rows_of("real.jsonl.xz"), "jsd"),
@@ -173,6 +174,7 @@ TABLES = {
     "real-entropy-valid": lambda: equal_entropy_table(rows_of("real-temperatures.jsonl.xz"), "jsd"),
     "real-entropy-ahead-valid": lambda: ahead_table(rows_of("real-temperatures.jsonl.xz"), OWN_CLONING),
     "real-long": lambda: equal_entropy_table(trained_for_longer(), "jsd_long"),
+    "real-long-gain": lambda: ahead_table(trained_for_longer(), LONGER),
     "real-tasks": lambda: tasks_table(rows_of("real-tasks.jsonl.xz"), "jsd"),
     "real-valid": lambda: methods_table(rows_of("real-valid.jsonl.xz"), "jsd@0.0001"),
     "real-temperatures": lambda: decoding_table(rows_of("real-temperatures-test.jsonl.xz")),
@@ -220,7 +222,7 @@ FIGURES = {
 
 def trained_for_longer() -> list[dict[str, Any]]:
     """Students of four times the steps, and with the same seeds those that they are four times of; the teacher."""
-    long = rows_of("real-long-temperatures.jsonl.xz")
+    long = [r for r in rows_of("real-long-temperatures.jsonl.xz") if "method" in r]
     short, seeds = {r["method"].removesuffix("_long") for r in long}, {r["seed"] for r in long}
     others = rows_of("real-temperatures-test.jsonl.xz")
     return long + [r for r in others if r["system"] == "teacher" or (r.get("method") in short and r["seed"] in seeds)]

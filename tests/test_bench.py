@@ -99,8 +99,10 @@ def call(script, *argv: str) -> None:
         (importlib.import_module(script) if isinstance(script, str) else script).main()
 
 
-def test_one_method_and_seed_gives_one_row(measured):
+def test_one_method_and_seed_gives_one_row(measured, models):
     _, _, row = measured
+    evaluated = (models / "run").glob("objectives/*/evaluated/*/scores/*.json")
+    assert [p.stem for p in evaluated] == ["reverse_kl-5"]  # what has no row is not evaluated
     assert (row["method"], row["seed"], row["split"]) == ("reverse_kl", 5, "valid")
     assert len(row["sft_fingerprint"]) == 16
     assert row["training_seconds"] > 0.0
