@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from tdistill.errors import TdistillError
+from tdistill.errors import TdistillError, shown
 
 EXIT_USAGE = 2
 
@@ -253,7 +253,7 @@ def main() -> None:
     try:
         app()
     except TdistillError as error:
-        typer.echo(f"tdistill: error: {error}", err=True)
+        typer.echo(f"tdistill: error: {shown(str(error))}", err=True)
         sys.exit(EXIT_USAGE)
 
 

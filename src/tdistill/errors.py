@@ -1,7 +1,11 @@
 """Errors a user can act on: the command line prints them without a traceback and exits with status 2."""
 
 import difflib
+import re
 from collections.abc import Iterable
+
+LONGEST_MESSAGE = 2_000  # characters of an error on a terminal
+_CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ufffe\uffff\ud800-\udfff]")
 
 
 class TdistillError(Exception):
@@ -45,3 +49,17 @@ def nearest(name: str, known: Iterable[str]) -> str:
     known = sorted(known)
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     return f" Did you mean {close[0]!r}?" if close else f" Known: {', '.join(known)}."
+
+
+def visible(text: str) -> str:
+    """Replace control characters, text-direction overrides and lone surrogates by symbols that show them."""
+    text = text.replace("\r\n", "\n")
+    return _CONTROLS.sub(lambda m: chr(0x2400 + ord(m[0])) if m[0] < " " else "\ufffd", text)
+
+
+def shown(text: str, longest: int = LONGEST_MESSAGE) -> str:
+    """Make a message safe for a terminal: control characters become visible, and the middle of a long text is left out."""
+    if len(text) > longest:
+        half = longest // 2
+        text = f"{text[:half]} [… {len(text) - 2 * half:,} characters …] {text[-half:]}"
+    return visible(text)

@@ -1,30 +1,65 @@
-"""Files that are written whole or not at all: what has its name is complete, after a kill as after a full disk."""
+"""Write files whole or not at all: a file that has its name is complete, after a kill as after a full disk."""
 
 import json
 import lzma
 import os
+import secrets
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from tdistill.errors import TdistillError
+from tdistill.parse import parse_json
+
+PARTIAL = ".partial"  # ends the name of a file that is being written
+
 
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A handle whose content takes the name ``path`` once it is on the disk; on an error nothing is left.
+    """Open a new file that takes the name ``path`` once it is on the disk; on an error nothing is left.
+
+    The temporary name can't be guessed and is never an existing file, so no link that somebody laid is followed.
 
     Raises:
         OSError: the disk is full or can't be written.
     """
-    temporary = path.with_name(f"{path.name}.partial")
+    temporary = path.with_name(f"{path.name}.{secrets.token_hex(6)}{PARTIAL}")
     try:
-        with temporary.open("wb") as handle:
+        with temporary.open("xb") as handle:
             yield handle
             handle.flush()
             os.fsync(handle.fileno())
         temporary.replace(path)
+        sync_directory(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def sync_directory(directory: Path) -> None:
+    """Put the names in a directory on the disk: after a power cut, a renamed file is there."""
+    handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def sync_tree(directory: Path) -> None:
+    """Put every file below a directory on the disk, for what other libraries wrote there."""
+    for path in sorted(directory.rglob("*")):
+        if path.is_dir():
+            sync_directory(path)
+        elif path.is_file():
+            with path.open("rb") as handle:
+                os.fsync(handle.fileno())
+    sync_directory(directory)
+
+
+def remove_partial(directory: Path) -> None:
+    """Remove what killed writers left below a directory. No other process may be writing there."""
+    for path in directory.rglob(f"*{PARTIAL}"):
+        path.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -43,6 +78,19 @@ def write_jsonl(path: Path, rows: Iterable[Any]) -> None:
     text = "".join(json.dumps(row, sort_keys=True, ensure_ascii=False) + "\n" for row in rows).encode("utf-8")
     with replacing(path) as handle:
         handle.write(lzma.compress(text) if path.suffix == ".xz" else text)
+
+
+def read_json(path: Path, error: type[TdistillError], advice: str = "") -> Any:
+    """Read one JSON value back.
+
+    Raises:
+        error: the file is missing, can't be read, or is not JSON; ``advice`` says what to do.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as cause:
+        raise error(f"{path} can't be read: {cause.strerror}. {advice}".strip()) from cause
+    return parse_json(content, str(path), error, advice=advice, nan=True)
 
 
 def read_jsonl(path: Path) -> list[Any]:

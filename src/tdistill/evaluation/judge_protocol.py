@@ -10,8 +10,7 @@ from typing import Any
 import httpx2
 from pydantic import BaseModel, Field, ValidationError
 
-from tdistill.errors import ConfigError
-from tdistill.report.text import visible
+from tdistill.errors import ConfigError, visible
 
 DEFAULT_KEY_VARIABLE = "OPENAI_API_KEY"
 TEMPERATURE, SEED = 0.0, 0

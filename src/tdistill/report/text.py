@@ -3,13 +3,7 @@
 import html
 import re
 
-_CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ufffe\uffff\ud800-\udfff]")
-
-
-def visible(text: str) -> str:
-    """``text`` with control characters, text-direction overrides and lone surrogates replaced by symbols that show them."""
-    text = text.replace("\r\n", "\n")
-    return _CONTROLS.sub(lambda m: chr(0x2400 + ord(m[0])) if m[0] < " " else "\ufffd", text)
+from tdistill.errors import visible
 
 
 def escape_html(text: str) -> str:
