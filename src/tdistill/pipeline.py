@@ -30,6 +30,7 @@ from tdistill.files import write_json
 from tdistill.models import ModelSource, find_model, model_fingerprint
 from tdistill.processes import is_main_process, process_count, wait_for_everyone
 from tdistill.progress import say
+from tdistill.secrets_guard import without_secrets
 
 MARKER, STAGE_FILE = ".tdistill", "stage.json"
 # torch.save does not say why it could not write.
@@ -189,8 +190,8 @@ def _disk_is_full(error: Exception) -> bool:
 
 
 def resolved_yaml(recipe: Recipe) -> str:
-    """The recipe with every default filled in."""
-    return yaml.safe_dump(recipe.model_dump(), sort_keys=False, allow_unicode=True)
+    """Return the recipe with every default filled in, as YAML without secrets."""
+    return yaml.safe_dump(without_secrets(recipe.model_dump()), sort_keys=False, allow_unicode=True)
 
 
 def peak_memory_bytes() -> int:
@@ -212,7 +213,7 @@ def provenance(recipe: Recipe) -> dict[str, Any]:
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, {_device()}",
         "git_commit": _git_commit(),
         "seed": recipe.seed,
-        "recipe": recipe.model_dump(),
+        "recipe": without_secrets(recipe.model_dump()),
     }
 
 
