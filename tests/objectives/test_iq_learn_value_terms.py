@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from iq_learn_cases import bound, every_kind_of_step, knob_id, loss_of, oracle
+from pairwise import pairwise
 
 from tdistill.errors import ConfigError
 from tdistill.objectives.value_term import discount_weights
@@ -18,7 +19,7 @@ from tdistill.objectives.value_term import discount_weights
 PHIS = ["chi2", "hellinger", "kl", "js", "tv", "linear"]
 TERMS = ["value_expert", "v0", "value_mix"]
 GAMMAS = [0.0, 0.6, 0.99, 1.0]
-KNOBS = [
+KNOBS = pairwise(
     {"value_term": value_term, "phi_on": phi_on, "phi": phi, "terminal": terminal, "estimator": estimator, "gauge": gauge, "anchor": anchor}
     for value_term, (phi_on, phi), terminal, estimator, (gauge, anchor) in itertools.product(
         TERMS,
@@ -28,7 +29,7 @@ KNOBS = [
         [("max", "none"), ("lse", "tail"), ("learned", "nll")],
     )
     if terminal == "zero" or phi == "chi2"
-]
+)
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pairwise import pairwise
 from torch import Tensor
 
 from tdistill.errors import ConfigError
@@ -18,10 +19,10 @@ from tdistill.objectives import bind
 from tdistill.objectives.path_consistency import window_length, window_weights
 
 GAUGES = ["none", "max", "max_support", "mean_support", "lse", "learned"]
-KNOBS = [
+KNOBS = pairwise(
     dict(zip(("gauge", "max_n", "anchor"), values, strict=True))
     for values in itertools.product(GAUGES, [None, 1, 2, 50], ["none", "tail", "nll"])
-]
+)
 
 
 def knob_id(knobs: dict[str, Any]) -> str:
