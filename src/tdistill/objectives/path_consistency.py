@@ -65,9 +65,7 @@ def window_length(counts_t: Bool[Tensor, "B T"], longest: int) -> Int[Tensor, "B
     return (stop_t - index).clamp(max=longest)
 
 
-def whole_response_loss(
-    delta_t: Float[Tensor, "B T"], counts_t: Bool[Tensor, "B T"], gamma: float, lambda_: float
-) -> Float[Tensor, "B T"]:
+def whole_response_loss(delta_t: Float[Tensor, "B T"], counts_t: Bool[Tensor, "B T"], gamma: float, lambda_: float) -> Float[Tensor, "B T"]:
     """Return Σ_n w_n ½δ²_{t,n} over windows of every length up to the whole response, in O(T).
 
     Read w_n as the probability that a window has n tokens. δ_{t,n} = δ_t + γδ_{t+1,n−1}, so mean B and half the variance M follow from
@@ -127,7 +125,7 @@ def _windows(
 
 def window_weights(length_t: Int[Tensor, "B T"], lambda_: float, n: int, dtype: torch.dtype) -> Float[Tensor, "B T"]:
     """Return w_n of the windows from each step: (1−λ)λ^{n−1} for n < N, λ^{N−1} at n = N, 0 beyond. They sum to 1 unless N = 0."""
-    longer, last = (n < length_t).to(dtype), (n == length_t).to(dtype)
+    longer, last = length_t.gt(n).to(dtype), length_t.eq(n).to(dtype)
     return lambda_ ** (n - 1) * ((1.0 - lambda_) * longer + last)
 
 
