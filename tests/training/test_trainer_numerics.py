@@ -147,7 +147,9 @@ def test_values_and_losses_are_float32_in_a_bfloat16_run(make: Any) -> None:
     for name, head in heads.items():
         torch.nn.init.normal_(head.state.weight, generator=torch.Generator().manual_seed(3))
         torch.nn.init.constant_(head.state.bias, 100.0)
-        head.register_forward_hook(lambda head, args, out, name=name: seen.update({name: (args[0].detach(), head.state.weight.detach().clone())}))
+        head.register_forward_hook(
+            lambda head, args, out, name=name: seen.update({name: (args[0].detach(), head.state.weight.detach().clone())})
+        )
     trainer.train()
     assert seen["student"][0].dtype == torch.bfloat16 or trainer.model.lm.dtype == torch.float32
     for name, steps in (("student", seen["steps"]), ("target", seen["steps"].target)):
