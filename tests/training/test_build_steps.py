@@ -25,7 +25,7 @@ from tdistill.prune import prune_layers
 from tdistill.rollout.cache import open_cache
 from tdistill.rollout.generate import Sampling, batch_plan, generate_batch
 from tdistill.rollout.prompts import Prompt, tokenize_prompts
-from tdistill.rollout.run import Capture, cache_settings, write_rollouts
+from tdistill.rollout.run import Capture, cache_settings, roll_out, write_rollouts
 from tdistill.rollout.score import score_batch
 from tdistill.training.batch import build_steps, student_inputs, teacher_online
 from tdistill.training.target import TargetNetwork
@@ -107,7 +107,7 @@ def reference(row: dict[str, Any], teacher: Any, student: StudentModel) -> Refer
         state = [float((head.state.weight[0].double() * h).sum() + head.state.bias[0].double()) for h in hidden]
         embeddings = student.lm.get_output_embeddings().weight[:VOCAB].double()
         action = [[v + float((head.action.weight.double() @ h) @ e) / len(h) for e in embeddings] for v, h in zip(state, hidden, strict=True)]
-    result = Reference(
+    return Reference(
         tokens=tokens,
         finished=row["finished"],
         teacher=teacher.logits[0, len(prompt) - 1 :, :VOCAB].log_softmax(-1),
@@ -116,7 +116,6 @@ def reference(row: dict[str, Any], teacher: Any, student: StudentModel) -> Refer
         action_value=torch.tensor(action),
         behaviour=row["behaviour_logp"],
     )
-    return result
 
 
 @pytest.fixture(autouse=True)
@@ -158,6 +157,7 @@ def assert_fields(steps: Steps, references: list[Reference], sets: list[list[lis
         assert steps.terminal_t[b].nonzero().flatten().tolist() == ([length - 1] if truth.finished else [])
         assert not steps.legal_t[b, length:].any()
         assert steps.a_t[b, length:].eq(-1).all()
+        assert steps.behaviour_logp_t[b, length:].isnan().all()
         for t, token in enumerate(truth.tokens):
             assert_step(steps, b, t, truth, inside[t], token, exact)
 
@@ -268,6 +268,22 @@ def test_the_target_networks_steps_are_those_of_its_own_weights(cache: Path, stu
         assert_fields(averaged, chosen, [[kept(row, P, None) for row in r.teacher] for r in chosen], exact=False)
     finally:
         student.float().load_state_dict(before)
+
+
+def test_human_text_is_the_experts_and_nobody_sampled_it(tiny_teacher: Path, teacher: Any, student: StudentModel, tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(find_model(str(tiny_teacher)))
+    asked = [Prompt(f"p{i}", ({"role": "user", "content": "?"},), references=("yes" * (i + 1),)) for i in range(3)]
+    prompts, _ = tokenize_prompts(asked, tokenizer, 128, "refuse")
+    sampling, capture = Sampling(max_completion_length=9, seed=1), Capture(P, None, 1, 3, 1)
+    roll_out(lambda: teacher, tokenizer, prompts, tmp_path, sampling, capture, {"teacher": "tiny"}, [256], human=True)
+    data = RolloutDataset(tmp_path, origins=("human",))
+    batch = DistillCollator()([data[i] for i in range(3)])
+    with torch.no_grad():
+        steps = build_steps(batch, student(**student_inputs(batch), needs=NEEDS, vocab_size=VOCAB), VOCAB, None, NEEDS)
+    assert steps.expert_t.all()
+    assert steps.behaviour_logp_t.isnan().all()
+    assert steps.mask_t.sum(-1).tolist() == [9, 7, 4]
+    assert steps.terminal_t.any(-1).tolist() == [False, True, True], "the longest is cut off"
 
 
 # --- the teacher's mass outside the candidates -----------------------------------------------------------------------
