@@ -182,7 +182,8 @@ def test_a_killed_run_ends_as_one_that_was_not(expert: RolloutDataset, student: 
 
 
 @pytest.mark.parametrize(
-    ("objective", "arguments"), [("sqil", {"other": "rollouts"}), ("ls_iq", {"other": "rollouts"}), ("iq_learn", {"value_term": "value_mix"})]
+    ("objective", "arguments"),
+    [("sqil", {"other": "rollouts"}), ("ls_iq", {"other": "rollouts"}), ("iq_learn", {"value_term": "value_mix", "phi_on": "all"})],
 )
 def test_what_needs_steps_of_others_says_so(
     objective: str, arguments: dict[str, Any], expert: RolloutDataset, student: Any, tokenizer: Any, tmp_path: Path

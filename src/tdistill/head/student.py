@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from tdistill.adapters import is_adapted, load_adapter_weights
 from tdistill.errors import ModelError
+from tdistill.head.precision import at_least_float32
 from tdistill.head.value import ValueHead
 from tdistill.padding import positions
 
@@ -65,7 +66,9 @@ class StudentModel(nn.Module):
         vocab_size: int | None = None,
         diagnostics: bool = False,
     ) -> dict[str, Tensor]:
-        """Logits at the candidates, and what ``needs`` asks for beside them. float32 whatever the model computes in.
+        """Return the logits at the candidates, and what ``needs`` asks for beside them: in float32 whatever the model computes in.
+
+        A model in float64 gives float64.
 
         Args:
             input_ids: [B, L] the prompt and all response tokens but the last; the last T columns score the T steps.
@@ -78,7 +81,7 @@ class StudentModel(nn.Module):
             diagnostics: add ``student_mass`` and ``entropy`` [B, T], without gradient.
         """
         logits, hidden = self._logits(input_ids, attention_mask, taken_ids.shape[1], bool(VALUES & needs))
-        logits = logits[..., :vocab_size].float()
+        logits = at_least_float32(logits[..., :vocab_size])
         out = {"q_t": logits if candidate_ids is None else logits.gather(-1, candidate_ids)}
         if "log_z" in needs:
             out["log_z_t"] = logits.logsumexp(-1)
@@ -160,9 +163,8 @@ class StudentModel(nn.Module):
 def full_vocabulary_metrics(
     logits: Float[Tensor, "B T V"], q_t: Float[Tensor, "B T K"], legal: Bool[Tensor, "B T K"] | None
 ) -> dict[str, Tensor]:
-    """The student's mass on A_p, and its entropy in nats, per step."""
+    """Return the student's mass on A_p, and its entropy in nats, per step. A logit of −inf counts as a probability of 0."""
     log_z = logits.logsumexp(-1, keepdim=True)
-    logp = logits - log_z
     in_support = (q_t - log_z).exp()
     mass = (in_support if legal is None else torch.where(legal, in_support, 0.0)).sum(-1)
-    return {"student_mass": mass, "entropy": -(logp.exp() * logp).sum(-1)}
+    return {"student_mass": mass, "entropy": torch.special.entr((logits - log_z).exp()).sum(-1)}

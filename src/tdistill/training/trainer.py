@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, Trainer, TrainerControl, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import IntervalStrategy
 
 from tdistill.data.collate import DistillCollator
 from tdistill.data.dataset import RolloutDataset
@@ -23,7 +24,7 @@ from tdistill.training.language_modelling import LanguageModelling, window_losse
 from tdistill.training.metrics import MetricSums, overlap_ratio, support_metrics
 from tdistill.training.on_policy import check_in_order
 from tdistill.training.target import FollowStudent, TargetNetwork
-from tdistill.training.value import ValueSettings, ValueWarmup, own_rate
+from tdistill.training.value import ValueSettings, clear_gradients, own_rate
 
 # What every run is validated by, whatever it trains on: comparable across objectives.
 VALIDATION = {"nll": bind("nll"), "forward_kl": bind("forward_kl"), "reverse_kl": bind("reverse_kl")}
@@ -112,8 +113,8 @@ class DistillTrainer(Trainer):
         self.model_accepts_loss_kwargs = True
         self.value = value or ValueSettings()
         self.target = self._make_target(self.value.target_tau) if "target" in objective.needs else None
-        if student.value_head is not None and self.value.warmup_steps:
-            self.add_callback(ValueWarmup(student.lm, self.value.warmup_steps))
+        if self.value.warmup_steps and self.is_deepspeed_enabled:
+            raise ConfigError("value.warmup_steps needs gradients that DeepSpeed keeps to itself: set it to 0, or use DDP or FSDP.")
         self.teacher_model = teacher_model.to(self.args.device).requires_grad_(False).eval() if teacher_model is not None else None
 
     def _make_target(self, tau: float) -> TargetNetwork:
@@ -139,27 +140,45 @@ class DistillTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        """Σ loss_t·mask_t ÷ the global count of valid steps, times the number of processes (DDP averages, the count is global)."""
-        wants_diagnostics = (self.state.global_step + 1) % max(int(self.args.logging_steps), 1) == 0
-        steps, out = self._steps(model, inputs, self.objective.needs, wants_diagnostics)
+        """Return Σ loss_t·mask_t ÷ the count of valid steps of the whole optimizer step, and the language-modelling term.
+
+        DDP averages gradients over processes. So where the count is over all of them (``average_tokens_across_devices``), this part is
+        multiplied by their number; where it is each process's own, the processes' means are averaged as they are.
+        """
+        steps, out = self._steps(model, inputs, self.objective.needs, self._logs_this_step())
         output = self.objective(steps)
         count = steps.mask_t.sum() if num_items_in_batch is None else num_items_in_batch
         loss = torch.where(steps.mask_t, output.loss_t, 0.0).sum() / count
-        if self.lm is not None:
-            loss = loss + self._lm_loss(model, inputs["window_ids"])
         if self.args.average_tokens_across_devices and num_items_in_batch is not None:
             loss = loss * self.accelerator.num_processes
+        if self.lm is not None:
+            loss = loss + self._lm_loss(model, inputs["window_ids"])
         self._record(steps, out, output.metrics)
         return (loss, out) if return_outputs else loss
 
     def _lm_loss(self, model: nn.Module, windows: Tensor) -> Tensor:
-        """This micro-batch's part: Σ over its windows ÷ the steps of all windows of the optimizer step, of which all are whole."""
+        """Return this micro-batch's part of the mean over the windows that this process reads in the optimizer step.
+
+        All windows are equally long and all processes read equally many, so the average that DDP takes over processes is the mean of all.
+        """
         assert self.lm is not None
         ce, kd = window_losses(model, windows, self.lm, self.teacher_model, self.vocab_size)
         self._metrics.add({"lm/cross_entropy": ce} | ({"lm/kd": kd} if self.lm.reads_teacher else {}), torch.ones_like(ce, dtype=torch.bool))
-        per_step = self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps * self.accelerator.num_processes
         mixed = (1.0 - self.lm.kd_ratio) * ce + self.lm.kd_ratio * kd
-        return self.lm.lm_coef * mixed.sum() / (per_step * ce.shape[1])
+        windows_per_step = self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps
+        return self.lm.lm_coef * mixed.mean(-1).sum() / windows_per_step
+
+    def _logs_this_step(self) -> bool:
+        """Tell whether the Trainer logs after the optimizer step that this micro-batch belongs to: then diagnostics are worth their time."""
+        step, strategy = self.state.global_step + 1, self.args.logging_strategy
+        if step == 1 and self.args.logging_first_step:
+            return True
+        if strategy == IntervalStrategy.STEPS:
+            return step % self.state.logging_steps == 0  # args.logging_steps may be a share of the run
+        if strategy == IntervalStrategy.EPOCH and self.callback_handler.train_dataloader is not None:
+            batches = len(self.callback_handler.train_dataloader)
+            return step == self.state.max_steps or step % math.ceil(batches / self.args.gradient_accumulation_steps) == 0
+        return False
 
     def _steps(
         self, model: nn.Module, inputs: dict[str, Tensor], needs: frozenset[str], diagnostics: bool = False
@@ -173,7 +192,8 @@ class DistillTrainer(Trainer):
         steps = build_steps(inputs, out, self.vocab_size, teacher_logp, needs)
         if self.target is not None:
             with self.accelerator.autocast():
-                steps = replace(steps, target=build_steps(inputs, self.target(**given), self.vocab_size, teacher_logp, needs))
+                averaged = self.target(**given)
+            steps = replace(steps, target=build_steps(inputs, averaged, self.vocab_size, teacher_logp, needs))
         return steps, out
 
     @torch.no_grad()
@@ -182,7 +202,8 @@ class DistillTrainer(Trainer):
         if "student_mass" in out:
             seen |= {"student_mass": out["student_mass"], "entropy": out["entropy"], "overlap_ratio": overlap_ratio(steps)}
         self._metrics.add(seen, steps.mask_t)
-        self._metrics.add_row("completions/mean_length", steps.mask_t.sum(-1).float().mean())
+        lengths = steps.mask_t.sum(-1, keepdim=True)
+        self._metrics.add({"completions/mean_length": lengths.float()}, lengths > 0)
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
         """One micro-batch, forward and backward.
@@ -195,7 +216,19 @@ class DistillTrainer(Trainer):
             self._fail("loss", loss.item(), inputs)
         return loss
 
+    def _clip_grad_norm(self, model: nn.Module) -> Any:
+        self._hold_language_model(model)
+        return super()._clip_grad_norm(model)
+
+    def _hold_language_model(self, model: nn.Module) -> None:
+        """Remove the language model's gradient while the value head has its head start, before the norm is measured and clipped."""
+        student = self.accelerator.unwrap_model(model)
+        if student.value_head is not None and self.state.global_step < self.value.warmup_steps:
+            clear_gradients(student.lm)
+
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        if grad_norm is None:  # max_grad_norm is 0, so nothing was clipped
+            self._hold_language_model(model)
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)
         if norm is not None and not math.isfinite(float(norm)):
             self._fail("gradient norm", float(norm), None)
@@ -213,9 +246,12 @@ class DistillTrainer(Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """As the Trainer's, with the objective's metrics since the last training log."""
         if "loss" in logs and self._metrics.keys():
-            sums = self._metrics.stacked()
-            logs |= self._metrics.read(self.accelerator.reduce(sums, "sum") if self.accelerator.num_processes > 1 else sums)
+            logs |= self._metrics.read(self._over_processes if self.accelerator.num_processes > 1 else None)
         super().log(logs, start_time)
+
+    def _over_processes(self, sums: Tensor) -> Tensor:
+        """Return the sum over processes of tensors that may differ in length along the first axis."""
+        return self.accelerator.reduce(self.accelerator.pad_across_processes(sums, dim=0), "sum")
 
     @torch.no_grad()
     def evaluate(self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval") -> dict[str, float]:
