@@ -12,7 +12,7 @@ from tdistill.errors import ConfigError
 from tdistill.head.student import VALUES
 from tdistill.training.language_modelling import LanguageModelling
 from tdistill.training.on_policy import check_in_order
-from tdistill.training.schedule import examples_per_step, steps_per_epoch
+from tdistill.training.schedule import examples_per_step, total_steps
 from tdistill.training.value import ValueSettings
 
 # Arguments of the Trainer's constructor for losses and metrics of one's own: both are the objective's here.
@@ -45,7 +45,7 @@ def own_arguments(args: TrainingArguments, train_dataset: RolloutDataset | Mixed
         _check_mixed(own, train_dataset)
         own.max_steps = train_dataset.steps
     elif train_dataset is not None:
-        steps_per_epoch(own, len(train_dataset))
+        total_steps(own, len(train_dataset))
     return own
 
 
