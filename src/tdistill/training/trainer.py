@@ -1,28 +1,29 @@
 """``DistillTrainer``: a ``transformers.Trainer`` that knows batches and ``Steps``, and no algorithm."""
 
-import json
 import math
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel, Trainer, TrainerControl, TrainingArguments
-from transformers.trainer import TRAINER_STATE_NAME
+from torch.utils.data import DataLoader, Dataset, Sampler
+from transformers import PreTrainedModel, TrainerControl, TrainingArguments
 from transformers.trainer_utils import IntervalStrategy
 
 from tdistill.data.collate import DistillCollator
 from tdistill.data.dataset import RolloutDataset
 from tdistill.data.mixed import MixedDataset
-from tdistill.errors import ConfigError, NonFiniteLossError, TrainingError
+from tdistill.errors import ConfigError, NonFiniteLossError
 from tdistill.head.student import StudentModel
 from tdistill.mdp.steps import Steps
 from tdistill.objectives import BoundObjective, bind
 from tdistill.training.batch import build_steps, student_inputs, teacher_online
+from tdistill.training.checks import check_constructor, check_windows, own_arguments, unused_value_settings
+from tdistill.training.finite import non_finite_metric
 from tdistill.training.language_modelling import LanguageModelling, window_losses
 from tdistill.training.metrics import MetricSums, overlap_ratio, support_metrics
-from tdistill.training.on_policy import check_in_order
+from tdistill.training.resumable import ResumableTrainer
+from tdistill.training.schedule import InOrder, steps_per_epoch
 from tdistill.training.target import FollowStudent, TargetNetwork
 from tdistill.training.value import ValueSettings, clear_gradients, own_rate
 
@@ -30,29 +31,15 @@ from tdistill.training.value import ValueSettings, clear_gradients, own_rate
 VALIDATION = {"nll": bind("nll"), "forward_kl": bind("forward_kl"), "reverse_kl": bind("reverse_kl")}
 
 
-def check_same_length(checkpoint: Path, args: TrainingArguments) -> None:
-    """A run goes on only where its schedule does: the learning rate of a step depends on how many there are.
-
-    Raises:
-        TrainingError: the checkpoint is of a run of another length.
-    """
-    key = "max_steps" if args.max_steps > 0 else "num_train_epochs"
-    there, here = json.loads((checkpoint / TRAINER_STATE_NAME).read_text(encoding="utf-8"))[key], math.ceil(getattr(args, key))
-    if there != here:
-        raise TrainingError(
-            f"{checkpoint} is of a run with {key}={there}, this one has {here}, so its learning rate would go another way. Resume with "
-            f"{key}={there}, or start from that checkpoint's weights as a new run."
-        )
-
-
-class DistillTrainer(Trainer):
+class DistillTrainer(ResumableTrainer):
     """Train a student on roll-outs by any objective.
 
     Args:
         model: a causal LM, or a ``StudentModel`` around one (which is what ``trainer.model`` is afterwards).
-        args: ``TrainingArguments``; ``remove_unused_columns`` is set to False, and a non-finite loss stops the run.
+        args: ``TrainingArguments``. The trainer works on a copy. A non-finite loss, gradient, metric or weight stops the run.
         objective: from ``bind``.
-        train_dataset: a ``RolloutDataset``, or a ``MixedDataset``, which is read in order, by one process without workers.
+        train_dataset: a ``RolloutDataset``; or a ``MixedDataset``, which is read in order, by one process without workers, and says
+            how many steps the run has, whatever ``num_train_epochs`` is.
         eval_dataset: a ``RolloutDataset``.
         processing_class: the tokenizer; saved with checkpoints, and its length is the vocabulary size.
         teacher_model: needed if the objective or a data set with p = 1 wants every logit; never under autograd.
@@ -60,7 +47,7 @@ class DistillTrainer(Trainer):
         value: how the value head learns, and how fast a target network follows.
 
     Raises:
-        ConfigError: the objective needs what model, teacher or data do not offer.
+        ConfigError: the objective needs what model, teacher or data do not offer, or something was asked for that has no effect.
     """
 
     # The loss is divided by the global count of valid steps here, so the Trainer must not divide it again.
@@ -79,9 +66,19 @@ class DistillTrainer(Trainer):
         lm: LanguageModelling | None = None,
         **kwargs: Any,
     ):
-        student = model if isinstance(model, StudentModel) else StudentModel.for_needs(model, objective.needs)
+        check_constructor(kwargs)
+        check_windows(lm, train_dataset)
+        args = own_arguments(args, train_dataset)
+        self.value = value or ValueSettings()
+        if unused := unused_value_settings(self.value, objective.needs):
+            raise ConfigError(
+                f"{objective.name} has no value head or target network that would read {', '.join(unused)}: leave it out of value."
+            )
+        student = model if isinstance(model, StudentModel) else StudentModel.for_needs(model, objective.needs, self.value.detach)
         if not student.offers(objective.needs):
             raise ConfigError(f"{objective.name} needs a value head: pass StudentModel.for_needs(lm, objective.needs).")
+        if value is not None and student.detach_value != value.detach:
+            raise ConfigError(f"value.detach is {value.detach}, but the StudentModel was made with {student.detach_value}: make them equal.")
         if "other" in objective.needs and train_dataset is not None and not train_dataset.has_other:
             raise ConfigError(
                 f"{objective.name} learns from steps that are not the expert's, and the training data have none: mix in the student's "
@@ -94,12 +91,7 @@ class DistillTrainer(Trainer):
             raise ConfigError(f"{objective.name} on this data needs the teacher online: pass teacher_model.")
         self.vocab_size = len(processing_class) if processing_class is not None else student.config.vocab_size
         self._metrics = MetricSums()
-        if isinstance(train_dataset, MixedDataset):
-            if train_dataset.has_other:
-                check_in_order(args)
-            args.train_sampling_strategy = "sequential"
-        args.remove_unused_columns = False  # the collator reads columns that no forward takes
-        args.logging_nan_inf_filter = False  # a non-finite loss is an error here, not an average
+        self._last_batch: dict[str, Any] | None = None
         super().__init__(
             model=student,
             args=args,
@@ -111,11 +103,25 @@ class DistillTrainer(Trainer):
         )
         # Makes the Trainer count the labels over all micro-batches and processes of a step.
         self.model_accepts_loss_kwargs = True
-        self.value = value or ValueSettings()
         self.target = self._make_target(self.value.target_tau) if "target" in objective.needs else None
         if self.value.warmup_steps and self.is_deepspeed_enabled:
             raise ConfigError("value.warmup_steps needs gradients that DeepSpeed keeps to itself: set it to 0, or use DDP or FSDP.")
         self.teacher_model = teacher_model.to(self.args.device).requires_grad_(False).eval() if teacher_model is not None else None
+
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
+        data = train_dataset if train_dataset is not None else self.train_dataset
+        if not isinstance(data, MixedDataset):
+            return super()._get_train_sampler(data)
+        per_epoch = steps_per_epoch(self.args, len(data.expert))
+        return InOrder(per_epoch * data.batch_size, len(data), lambda: self.state.global_step // per_epoch)
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
+        """Return the loader of all validation examples, ``dataloader_drop_last`` or not."""
+        drop, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
+        try:
+            return super().get_eval_dataloader(eval_dataset)
+        finally:
+            self.args.dataloader_drop_last = drop
 
     def _make_target(self, tau: float) -> TargetNetwork:
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
@@ -211,6 +217,7 @@ class DistillTrainer(Trainer):
         Raises:
             NonFiniteLossError: before the optimizer touches a weight.
         """
+        self._last_batch = inputs
         loss = super().training_step(model, inputs, num_items_in_batch)
         if not torch.isfinite(loss):
             self._fail("loss", loss.item(), inputs)
@@ -239,8 +246,8 @@ class DistillTrainer(Trainer):
         if inputs is not None and self.train_dataset is not None:
             batch = " on prompts " + ", ".join(self.train_dataset.prompt_id(int(i)) for i in inputs["row"])
         raise NonFiniteLossError(
-            f"The {what} became {value} at step {step}{batch}. No weight was changed by it, and the checkpoints in "
-            f"{self.args.output_dir} are kept. Lower the learning rate, or look at alpha, q_min and the anchor of the objective."
+            f"The {what} became {value} at step {step}{batch}. No weight was changed by it. {self._kept()} Lower the learning rate, or look "
+            "at alpha, q_min and the anchor of the objective."
         )
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -276,37 +283,27 @@ class DistillTrainer(Trainer):
         model.train(was_training)
         count = totals.pop("steps")
         metrics = {f"{metric_key_prefix}_{k}": (v / count).item() for k, v in totals.items()}
+        if wrong := non_finite_metric(metrics):
+            raise NonFiniteLossError(
+                f"{wrong} of {int(count)} validation steps is {metrics[wrong]} after step {self.state.global_step}: this student is not one to "
+                f"save. {self._kept()} Lower the learning rate, or look at the objective."
+            )
         self.log(metrics)
         self.control: TrainerControl = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
-        directory = Path(output_dir or self.args.output_dir)
-        directory.mkdir(parents=True, exist_ok=True)
-        self.accelerator.unwrap_model(self.model).save_pretrained(directory, state_dict)
-        if self.processing_class is not None:
-            self.processing_class.save_pretrained(directory)
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        check_same_length(Path(resume_from_checkpoint), self.args)
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-        else:
-            self.accelerator.unwrap_model(model or self.model).load_weights(resume_from_checkpoint)
-
-    # The target network is training state, like the optimizer's.
-    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        super()._save_optimizer_and_scheduler(output_dir)
-        if self.target is not None and self.args.should_save:
-            self.target.save(Path(output_dir))
-
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        super()._load_optimizer_and_scheduler(checkpoint)
-        if self.target is not None and checkpoint is not None:
-            self.target.load(Path(checkpoint))
-
-    def _load_best_model(self) -> None:
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
-            super()._load_best_model()
-        else:
-            self.accelerator.unwrap_model(self.model).load_weights(self.state.best_model_checkpoint)
+    @torch.no_grad()
+    def _check_student(self) -> None:
+        """Check the weights, and the loss that they give on the last batch: after the last step nobody else looks at either."""
+        super()._check_student()
+        if self._last_batch is None:
+            return
+        model = self._wrap_model(self.model, training=False)
+        was_training = model.training
+        model.eval()
+        with self.compute_loss_context_manager():
+            steps, _ = self._steps(model, self._prepare_inputs(self._last_batch), self.objective.needs)
+            loss = torch.where(steps.mask_t, self.objective(steps).loss_t, 0.0).sum()
+        model.train(was_training)
+        if not torch.isfinite(loss):
+            self._refuse_to_save(f"The loss ({loss.item()})")
