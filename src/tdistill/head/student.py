@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from tdistill.adapters import is_adapted, load_adapter_weights
+from tdistill.adapters import bare_model, is_adapted, load_adapter_weights
 from tdistill.errors import ModelError
 from tdistill.head.precision import at_least_float32
 from tdistill.head.value import ValueHead
@@ -51,8 +51,39 @@ class StudentModel(nn.Module):
         """The language model's configuration."""
         return self.lm.config
 
+    # accelerate and DeepSpeed ask a model how to cut it into shards, by the names that transformers gave these members.
+    base_model_prefix = "base_model"
+
+    @property
+    def base_model(self) -> nn.Module:
+        """Return the body below the language model's head. accelerate looks for the last norm among its children."""
+        return bare_model(self.lm).base_model
+
+    @property
+    def _no_split_modules(self) -> list[str]:
+        """Return the class names of the layers, each of which is a unit of FSDP. A class that this model has no layer of is left out."""
+        present = {type(module).__name__ for module in self.lm.modules()}
+        return sorted(present & set(bare_model(self.lm)._no_split_modules or ()))
+
+    def get_input_embeddings(self) -> nn.Module:
+        """Return the language model's input embeddings."""
+        return self.lm.get_input_embeddings()
+
+    def get_output_embeddings(self) -> nn.Module:
+        """Return the language model's head."""
+        return self.lm.get_output_embeddings()
+
+    def tie_weights(self) -> None:
+        """Tie the weights that the language model ties."""
+        bare_model(self.lm).tie_weights()
+
+    @property
+    def is_activation_checkpointing(self) -> bool:
+        """Return True where the language model recomputes its activations."""
+        return self.lm.is_activation_checkpointing
+
     def activation_checkpointing_enable(self, **kwargs: Any) -> None:
-        """As the language model's: the Trainer calls it."""
+        """Make the language model recompute its activations. The Trainer calls it."""
         self.lm.activation_checkpointing_enable(**kwargs)
 
     def forward(
@@ -101,6 +132,10 @@ class StudentModel(nn.Module):
             out |= full_vocabulary_metrics(logits.detach(), out["q_t"].detach(), legal)
         return out
 
+    def run_lm(self, **inputs: Any) -> Any:
+        """Run the language model alone. FSDP2 gathers the weights around it as around ``forward``."""
+        return self.lm(**inputs)
+
     def _values(self, hidden: Float[Tensor, "B T D"], needs: frozenset[str]) -> dict[str, Tensor]:
         if not self.offers(needs):
             raise ModelError("The objective needs a value head: build the student with StudentModel.for_needs(lm, objective.needs).")
@@ -126,13 +161,21 @@ class StudentModel(nn.Module):
 
         ``state_dict`` is this module's own, gathered from shards, where the caller has it.
         """
-        own = None if state_dict is None else {k.removeprefix("lm."): v for k, v in state_dict.items() if k.startswith("lm.")}
+        own = None if state_dict is None else self._of_lm(state_dict)
         self.lm.save_pretrained(directory, state_dict=own, safe_serialization=True)  # of adapters: these alone
         if self.value_head is not None:
             weights = self.value_head.state_dict()
             if state_dict is not None:
                 weights = {k: state_dict[f"value_head.{k}"] for k in weights}
             save_file({k: v.contiguous() for k, v in weights.items()}, Path(directory) / VALUE_HEAD_FILE)
+
+    def _of_lm(self, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return the language model's part. Tied weights are one tensor again, which is saved once."""
+        own = {k.removeprefix("lm."): v for k, v in state_dict.items() if k.startswith("lm.")}
+        first: dict[int, str] = {}
+        for name, parameter in self.lm.named_parameters(remove_duplicate=False):
+            own[name] = own[first.setdefault(id(parameter), name)]
+        return own
 
     def load_weights(self, directory: str | Path) -> None:
         """Read back what ``save_pretrained`` wrote, in place.

@@ -19,6 +19,7 @@ from tdistill.training.checkpoints import find_checkpoints, last_checkpoint, rem
 from tdistill.training.checks import check_callbacks
 from tdistill.training.finite import non_finite_tensor, non_finite_weight
 from tdistill.training.schedule import examples_per_step, total_steps
+from tdistill.training.sharding import sharing
 from tdistill.training.target import TargetNetwork
 
 
@@ -90,6 +91,7 @@ class ResumableTrainer(Trainer):
             "objective": self.objective.describe(),
             "examples a step": examples_per_step(args),
             "number of processes": max(args.world_size, 1),
+            "way to share the student": sharing(self.accelerator),
             "seed": args.seed,
         }
 
@@ -197,7 +199,10 @@ class ResumableTrainer(Trainer):
         """
         if not _internal_call:  # else _save_checkpoint has checked
             self._check_student()
-        super().save_model(output_dir, _internal_call)
+        if self.is_fsdp_enabled:  # the processes gather it, whatever fsdp_state_dict_type says about checkpoints
+            self._save(output_dir, self.accelerator.get_state_dict(self.model))
+        else:
+            super().save_model(output_dir, _internal_call)
 
     def _check_student(self) -> None:
         name = non_finite_weight(self.model)
@@ -217,6 +222,8 @@ class ResumableTrainer(Trainer):
         return f"The last good checkpoint is {last}." if last else "There is no checkpoint before it."
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
+        if not self.args.should_save:  # one process writes
+            return
         directory = Path(output_dir or self.args.output_dir)
         if state_dict is not None and (name := non_finite_tensor(state_dict)):  # gathered from shards
             self._refuse_to_save(name)

@@ -29,7 +29,7 @@ from tdistill.files import sync_tree, write_json
 from tdistill.head.student import StudentModel
 from tdistill.models import find_model, load_model
 from tdistill.objectives import BoundObjective
-from tdistill.processes import is_main_process, wait_for_everyone
+from tdistill.processes import agreed, is_main_process, wait_for_everyone
 from tdistill.progress import bar, say
 from tdistill.training.checkpoints import drop_checkpoints, drop_unfinished, last_checkpoint
 from tdistill.training.checks import check_early_stopping, unused_value_settings
@@ -38,6 +38,7 @@ from tdistill.training.completions import COMPLETIONS, LogCompletions
 from tdistill.training.extras import Extras
 from tdistill.training.on_policy import StudentRollouts
 from tdistill.training.schedule import examples_per_step, total_steps
+from tdistill.training.sharding import check_whole_weights
 from tdistill.training.trainer import DistillTrainer
 from tdistill.training.value import ValueSettings
 
@@ -130,6 +131,8 @@ def train_student(
         lm=extras.lm,
         callbacks=[Clock()],
     )
+    if extras.merge:
+        check_whole_weights(trainer.accelerator, "train.peft.merge: true", "set it to false, `evaluate` and `sample` merge when they load")
     if extras.early_stopping_patience is not None:
         trainer.add_callback(EarlyStoppingCallback(extras.early_stopping_patience))
     if extras.log_completions:
@@ -192,7 +195,7 @@ def _train(trainer: DistillTrainer, checkpoints: Path, title: str) -> None:
     if is_main_process():
         drop_unfinished(checkpoints)
     wait_for_everyone()
-    resume = last_checkpoint(checkpoints)
+    resume = agreed("the last checkpoint", last_checkpoint(checkpoints))
     with ExitStack() as stack:
         trainer.add_callback(_ShowProgress(title, stack))
         trainer.train(resume_from_checkpoint=str(resume) if resume else None)

@@ -24,6 +24,7 @@ from tdistill.training.language_modelling import LanguageModelling, window_losse
 from tdistill.training.metrics import MetricSums, overlap_ratio, support_metrics
 from tdistill.training.resumable import ResumableTrainer
 from tdistill.training.schedule import InOrder, steps_per_epoch
+from tdistill.training.sharding import check_devices, check_sharding, check_whole_weights, keep_float32, shard_value_head
 from tdistill.training.target import FollowStudent, TargetNetwork
 from tdistill.training.value import ValueSettings, clear_gradients, own_rate
 
@@ -101,6 +102,11 @@ class DistillTrainer(ResumableTrainer):
             data_collator=kwargs.pop("data_collator", DistillCollator()),
             **kwargs,
         )
+        check_devices(self.args)
+        check_sharding(self.accelerator, student)
+        if self.is_fsdp_enabled:
+            keep_float32(self.accelerator.state.fsdp_plugin)
+        self._head_groups: list[dict[str, Any]] = []  # of the optimizer, while accelerate shards the student
         # Makes the Trainer count the labels over all micro-batches and processes of a step.
         self.model_accepts_loss_kwargs = True
         self.target = self._make_target(self.value.target_tau) if "target" in objective.needs else None
@@ -124,8 +130,7 @@ class DistillTrainer(ResumableTrainer):
             self.args.dataloader_drop_last = drop
 
     def _make_target(self, tau: float) -> TargetNetwork:
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
-            raise ConfigError("target_network=True keeps a whole copy of the student, which FSDP and DeepSpeed shard: use DDP or one process.")
+        check_whole_weights(self.accelerator, "target_network=True", "use DDP or one process")
         target = TargetNetwork(self.model, tau)
         self.add_callback(FollowStudent(target, lambda: self.accelerator.unwrap_model(self.model)))
         return target
@@ -137,7 +142,19 @@ class DistillTrainer(ResumableTrainer):
         head = self.accelerator.unwrap_model(model if model is not None else self.model).value_head
         if is_new and head is not None and self.value.learning_rate is not None:
             own_rate(optimizer, list(head.parameters()), self.value.learning_rate)
+        if is_new and head is not None and self.is_fsdp_enabled:
+            self._head_groups = shard_value_head(head, self.accelerator, optimizer)
         return optimizer
+
+    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
+        """Create the learning rate's schedule. By now accelerate has sharded the student, so the value head joins its optimizer."""
+        while self._head_groups:
+            self.optimizer.add_param_group(self._head_groups.pop(0))
+        return super().create_scheduler(num_training_steps, optimizer)
+
+    def _prepare_input(self, data: Any) -> Any:
+        # Under DeepSpeed the Trainer casts floats to the compute type. Ours are the teacher's log-probs, which no module reads.
+        return data.to(self.args.device) if isinstance(data, Tensor) else super()._prepare_input(data)
 
     def compute_loss(
         self,
