@@ -47,12 +47,12 @@ def cache(tiny_teacher: Path, tokenizer: Any, tmp_path_factory: pytest.TempPathF
 def make(tiny_teacher: Path, tokenizer: Any, cache: Path, tmp_path: Path) -> Callable[..., DistillTrainer]:
     """A trainer of two layers of the teacher on the cache."""
 
-    def _make(objective: BoundObjective, value: ValueSettings | None = None, lm: LanguageModelling | None = None, **arguments: Any) -> Any:
+    def _make(objective: BoundObjective, value: ValueSettings | None = None, **arguments: Any) -> Any:
         given = {"max_steps": 1, "logging_steps": 1, "eval_strategy": "no", "save_strategy": "no", **arguments}
         student = StudentModel.for_needs(prune_layers(load_model(find_model(str(tiny_teacher))), [0, 3]).train(), objective.needs)
         data = RolloutDataset(cache)
         args = training_arguments(given, tmp_path / "out", seed=4)
-        return DistillTrainer(student, args, objective, data, data, tokenizer, value=value, lm=lm)
+        return DistillTrainer(student, args, objective, data, data, tokenizer, value=value)
 
     return _make
 
@@ -197,7 +197,8 @@ def test_the_parts_of_a_step_are_divided_so_that_the_mean_over_processes_is_righ
     """Each process's loss, averaged over processes as DDP averages gradients, is the mean over all windows, and over all steps if
     ``average_tokens_across_devices``, else the mean of the processes' means.
     """
-    trainer = make(bind("nll"), lm=LanguageModelling(0.7), average_tokens_across_devices=average_tokens, per_device_train_batch_size=2)
+    trainer = make(bind("nll"), average_tokens_across_devices=average_tokens, per_device_train_batch_size=2)
+    trainer.lm = LanguageModelling(0.7)  # afterwards, since the windows of this test come with its batches
     monkeypatch.setattr(Accelerator, "num_processes", property(lambda _: processes))
     data, model = RolloutDataset(cache), trainer.model.eval()
     windows = torch.randint(VOCAB, (2 * processes, 9), generator=torch.Generator().manual_seed(0))
