@@ -1,19 +1,26 @@
 """How many steps a run takes: the number that transformers' Trainer takes, whatever is mixed into the data."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import small_runs
+import yaml
 from accelerate.data_loader import BatchSamplerShard
+from conftest import command
 from torch.utils.data import BatchSampler
 from transformers import TrainingArguments
 
 from tdistill.data.collate import DistillCollator
 from tdistill.data.mixed import MixedDataset, Mixture
 from tdistill.errors import ConfigError
+from tdistill.pipeline import Run
 from tdistill.progress import console
+from tdistill.recipe import load_recipe
 from tdistill.training.language_modelling import LanguageModelling
 from tdistill.training.run import read_history, training_arguments
 from tdistill.training.schedule import steps_per_epoch, total_steps
@@ -171,3 +178,28 @@ def test_validation_reads_every_example_though_training_drops_short_batches(worl
         assert trainer.args.dataloader_drop_last is drop
     for metrics in found[1:]:
         assert metrics == pytest.approx(found[0], rel=1e-5)
+
+
+@pytest.mark.slow
+def test_two_processes_train_a_mixture_as_long_as_the_plain_run(tiny_recipe: Path) -> None:
+    """Three epochs of ten prompts, four a step: nine steps, of which each process reads its half."""
+    content = yaml.safe_load(tiny_recipe.read_text())
+    corpus = tiny_recipe.parent / "corpus.txt"
+    corpus.write_text("\n\n".join(f"Paragraph {i} of the corpus." for i in range(40)))
+    content["data"]["max_train_prompts"] = 10
+    content["train"]["baselines"] = {}
+    arguments = content["train"]["arguments"]
+    del arguments["max_steps"]
+    arguments |= {"num_train_epochs": 3, "eval_strategy": "epoch", "save_strategy": "epoch"}
+    tiny_recipe.write_text(yaml.safe_dump(content))
+    assert command("rollout", tiny_recipe) == 0
+    assert command("sft", tiny_recipe) == 0
+    found = []
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29621", "-m", "tdistill.cli"]
+    for lm in ("train.lm=null", f"train.lm={{corpus: {corpus}, window: 16}}"):
+        done = subprocess.run([*launcher, "train", tiny_recipe, lm], env=environment, capture_output=True, text=True, timeout=300, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+        found.append(course(Run(load_recipe(tiny_recipe, [lm])).directory("train") / "distilled"))
+    assert found[0] == found[1]
+    assert found[0][0][-1][0] == 9
