@@ -11,6 +11,7 @@ import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import tdistill
+from tdistill.control import TextEncoder, turn_end
 from tdistill.progress import bar
 from tdistill.rollout.cache import Manifest, Response, finish_cache, shard_is_done, write_shard
 from tdistill.rollout.generate import Generated, Sampling, batch_plan, generate_batch
@@ -134,13 +135,19 @@ def _human_plan(
     capture: Capture,
     eos_ids: Sequence[int],
 ) -> list[list[tuple[TokenizedPrompt, list[int]]]]:
-    """(prompt, response ids) of every reference, ended by an end-of-text token unless the length limit cuts it off."""
-    end = tokenizer.eos_token_id if tokenizer.eos_token_id in eos_ids else eos_ids[0]
-    pairs = [
-        (p, [*tokenizer(text, add_special_tokens=False).input_ids, end][: sampling.max_completion_length])
-        for p in prompts
-        for text in p.prompt.references
-    ]
+    """Return (prompt, response ids) of every reference, in batches.
+
+    A reference ends with the token that ends a turn in the chat template, unless the length limit cuts it off. Control tokens' names in it
+    are text.
+
+    Raises:
+        DataError: the tokenizer can't read such a name as text.
+    """
+    ends: tuple[int | None, ...] = (turn_end(tokenizer), tokenizer.eos_token_id, eos_ids[0])
+    end = next(i for i in ends if i is not None and i in eos_ids)
+    answered = [(p, text) for p in prompts for text in p.prompt.references]
+    rows = TextEncoder(tokenizer).encode_texts([text for _, text in answered], [f"{p.prompt.place}, the answer" for p, _ in answered])
+    pairs = [(p, [*row, end][: sampling.max_completion_length]) for (p, _), row in zip(answered, rows, strict=True)]
     pairs.sort(key=lambda pair: (-len(pair[0].ids) - len(pair[1]), pair[0].prompt.prompt_id))
     return [pairs[i : i + capture.batch_size] for i in range(0, len(pairs), capture.batch_size)]
 
