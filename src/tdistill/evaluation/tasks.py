@@ -131,7 +131,7 @@ def choose_prompts(
         longest = max(len(p.ids) for p in rendered)
         raise DataError(
             f"Task {task.name!r}: {skipped} of {len(rendered)} prompts are longer than {max_prompt_length} tokens (the longest has "
-            f"{longest}). Raise --max-prompt-length, or set data.overlong: skip."
+            f"{longest}). Raise --max-prompt-length{', or set data.overlong: skip' if fitting else ''}."
         )
     if limit is not None and limit < len(fitting):
         kept = {p.prompt.prompt_id for p in sorted(fitting, key=lambda p: _rank(p.prompt.prompt_id))[:limit]}
