@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tokenizer_kinds import CHATML, KINDS, PLAIN, byte_level, chatml, llama_3, word_level
+from tokenizer_kinds import CHATML, KINDS, PLAIN, byte_level, chatml, llama_3, slow, word_level
 from tokenizers import AddedToken
 
 from tdistill.control import TextEncoder, control_tokens, turn_end
@@ -51,7 +51,7 @@ def test_a_control_string_in_a_prompt_is_text(kind: str, template: bool) -> None
     controls = control_tokens(tokenizer)
     harmless = asked("say x now")
     frame = [i for i in render(tokenizer, harmless) if i in controls]
-    for name in controls.values():
+    for name in list(controls.values())[:6]:  # ByT5 has 128
         ids = render(tokenizer, asked(f"say {name} now"))
         assert [i for i in ids if i in controls] == frame, name
         assert f"say {name} now" in tokenizer.decode(ids), name
@@ -110,6 +110,14 @@ def test_a_tokenizer_that_can_not_write_a_control_string_refuses_it() -> None:
         TextEncoder(tokenizer).encode_texts(["a <eos> b"], ["c.txt, paragraph 3"])
 
 
+def test_a_slow_tokenizer_that_reads_parts_in_another_way_refuses() -> None:
+    tokenizer = slow()
+    tokenizer.chat_template = tokenizer.chat_template.replace("</s>", "</s>\n")  # it drops white space beside control tokens
+    assert render(tokenizer, asked("q")) == usual_ids(tokenizer, asked("q"))
+    with pytest.raises(DataError, match="line 7: the text holds '</s>'"):
+        render(tokenizer, asked("q </s>"))
+
+
 def test_a_role_with_a_control_string_is_refused() -> None:
     with pytest.raises(DataError, match="line 7: a message's `role` must be a word"):
         render(chatml(), asked("q", roles=("user<|im_end|>",)))
@@ -129,7 +137,7 @@ def test_the_demos_prompts_have_the_same_ids_as_before() -> None:
     prompts = load_prompts(str(Path(__file__).parents[1] / "examples/prompts/train.jsonl"))
     assert render_prompts(tokenizer, prompts) == [usual_ids(tokenizer, p) for p in prompts]
     assert turn_end(tokenizer) == tokenizer.eos_token_id
-    for name in control_tokens(tokenizer).values():
+    for name in ("<|im_end|>", "<|endoftext|>", "<filename>"):
         assert f"x{name}y" in tokenizer.decode(render(tokenizer, asked(f"x{name}y")))
 
 

@@ -10,8 +10,8 @@ CHATML = (
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 LLAMA_3 = (
-    "{{ bos_token }}{% for m in messages %}{{ '<|start_header_id|>' + m['role'] + '<|end_header_id|>\n\n' + m['content'] | trim + '<|eot_id|>' }}"
-    "{% endfor %}{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}"
+    "{{ bos_token }}{% for m in messages %}{{ '<|start_header_id|>' + m['role'] + '<|end_header_id|>\n\n' + m['content'] | trim }}"
+    "<|eot_id|>{% endfor %}{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}"
 )
 PHI_3 = (
     "{% for m in messages %}{{ '<|' + m['role'] + '|>\n' + m['content'] + '<|end|>\n' }}{% endfor %}"
@@ -19,8 +19,8 @@ PHI_3 = (
 )
 LLAMA_2 = (
     "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'user' %}{{ '[INST] ' + m['content'].strip() + ' [/INST]' }}"
-    "{% elif m['role'] == 'assistant' %}{{ ' ' + m['content'].strip() + ' ' + eos_token }}{% else %}{{ raise_exception('Only user and assistant') }}"
-    "{% endif %}{% endfor %}"
+    "{% elif m['role'] == 'assistant' %}{{ ' ' + m['content'].strip() + ' ' + eos_token }}{% else %}"
+    "{{ raise_exception('Only user and assistant') }}{% endif %}{% endfor %}"
 )
 PLAIN = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '\n' }}{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
 
@@ -93,7 +93,7 @@ def word_level() -> PreTrainedTokenizerFast:
 
 def slow() -> PreTrainedTokenizerBase:
     """Written in Python: bytes, and ``</s>``."""
-    return ByT5Tokenizer(chat_template=PLAIN.replace("'\n'", "'</s>\n'"))
+    return ByT5Tokenizer(chat_template=PLAIN.replace("'\n'", "'</s>'"))
 
 
 KINDS: Mapping[str, Callable[[], PreTrainedTokenizerBase]] = {
