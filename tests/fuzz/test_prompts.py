@@ -167,7 +167,7 @@ def read_texts(outcomes: Any, seed: int, count: int) -> None:
     def attempt(turns: list[dict[str, str]]) -> tuple[int, ...]:
         return read[id(turns)] if id(turns) in read else ids_of([turns])[0]
 
-    assert CHATML == tokenizer.chat_template
+    assert tokenizer.chat_template == CHATML
     counts = outcomes("prompts, texts", conversations, attempt, right)
     assert counts["accepted"] >= len(fine) > count // 2
 
