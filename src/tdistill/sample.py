@@ -23,4 +23,4 @@ def answer(student: Path, prompt: str, temperature: float, top_p: float, max_com
     sampling = Sampling(temperature, top_p, 0, max_completion_length, seed)
     eos = eos_token_ids(model, tokenizer)
     (row,) = generate_batch(model, [(TokenizedPrompt(asked, render(tokenizer, asked)), 0)], sampling, eos, len(tokenizer))
-    return tokenizer.decode(row.tokens, skip_special_tokens=True)
+    return tokenizer.decode(row.text_tokens, skip_special_tokens=True)

@@ -154,7 +154,6 @@ def _human_plan(
 
 def to_response(row: Generated, tokenizer: PreTrainedTokenizerBase, policy_id: str, origin: str) -> Response:
     """A generated or scored row in the cache's types."""
-    ends = row.tokens[:-1] if row.finished else row.tokens
     behaviour = np.asarray(row.behaviour_logp, dtype=np.float32) if row.behaviour_logp else None
     return Response(
         prompt_id=row.prompt.prompt.prompt_id,
@@ -164,7 +163,7 @@ def to_response(row: Generated, tokenizer: PreTrainedTokenizerBase, policy_id: s
         prompt_ids=np.asarray(row.prompt.ids, dtype=np.uint32),
         response_ids=np.asarray(row.tokens, dtype=np.uint32),
         finished=row.finished,
-        text=tokenizer.decode(ends, skip_special_tokens=True),
+        text=tokenizer.decode(row.text_tokens, skip_special_tokens=True),
         candidate_count=np.asarray([len(c) for c in row.candidate_ids], dtype=np.int32),
         kept_mass=np.asarray(row.kept_mass, dtype=np.float32),
         token_logp=np.asarray(row.token_logp, dtype=np.float32),
