@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from conftest import command
 
 from tdistill.errors import DataError
 from tdistill.rollout.prompts import load_prompts
@@ -189,3 +190,9 @@ def test_a_parquet_file_may_not_inflate_without_end(tmp_path: Path) -> None:
     assert path.stat().st_size < 200_000
     with pytest.raises(DataError, match="inflates to more than 67,108,864"):
         load_prompts(str(path))
+
+
+@pytest.mark.parametrize("source", ["~nouser/x.jsonl", "x" * 300 + ".jsonl", "p.csv"])
+def test_the_command_line_says_so_too(tiny_recipe: Path, capsys: pytest.CaptureFixture[str], source: str) -> None:
+    assert command("rollout", tiny_recipe, f"data.train={source}") == 2
+    assert "can't be read as a path" in capsys.readouterr().err or source == "p.csv"
