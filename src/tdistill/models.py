@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from tdistill.adapters import base_directory, is_adapter, merged
+from tdistill.control import turn_end
 from tdistill.errors import ModelError
 
 PACKAGED = "packaged:"
@@ -241,7 +242,7 @@ def check_same_vocabulary(teacher: PreTrainedTokenizerBase, student: PreTrainedT
 
 
 def eos_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
-    """Every id that ends a response, from the generation config and the tokenizer, ascending.
+    """Return every id that ends a response, ascending: from the generation config, the tokenizer, and the chat template's end of a turn.
 
     Raises:
         ModelError: there is none, so no response could end.
@@ -249,6 +250,9 @@ def eos_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) ->
     found: set[int] = set()
     for ids in (model.generation_config.eos_token_id if model.generation_config else None, tokenizer.eos_token_id):
         found.update(ids if isinstance(ids, list) else [] if ids is None else [ids])
+    end = turn_end(tokenizer)
+    if end is not None:
+        found.add(end)
     if not found:
         raise ModelError("Neither the model's generation config nor the tokenizer names an end-of-text token.")
     return tuple(sorted(found))

@@ -102,7 +102,7 @@ def read_maybe_gzip(path: Path, error: type[TdistillError]) -> bytes:
     """
     try:
         raw = path.read_bytes()
-        if path.suffix != ".gz":
+        if path.suffix.lower() != ".gz":
             return raw
         limit = min(MOST_INFLATED_BYTES, max(SMALL_BYTES, MOST_INFLATION * len(raw)))
         with gzip.GzipFile(fileobj=io.BytesIO(raw)) as handle:

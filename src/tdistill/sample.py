@@ -13,14 +13,14 @@ def answer(student: Path, prompt: str, temperature: float, top_p: float, max_com
 
     Raises:
         ModelError: no model there.
-        DataError: an empty prompt.
+        DataError: an empty prompt, or one that can't be read as text.
     """
     if not prompt.strip():
         raise DataError("The prompt is empty.")
     source = find_model(str(student))
     model, tokenizer = load_model(source), load_tokenizer(source)
-    asked = Prompt("sample", ({"role": "user", "content": prompt},))
+    asked = Prompt("sample", ({"role": "user", "content": prompt},), where="The prompt")
     sampling = Sampling(temperature, top_p, 0, max_completion_length, seed)
     eos = eos_token_ids(model, tokenizer)
     (row,) = generate_batch(model, [(TokenizedPrompt(asked, render(tokenizer, asked)), 0)], sampling, eos, len(tokenizer))
-    return tokenizer.decode(row.tokens, skip_special_tokens=True)
+    return tokenizer.decode(row.text_tokens, skip_special_tokens=True)

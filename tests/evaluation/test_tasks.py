@@ -95,16 +95,8 @@ def test_missing_directories_files_and_answers_are_named(data):
         tasks.load_task("dolly", data)
 
 
-class OneTokenACharacter:
-    chat_template = None
-    eos_token_id = None
-
-    def __call__(self, text):
-        return type("Encoded", (), {"input_ids": list(text.encode())})()
-
-
-def test_a_limit_takes_a_fixed_subset_of_what_fits(data):
-    task, tokenizer = tasks.load_task("dolly", data), OneTokenACharacter()
+def test_a_limit_takes_a_fixed_subset_of_what_fits(data, tiny_teacher):
+    task, tokenizer = tasks.load_task("dolly", data), load_tokenizer(find_model(str(tiny_teacher)))
     kept = {}
     for limit in (2, 4, None):
         chosen, skipped = tasks.choose_prompts(task, tokenizer, 80, "skip", limit)

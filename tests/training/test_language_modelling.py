@@ -60,7 +60,7 @@ def test_every_form_of_a_corpus_is_the_same(corpus: Path, tmp_path: Path) -> Non
     ("name", "content", "message"),
     [
         ("c.txt", b"short", "less than one window of 64"),
-        ("c.txt", b"\xff\xfe", "can't be read as UTF-8"),
+        ("c.txt", b"\xff\xfe", "UTF-16 text, not UTF-8"),
         ("c.jsonl", b'{"text": "a"}\n{"txt": "b"}', "line 2: expected an object"),
         ("c.txt.gz", b"no gzip", "can't be read"),
         ("c.pdf", b"x", "give a .txt or .jsonl file"),

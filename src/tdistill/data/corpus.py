@@ -1,21 +1,26 @@
 """A plain-text corpus as packed windows, for the language-modelling term."""
 
-import gzip
-import json
-import zlib
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from tdistill.control import TextEncoder
 from tdistill.errors import DataError
+from tdistill.parse import parse_json
+from tdistill.progress import say
+from tdistill.textfiles import checked_text, inner_suffix, local_path, read_text
 
-TEXT_SUFFIXES = {".txt", ".jsonl", ".gz"}
+FORMATS = "a .txt or .jsonl file (or either as .gz)"
+_BLANK_LINES = re.compile(r"\n(?:[ \t\f\v]*\n)+")
 
 
 class PackedCorpus:
     """Windows of ``window`` tokens: all documents one after the other, each ended by an end-of-text token, cut with no padding.
+
+    The names of control tokens in a document are text.
 
     Args:
         source: a ``.txt`` file (paragraphs, apart by blank lines, are its documents) or a ``.jsonl`` file with ``text``; ``.gz`` of either.
@@ -23,16 +28,21 @@ class PackedCorpus:
         window: tokens.
 
     Raises:
-        DataError: no such file, not UTF-8, a record without text, or fewer tokens than one window.
+        DataError: the file can't be read (see ``read_documents``), has fewer tokens than one window, or holds a control token's name that
+            the tokenizer can't read as text; or the tokenizer has no end-of-text token.
     """
 
     def __init__(self, source: str, tokenizer: PreTrainedTokenizerBase, window: int):
         end = tokenizer.eos_token_id
-        ids = [
-            np.asarray([*row, *([] if end is None else [end])], np.int64)
-            for row in tokenizer(list(read_documents(source)), add_special_tokens=False).input_ids
-        ]
-        tokens = np.concatenate(ids) if ids else np.zeros(0, np.int64)
+        if end is None:
+            raise DataError(f"{source}: the tokenizer has no end-of-text token to end documents with. Set eos_token in tokenizer_config.json.")
+        places, texts = zip(*_located(source), strict=True)
+        encoder = TextEncoder(tokenizer)
+        named = sum(map(encoder.holds_control, texts))
+        if named:
+            say(f"{source}: {named} of {len(texts)} documents hold the name of a control token, which is read as plain text")
+        ids = [np.asarray([*row, end], np.int64) for row in encoder.encode_texts(texts, places)]
+        tokens = np.concatenate(ids)
         if len(tokens) < window:
             raise DataError(f"{source} has {len(tokens)} tokens, less than one window of {window}: give more text, or lower train.lm.window.")
         self._windows = tokens[: len(tokens) // window * window].reshape(-1, window)
@@ -45,25 +55,41 @@ class PackedCorpus:
 
 
 def read_documents(source: str) -> Iterator[str]:
-    """The texts of a file.
+    """Read the texts of a corpus. The whole file is checked before the first is returned; those of white space alone are left out.
 
     Raises:
-        DataError: see ``PackedCorpus``.
+        DataError: no such file, another format, not UTF-8, a line without ``text``, or no text at all; the line is named.
     """
-    path = Path(source).expanduser()
-    if not path.is_file() or path.suffix not in TEXT_SUFFIXES:
-        raise DataError(f"No corpus at {path}: give a .txt or .jsonl file (or either as .gz).")
-    try:
-        raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-        text = raw.decode("utf-8-sig")
-    except (UnicodeDecodeError, EOFError, zlib.error, OSError) as error:
-        raise DataError(f"{path} can't be read as UTF-8 text: {error}") from error
-    if ".jsonl" not in path.suffixes:
-        yield from (part.strip() for part in text.split("\n\n") if part.strip())
-        return
+    return iter([text for _, text in _located(source)])
+
+
+def _located(source: str) -> list[tuple[str, str]]:
+    """Pairs of a place and the document there."""
+    path = local_path(source)
+    suffix = inner_suffix(path)
+    if path.is_dir():
+        raise DataError(f"No corpus at {path}: it is a directory. Name one file in it, {FORMATS}.")
+    if not path.is_file() or suffix not in {".txt", ".jsonl", "" if path.suffix.lower() == ".gz" else ".txt"}:
+        raise DataError(f"No corpus at {path}: give {FORMATS}.")
+    text = read_text(path).replace("\r\n", "\n").replace("\r", "\n")
+    documents = _lines(path, text) if suffix == ".jsonl" else _paragraphs(path, text)
+    found = [(where, document) for where, document in documents if document.strip()]
+    if not found:
+        raise DataError(f"{path} holds no text.")
+    return found
+
+
+def _paragraphs(path: Path, text: str) -> Iterator[tuple[str, str]]:
+    for number, part in enumerate(_BLANK_LINES.split(text), start=1):
+        yield f"{path}, paragraph {number}", part.strip()
+
+
+def _lines(path: Path, text: str) -> Iterator[tuple[str, str]]:
     for number, line in enumerate(text.split("\n"), start=1):
-        if line.strip():
-            try:
-                yield json.loads(line)["text"]
-            except (json.JSONDecodeError, KeyError, TypeError):
-                raise DataError(f'{path}, line {number}: expected an object with "text".') from None
+        if not line.strip():
+            continue
+        where = f"{path}, line {number}"
+        record = parse_json(line, where, DataError, advice='Give an object with "text" on every line.')
+        if not isinstance(record, dict) or "text" not in record:
+            raise DataError(f'{where}: expected an object with "text".')
+        yield where, checked_text(where, "text", record["text"])

@@ -46,7 +46,7 @@ def answer_record(row: Generated, tokenizer: PreTrainedTokenizerBase) -> dict[st
         "sample_index": row.sample_index,
         "tokens": row.tokens,
         "finished": row.finished,
-        "text": tokenizer.decode(row.tokens, skip_special_tokens=True),
+        "text": tokenizer.decode(row.text_tokens, skip_special_tokens=True),
         "own_logp": sum(row.behaviour_logp),
     }
 

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from tdistill.errors import ConfigError, DataError, nearest
 from tdistill.evaluation.metrics import distinct_n, rouge_l
-from tdistill.rollout.prompts import Prompt, TokenizedPrompt, load_prompts, render
+from tdistill.rollout.prompts import Prompt, TokenizedPrompt, load_prompts, render_prompts
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")
 # --limit takes the prompts whose hash with this seed is least: the same for every system, recipe and training seed.
@@ -124,14 +124,14 @@ def choose_prompts(
     Raises:
         DataError: none fits, or ``overlong="refuse"`` and one does not.
     """
-    rendered = [TokenizedPrompt(p, render(tokenizer, p)) for p in task.prompts]
+    rendered = [TokenizedPrompt(p, ids) for p, ids in zip(task.prompts, render_prompts(tokenizer, task.prompts), strict=True)]
     fitting = [p for p in rendered if len(p.ids) <= max_prompt_length]
     skipped = len(rendered) - len(fitting)
     if skipped and (overlong == "refuse" or not fitting):
         longest = max(len(p.ids) for p in rendered)
         raise DataError(
             f"Task {task.name!r}: {skipped} of {len(rendered)} prompts are longer than {max_prompt_length} tokens (the longest has "
-            f"{longest}). Raise --max-prompt-length, or set data.overlong: skip."
+            f"{longest}). Raise --max-prompt-length{', or set data.overlong: skip' if fitting else ''}."
         )
     if limit is not None and limit < len(fitting):
         kept = {p.prompt.prompt_id for p in sorted(fitting, key=lambda p: _rank(p.prompt.prompt_id))[:limit]}

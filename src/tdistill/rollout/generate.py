@@ -43,6 +43,11 @@ class Generated:
     kept_mass: list[float]
     finished: bool = False
 
+    @property
+    def text_tokens(self) -> list[int]:
+        """The tokens of the text: all but the one that ends a finished response."""
+        return self.tokens[:-1] if self.finished else self.tokens
+
 
 def batch_plan(prompts: Sequence[TokenizedPrompt], samples: int, batch_size: int) -> list[list[tuple[TokenizedPrompt, int]]]:
     """(prompt, sample index) pairs by descending length, in batches. Fixed by the prompt list alone, never by what is left:

@@ -1,20 +1,20 @@
-"""Prompts from JSONL, Parquet or a hub data set, and how a tokenizer's template renders them."""
+"""Prompts: read from files or the hub, and rendered to token ids by a tokenizer's chat template."""
 
-import gzip
 import hashlib
 import json
-import zlib
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 from transformers import PreTrainedTokenizerBase
 
+from tdistill.control import TextEncoder, restored
 from tdistill.errors import DataError
+from tdistill.rollout.conversations import COLUMNS, checked_role, conversation
+from tdistill.rollout.records import read_records
+from tdistill.templates import ADVICE, render_conversations
+from tdistill.textfiles import checked_text
 
-COLUMNS = "`prompt`, `messages`, `prompt` + `completion`, or `instruction` / `input` / `output` (as in Alpaca; in Dolly `context` / `response`)"
 INSTRUCTION_TEMPLATE = "### Instruction:\n{prompt}\n\n### Response:\n"
 
 
@@ -25,11 +25,17 @@ class Prompt:
     prompt_id: str  # from the content, so that it does not depend on the file's order
     messages: tuple[dict[str, str], ...]
     references: tuple[str, ...] = ()
+    where: str = field(default="", compare=False)  # file and line, for messages
 
     @property
     def text(self) -> str:
         """The last user turn, for people to read."""
         return self.messages[-1]["content"]
+
+    @property
+    def place(self) -> str:
+        """Where the prompt stands, or its id."""
+        return self.where or f"prompt {self.prompt_id}"
 
 
 @dataclass(frozen=True)
@@ -41,171 +47,118 @@ class TokenizedPrompt:
 
 
 def load_prompts(source: str) -> list[Prompt]:
-    """Read prompts from a ``.jsonl`` / ``.jsonl.gz`` / ``.parquet`` file or a hub data set (``owner/name`` or ``owner/name:split``).
+    """Read prompts from a ``.jsonl`` / ``.json`` / ``.parquet`` file (the first two also as ``.gz``) or a hub data set.
 
     A prompt that occurs twice is kept twice, with ids of its own.
 
+    Args:
+        source: a path, ``owner/name`` or ``owner/name:split`` (by default ``train``).
+
     Raises:
-        DataError: nothing there, no records, a line that is no UTF-8 or no JSON object, a record without a prompt; file and
-            line are named.
+        DataError: nothing there, no records, a file that can't be read, a record without a prompt; file and line are named.
     """
-    path = Path(source).expanduser()
-    if path.suffix in {".jsonl", ".json", ".gz"} or path.name.endswith(".jsonl.gz"):
-        records = _read_jsonl(path)
-    elif path.suffix == ".parquet":
-        records = _read_parquet(path)
-    else:
-        records = _read_hub(source)
     prompts: list[Prompt] = []
     seen: Counter[str] = Counter()
-    for where, record in records:
-        messages, references = _conversation(where, record)
+    for where, record in read_records(source):
+        messages, references = conversation(where, record)
         digest = hashlib.sha256(json.dumps(messages, sort_keys=True).encode()).hexdigest()[:16]
         seen[digest] += 1
         unique = digest if seen[digest] == 1 else f"{digest}-{seen[digest]}"
-        prompts.append(Prompt(unique, tuple(messages), tuple(references)))
+        prompts.append(Prompt(unique, tuple(messages), tuple(references), where))
     if not prompts:
         raise DataError(f"{source} holds no prompts: give at least one record with {COLUMNS}.")
     return prompts
 
 
-def _read_jsonl(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    if not path.is_file():
-        raise DataError(f"No prompt file at {path}.")
-    opener = gzip.open if path.suffix == ".gz" else open
-    try:
-        with opener(path, "rb") as handle:
-            lines = handle.readlines()
-    except (EOFError, zlib.error, OSError) as error:
-        raise DataError(f"{path} can't be read: {error}") from error
-    for number, raw in enumerate(lines, start=1):
-        where = f"{path}, line {number}"
-        try:
-            line = raw.decode("utf-8-sig" if number == 1 else "utf-8")
-        except UnicodeDecodeError as error:
-            raise DataError(f"{where}: not UTF-8 (byte {error.start} is 0x{raw[error.start]:02x}).") from None
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise DataError(f"{where}: not JSON: {error.msg} at column {error.colno}.") from None
-        if not isinstance(record, dict):
-            raise DataError(f"{where}: expected an object with {COLUMNS}, got {type(record).__name__}.")
-        yield where, record
-
-
-def _read_parquet(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    if not path.is_file():
-        raise DataError(f"No prompt file at {path}.")
-    try:
-        rows = pq.read_table(path).to_pylist()
-    except (pa.ArrowInvalid, OSError) as error:
-        raise DataError(f"{path} is no readable Parquet file: {error}") from error
-    yield from ((f"{path}, row {i}", row) for i, row in enumerate(rows))
-
-
-def _read_hub(source: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    import datasets
-
-    name, _, split = source.partition(":")
-    if name.count("/") > 1 or name.startswith((".", "/", "~")):
-        raise DataError(f"No prompts at {source!r}: expected a .jsonl, .jsonl.gz or .parquet file, or a hub data set's owner/name.")
-    try:
-        rows = datasets.load_dataset(name, split=split or "train")
-    except (datasets.exceptions.DatasetNotFoundError, OSError, ValueError) as error:
-        raise DataError(f"Can't load {source!r} from the hub ({type(error).__name__}: {error}), and no such file is here.") from error
-    yield from ((f"{source}, row {i}", dict(row)) for i, row in enumerate(rows))
-
-
-def _conversation(where: str, record: dict[str, Any]) -> tuple[list[dict[str, str]], list[str]]:
-    if "messages" in record:
-        return _from_messages(where, record["messages"], None)
-    if "prompt" in record:
-        prompt, completion = record["prompt"], record.get("completion")
-        if isinstance(prompt, list):
-            return _from_messages(where, prompt, completion)
-        return [_user(where, "prompt", prompt)], _references(where, completion)
-    if "instruction" in record:
-        column = "context" if "context" in record and "input" not in record else "input"
-        extra = record.get(column) or ""
-        if not isinstance(extra, str):
-            raise DataError(f"{where}: `{column}` must be text, got {type(extra).__name__}.")
-        user = _user(where, "instruction", record["instruction"])
-        if extra:
-            user = {"role": "user", "content": f"{user['content']}\n\n{extra}"}
-        return [user], _references(where, record["output"] if "output" in record else record.get("response"))
-    raise DataError(f"{where}: no prompt; expected {COLUMNS}, got the keys {sorted(record)}.")
-
-
-def _user(where: str, column: str, text: Any) -> dict[str, str]:
-    if not isinstance(text, str) or not text.strip():
-        raise DataError(f"{where}: `{column}` must be non-empty text, got {text!r:.60}.")
-    return {"role": "user", "content": text}
-
-
-def _from_messages(where: str, messages: Any, completion: Any) -> tuple[list[dict[str, str]], list[str]]:
-    ok = (
-        isinstance(messages, list)
-        and messages
-        and all(isinstance(m, dict) and isinstance(m.get("role"), str) and isinstance(m.get("content"), str) for m in messages)
-    )
-    if not ok:
-        raise DataError(f"{where}: messages must be a non-empty list of {{role, content}}, got {messages!r:.80}.")
-    turns = [{"role": m["role"], "content": m["content"]} for m in messages]
-    references = _references(where, completion)
-    if turns[-1]["role"] == "assistant":
-        references = [turns.pop()["content"], *references]
-    if not turns or turns[-1]["role"] != "user":
-        raise DataError(f"{where}: the conversation must end with a user's turn, or one and the assistant's answer to it.")
-    return turns, references
-
-
-def _references(where: str, value: Any) -> list[str]:
-    if value is None or value == "":
-        return []
-    if isinstance(value, list) and value and isinstance(value[0], dict):  # TRL's conversational completion
-        value = [turn.get("content") for turn in value]
-    texts = value if isinstance(value, list) else [value]
-    if not all(isinstance(text, str) for text in texts):
-        raise DataError(f"{where}: the answer must be text or a list of texts, got {value!r:.60}.")
-    return list(texts)
-
-
 def render(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> tuple[int, ...]:
-    """Token ids of a prompt, up to where the answer starts: the tokenizer's chat template, else an instruction template."""
-    if tokenizer.chat_template:
-        text = tokenizer.apply_chat_template(list(prompt.messages), tokenize=False, add_generation_prompt=True)
-        return tuple(tokenizer(text, add_special_tokens=False).input_ids)
-    text = "\n\n".join(m["content"] for m in prompt.messages)
-    ids = tokenizer(INSTRUCTION_TEMPLATE.format(prompt=text)).input_ids
-    return tuple(ids[:-1] if ids and ids[-1] == tokenizer.eos_token_id else ids)
+    """Return the token ids of one prompt; see ``render_prompts``."""
+    return render_prompts(tokenizer, [prompt])[0]
+
+
+def render_prompts(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt]) -> list[tuple[int, ...]]:
+    """Return the token ids of prompts, up to where the answer starts: the tokenizer's chat template, else an instruction template.
+
+    Control tokens come from the template alone: their names in a prompt's text are text.
+
+    Raises:
+        DataError: the template can't be used, leaves a turn out, or the tokenizer can't read a text; the prompt is named.
+    """
+    encoder, template = TextEncoder(tokenizer), tokenizer.chat_template
+    if template is None:
+        return [_instruction(encoder, prompt, tokenizer.eos_token_id) for prompt in prompts]
+    shielded = [_shielded(encoder, prompt, str(template)) for prompt in prompts]
+    texts = render_conversations(tokenizer, [turns for turns, _ in shielded], [prompt.place for prompt in prompts])
+    ids = []
+    for prompt, text, (_, marks) in zip(prompts, texts, shielded, strict=True):
+        _check_turns(prompt, restored(text, marks))
+        ids.append(tuple(encoder.encode(text, marks, prompt.place)))
+    return ids
+
+
+def _shielded(encoder: TextEncoder, prompt: Prompt, template: str) -> tuple[list[dict[str, str]], dict[str, str]]:
+    """The prompt's turns with the control strings in them behind marks."""
+    roles = [checked_role(prompt.place, turn["role"]) for turn in prompt.messages]
+    texts, marks = encoder.shield(_contents(prompt), template)
+    return [{"role": role, "content": content} for role, content in zip(roles, texts, strict=True)], marks
+
+
+def _contents(prompt: Prompt) -> list[str]:
+    return [checked_text(prompt.place, "content", turn["content"]) for turn in prompt.messages]
+
+
+def _instruction(encoder: TextEncoder, prompt: Prompt, eos: int | None) -> tuple[int, ...]:
+    texts, marks = encoder.shield(_contents(prompt), INSTRUCTION_TEMPLATE)
+    ids = encoder.encode(INSTRUCTION_TEMPLATE.format(prompt="\n\n".join(texts)), marks, prompt.place, special=True)
+    return tuple(ids[:-1] if ids and ids[-1] == eos else ids)
+
+
+def _check_turns(prompt: Prompt, rendered: str) -> None:
+    """Refuse a rendering without one of the turns: two prompts that differ there would be the same to the model.
+
+    White space may differ, and what an assistant thought before its answer may be left out, as templates of reasoning models do.
+    """
+    squeezed: str | None = None
+    for turn in prompt.messages:
+        content = turn["content"].rpartition("</think>")[2] if turn["role"] == "assistant" else turn["content"]
+        if content.strip() in rendered:
+            continue
+        squeezed = "".join(rendered.split()) if squeezed is None else squeezed
+        forms = (content, json.dumps(content, ensure_ascii=False)[1:-1])
+        if not any("".join(form.split()) in squeezed for form in forms):
+            raise DataError(
+                f"{prompt.place}: the chat template does not write the {turn['role']} turn {content!r:.60} as it is, so prompts that differ "
+                f"there would be the same. Give conversations without such a turn. Or: {ADVICE}"
+            )
 
 
 def template_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
-    """16 hex digits of the template that ``render`` uses."""
-    template = tokenizer.chat_template or INSTRUCTION_TEMPLATE
+    """Return 16 hex digits of the template that ``render`` uses."""
+    template = INSTRUCTION_TEMPLATE if tokenizer.chat_template is None else tokenizer.chat_template
     return hashlib.sha256(json.dumps(template, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def tokenize_prompts(
-    prompts: list[Prompt], tokenizer: PreTrainedTokenizerBase, max_prompt_length: int, overlong: str
+    prompts: Sequence[Prompt], tokenizer: PreTrainedTokenizerBase, max_prompt_length: int, overlong: str
 ) -> tuple[list[TokenizedPrompt], int]:
     """Render prompts; those over ``max_prompt_length`` tokens are dropped and counted, or refused.
 
     Raises:
-        DataError: ``overlong="refuse"`` and a prompt is too long, or none is left.
+        DataError: ``overlong="refuse"`` and a prompt is too long, none is left, or see ``render_prompts``.
     """
-    rendered = [TokenizedPrompt(p, render(tokenizer, p)) for p in prompts]
+    rendered = [TokenizedPrompt(p, ids) for p, ids in zip(prompts, render_prompts(tokenizer, prompts), strict=True)]
     fitting = [p for p in rendered if len(p.ids) <= max_prompt_length]
     skipped = len(rendered) - len(fitting)
     if skipped and (overlong == "refuse" or not fitting):
         longest = max(rendered, key=lambda p: len(p.ids))
+        found = f"longer than data.max_prompt_length={max_prompt_length} tokens (the longest, {longest.prompt.place}, has {len(longest.ids)}"
+        shortest = min(len(p.ids) for p in rendered)
+        if fitting:
+            raise DataError(
+                f"{skipped} of {len(rendered)} prompts are {found}: {longest.prompt.text!r:.60}). "
+                "Raise data.max_prompt_length, shorten them, or set data.overlong: skip."
+            )
         raise DataError(
-            f"{skipped} of {len(rendered)} prompts are longer than {max_prompt_length} tokens (the longest has {len(longest.ids)}: "
-            f"{longest.prompt.text!r:.60}). Raise data.max_prompt_length, shorten them, or set data.overlong: skip."
+            f"All {len(rendered)} prompts are {found}, the shortest {shortest}), so data.overlong={overlong} leaves none. "
+            "Raise data.max_prompt_length, or shorten the prompts."
         )
     return fitting, skipped

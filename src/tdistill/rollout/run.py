@@ -11,6 +11,7 @@ import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import tdistill
+from tdistill.control import TextEncoder, turn_end
 from tdistill.progress import bar
 from tdistill.rollout.cache import Manifest, Response, finish_cache, shard_is_done, write_shard
 from tdistill.rollout.generate import Generated, Sampling, batch_plan, generate_batch
@@ -134,20 +135,25 @@ def _human_plan(
     capture: Capture,
     eos_ids: Sequence[int],
 ) -> list[list[tuple[TokenizedPrompt, list[int]]]]:
-    """(prompt, response ids) of every reference, ended by an end-of-text token unless the length limit cuts it off."""
-    end = tokenizer.eos_token_id if tokenizer.eos_token_id in eos_ids else eos_ids[0]
-    pairs = [
-        (p, [*tokenizer(text, add_special_tokens=False).input_ids, end][: sampling.max_completion_length])
-        for p in prompts
-        for text in p.prompt.references
-    ]
+    """Return (prompt, response ids) of every reference, in batches.
+
+    A reference ends with the token that ends a turn in the chat template, unless the length limit cuts it off. Control tokens' names in it
+    are text.
+
+    Raises:
+        DataError: the tokenizer can't read such a name as text.
+    """
+    ends: tuple[int | None, ...] = (turn_end(tokenizer), tokenizer.eos_token_id, eos_ids[0])
+    end = next(i for i in ends if i is not None and i in eos_ids)
+    answered = [(p, text) for p in prompts for text in p.prompt.references]
+    rows = TextEncoder(tokenizer).encode_texts([text for _, text in answered], [f"{p.prompt.place}, the answer" for p, _ in answered])
+    pairs = [(p, [*row, end][: sampling.max_completion_length]) for (p, _), row in zip(answered, rows, strict=True)]
     pairs.sort(key=lambda pair: (-len(pair[0].ids) - len(pair[1]), pair[0].prompt.prompt_id))
     return [pairs[i : i + capture.batch_size] for i in range(0, len(pairs), capture.batch_size)]
 
 
 def to_response(row: Generated, tokenizer: PreTrainedTokenizerBase, policy_id: str, origin: str) -> Response:
     """A generated or scored row in the cache's types."""
-    ends = row.tokens[:-1] if row.finished else row.tokens
     behaviour = np.asarray(row.behaviour_logp, dtype=np.float32) if row.behaviour_logp else None
     return Response(
         prompt_id=row.prompt.prompt.prompt_id,
@@ -157,7 +163,7 @@ def to_response(row: Generated, tokenizer: PreTrainedTokenizerBase, policy_id: s
         prompt_ids=np.asarray(row.prompt.ids, dtype=np.uint32),
         response_ids=np.asarray(row.tokens, dtype=np.uint32),
         finished=row.finished,
-        text=tokenizer.decode(ends, skip_special_tokens=True),
+        text=tokenizer.decode(row.text_tokens, skip_special_tokens=True),
         candidate_count=np.asarray([len(c) for c in row.candidate_ids], dtype=np.int32),
         kept_mass=np.asarray(row.kept_mass, dtype=np.float32),
         token_logp=np.asarray(row.token_logp, dtype=np.float32),

@@ -19,6 +19,7 @@ from tdistill.rollout.generate import Sampling
 from tdistill.rollout.prompts import TokenizedPrompt, load_prompts, tokenize_prompts
 from tdistill.rollout.run import Capture, roll_out
 from tdistill.stages.models import load_teacher, models_info, student_tokenizer
+from tdistill.textfiles import local_path
 
 SPLITS = ("train", "valid", "test")
 
@@ -38,7 +39,7 @@ def rollout_settings(run: Run) -> dict[str, Any]:
 
 def content_hash(source: str) -> str:
     """Of a file; a hub id stands for itself."""
-    path = Path(source).expanduser()
+    path = local_path(source)
     return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else source
 
 

@@ -61,7 +61,7 @@ class LogCompletions(TrainerCallback):
             {
                 "step": state.global_step,
                 "prompt": self._tokenizer.decode(row.prompt.ids, skip_special_tokens=True),
-                "completion": self._tokenizer.decode(row.tokens, skip_special_tokens=True),
+                "completion": self._tokenizer.decode(row.text_tokens, skip_special_tokens=True),
                 "finished": row.finished,
             }
             for row in rows
