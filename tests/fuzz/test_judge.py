@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fuzz.mutate import mutated_bytes, mutated_values
 
+from fuzz.mutate import mutated_bytes, mutated_values
 from tdistill.errors import JudgeError
 from tdistill.evaluation.judge_journal import Journal
 from tdistill.evaluation.judge_protocol import LONGEST_QUOTE, Reply, body_text, quote, read_reply, retry_after_s, without_refused

@@ -13,6 +13,7 @@ from tdistill.data.dataset import RolloutDataset
 from tdistill.head.student import StudentModel
 from tdistill.processes import is_main_process
 from tdistill.rollout.generate import Sampling, generate_batch
+from tdistill.vocabulary import vocabulary_size
 
 COMPLETIONS = "completions.jsonl"
 
@@ -28,6 +29,7 @@ class LogCompletions(TrainerCallback):
         sampling: how they are answered.
         path: a JSON-lines file.
         trackers: the Trainer's callbacks.
+        vocab_size: V; by default from the tokenizer and the student's head.
     """
 
     def __init__(
@@ -39,9 +41,11 @@ class LogCompletions(TrainerCallback):
         sampling: Sampling,
         path: Path,
         trackers: Sequence[TrainerCallback] = (),
+        vocab_size: int | None = None,
     ):
         self._student, self._tokenizer, self._sampling, self._path, self._trackers = student, tokenizer, sampling, path, trackers
         self._prompts, self._eos = valid.prompts()[:count], valid.manifest.settings["eos_ids"]
+        self._vocab_size = vocab_size or vocabulary_size(tokenizer, {"student": student.lm})
 
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """As the Trainer calls it."""
@@ -51,7 +55,7 @@ class LogCompletions(TrainerCallback):
         self._student.eval()
         with torch.autocast(args.device.type, torch.bfloat16, enabled=args.bf16):
             batch = [(prompt, 0) for prompt in self._prompts]
-            rows = generate_batch(self._student.lm, batch, self._sampling, self._eos, len(self._tokenizer))
+            rows = generate_batch(self._student.lm, batch, self._sampling, self._eos, self._vocab_size)
         self._student.train(training)
         table = [
             {
