@@ -14,7 +14,7 @@ from tdistill.models import load_model
 from tdistill.pipeline import Run, provenance
 from tdistill.recipe import load_recipe
 from tdistill.rollout.generate import Sampling, batch_plan, generate_batch
-from tdistill.stages.models import models_info, student_tokenizer, teacher_directory
+from tdistill.stages.models import models_info, student_tokenizer, teacher_directory, vocab_size
 from tdistill.stages.rollout import read_prompts
 
 BATCH_SIZES = (1, 4, 16)
@@ -31,7 +31,7 @@ def main() -> None:
 
         def answers(size: int, teacher: torch.nn.Module = teacher) -> dict[str, list[int]]:
             batches = batch_plan(prompts, 1, size)
-            rows = [row for batch in batches for row in generate_batch(teacher, batch, sampling, eos_ids, len(tokenizer))]
+            rows = [row for batch in batches for row in generate_batch(teacher, batch, sampling, eos_ids, vocab_size(run))]
             return {row.prompt.prompt.prompt_id: list(row.tokens) for row in rows}
 
         reference = answers(c.batch_size)

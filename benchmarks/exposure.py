@@ -49,7 +49,7 @@ def by_position(model: Any, teacher: Any, shared: Protocol, length: int, title: 
     """Sums per token index over the model's answers, sampled as the protocol says but for their length."""
     c = shared.config
     sampling = Sampling(c.temperature, c.top_p, 0, length, shared.sampling.seed)
-    answers = (model, shared.tokenizer, shared.prompts, sampling, c.num_generations, c.batch_size, shared.eos_ids)
+    answers = (model, shared.tokenizer, shared.prompts, sampling, c.num_generations, c.batch_size, shared.eos_ids, shared.vocab_size)
     records = write_answers(*answers, f"{title}: answers")
     prompts = {p.prompt.prompt_id: p for p in shared.prompts}
     records.sort(key=lambda r: len(r["tokens"]))
@@ -57,7 +57,7 @@ def by_position(model: Any, teacher: Any, shared: Protocol, length: int, title: 
     for start in range(0, len(records), SCORED_AT_ONCE):
         chunk = records[start : start + SCORED_AT_ONCE]
         inputs, attention, taken, mask = pad_pairs([prompts[r["prompt_id"]].ids for r in chunk], [r["tokens"] for r in chunk])
-        logq, logp = (step_logp(m, inputs, attention, taken.shape[1], len(shared.tokenizer)) for m in (model, teacher))
+        logq, logp = (step_logp(m, inputs, attention, taken.shape[1], shared.vocab_size) for m in (model, teacher))
         nll = -logp.gather(-1, taken.unsqueeze(-1)).squeeze(-1)
         kl = (logq.exp() * (logq - logp)).sum(-1)
         for row, values in zip(sums, (nll, kl, torch.ones_like(nll)), strict=True):

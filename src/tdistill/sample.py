@@ -6,6 +6,7 @@ from tdistill.errors import DataError
 from tdistill.models import eos_token_ids, find_model, load_model, load_tokenizer
 from tdistill.rollout.generate import Sampling, generate_batch
 from tdistill.rollout.prompts import Prompt, TokenizedPrompt, render
+from tdistill.vocabulary import vocabulary_size
 
 
 def answer(student: Path, prompt: str, temperature: float, top_p: float, max_completion_length: int, seed: int) -> str:
@@ -22,5 +23,6 @@ def answer(student: Path, prompt: str, temperature: float, top_p: float, max_com
     asked = Prompt("sample", ({"role": "user", "content": prompt},), where="The prompt")
     sampling = Sampling(temperature, top_p, 0, max_completion_length, seed)
     eos = eos_token_ids(model, tokenizer)
-    (row,) = generate_batch(model, [(TokenizedPrompt(asked, render(tokenizer, asked)), 0)], sampling, eos, len(tokenizer))
+    vocab = vocabulary_size(tokenizer, {"model": model}, eos)
+    (row,) = generate_batch(model, [(TokenizedPrompt(asked, render(tokenizer, asked)), 0)], sampling, eos, vocab)
     return tokenizer.decode(row.text_tokens, skip_special_tokens=True)

@@ -26,6 +26,7 @@ def write_answers(
     num_generations: int,
     batch_size: int,
     eos_ids: Sequence[int],
+    vocab_size: int,
     title: str,
 ) -> list[dict[str, Any]]:
     """One ``answer_record`` per prompt and sample, in their order."""
@@ -33,7 +34,7 @@ def write_answers(
     plan = batch_plan(prompts, num_generations, batch_size)
     with bar(title, sum(map(len, plan)), "answers") as progress:
         for batch in plan:
-            for row in generate_batch(model, batch, sampling, eos_ids, len(tokenizer)):
+            for row in generate_batch(model, batch, sampling, eos_ids, vocab_size):
                 records.append(answer_record(row, tokenizer))
             progress.advance(len(batch))
     return sorted(records, key=lambda r: (r["prompt_id"], r["sample_index"]))

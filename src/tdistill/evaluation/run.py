@@ -43,6 +43,7 @@ class Protocol:
     references: dict[str, list[str]]  # prompt id → texts for ROUGE-L
     tokenizer: PreTrainedTokenizerBase
     eos_ids: Sequence[int]
+    vocab_size: int
     max_completion_length: int
     seed: int
     split: str = "test"
@@ -78,7 +79,7 @@ def evaluate_systems(
     if not todo and (directory / SPARSITY).exists():
         return
     teacher = load_teacher()
-    vocab = len(protocol.tokenizer)
+    vocab = protocol.vocab_size
     if not (directory / SPARSITY).exists():
         write_json(directory / SPARSITY, summary(measure_sparsity(teacher, protocol.held_out, vocab, SCORED_AT_ONCE)))
     for system in todo:
@@ -104,9 +105,9 @@ def answer_scores(
     """Metric → prompt → value of a system's answers, which are written to ``answers/NAME.jsonl`` unless they are there."""
     path, c = directory / ANSWERS / f"{name}.jsonl", protocol.config
     if not path.exists():
-        how = (protocol.sampling, c.num_generations, c.batch_size, protocol.eos_ids)
+        how = (protocol.sampling, c.num_generations, c.batch_size, protocol.eos_ids, protocol.vocab_size)
         write_jsonl(path, write_answers(model, protocol.tokenizer, protocol.prompts, *how, f"{title or name}: answers"))
-    records, vocab = read_jsonl(path), len(protocol.tokenizer)
+    records, vocab = read_jsonl(path), protocol.vocab_size
     shared = (protocol.prompts, protocol.references, teacher, protocol.eos_ids, vocab, SCORED_AT_ONCE)
     scores = answer_metrics(records, *shared, f"{title or name}: scores")
     check_finite(scores, name)

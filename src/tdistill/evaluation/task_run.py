@@ -24,7 +24,7 @@ from tdistill.report.tables import to_markdown
 from tdistill.rollout.generate import Sampling, batch_plan, generate_batch
 from tdistill.rollout.prompts import TokenizedPrompt
 from tdistill.stages.evaluate import systems
-from tdistill.stages.models import load_teacher, models_info, student_tokenizer
+from tdistill.stages.models import load_teacher, models_info, student_tokenizer, vocab_size
 
 TASKS_DIRECTORY, ROWS, DATA = "tasks", "tasks.jsonl", "data.json"
 KEY_LENGTH = 12  # hex digits, as the stages' keys have
@@ -160,9 +160,9 @@ class TaskRun:
             prompts = self.prompts[task.name]
             plan, path = batch_plan(prompts, self.options.seeds, batch_size), folder / ANSWERS / f"{name}.jsonl"
             title = f"{name}, {task.name}"
-            answer = partial(_answers, load, self.tokenizer, self.sampling, eos_ids)
+            answer = partial(_answers, load, self.tokenizer, self.sampling, eos_ids, vocab_size(self.run))
             records = answer_all(path, plan, answer, f"{title}: answers")
-            length, vocab = self.sampling.max_completion_length, len(self.tokenizer)
+            length, vocab = self.sampling.max_completion_length, vocab_size(self.run)
             scored = score_answers(records, prompts, task.spec, teacher(), vocab, length, f"{title}: scores")
             about = {
                 "system": name,
@@ -194,7 +194,12 @@ def keyed_directory(root: Path, run: Run, kind: str, settings: dict[str, Any]) -
 
 
 def _answers(
-    load: Callable[[], PreTrainedModel], tokenizer: PreTrainedTokenizerBase, sampling: Sampling, eos_ids: Sequence[int], batch: Batch
+    load: Callable[[], PreTrainedModel],
+    tokenizer: PreTrainedTokenizerBase,
+    sampling: Sampling,
+    eos_ids: Sequence[int],
+    vocab: int,
+    batch: Batch,
 ) -> list[dict[str, Any]]:
-    rows = generate_batch(load(), batch, sampling, eos_ids, len(tokenizer))
+    rows = generate_batch(load(), batch, sampling, eos_ids, vocab)
     return [answer_record(row, tokenizer) for row in rows]

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -14,6 +15,7 @@ from tdistill.errors import ModelError
 from tdistill.head.precision import at_least_float32
 from tdistill.head.value import ValueHead
 from tdistill.padding import positions
+from tdistill.weights import load_whole
 
 VALUE_HEAD_FILE = "value_head.safetensors"
 VALUES = frozenset({"value", "action_value"})  # needs that the value head answers
@@ -31,9 +33,7 @@ class StudentModel(nn.Module):
         super().__init__()
         self.detach_value = detach_value  # the value head reads the hidden states without moving them
         self.lm = lm
-        # The last hidden state is as wide as the head reads, which in OPT-350M is half of hidden_size.
-        width = lm.get_output_embeddings().weight.shape[-1]
-        self.value_head = ValueHead(width, action_values) if value_head or action_values else None
+        self.value_head = ValueHead(_hidden_width(lm), action_values) if value_head or action_values else None
 
     @classmethod
     def for_needs(cls, lm: PreTrainedModel, needs: frozenset[str], detach_value: bool = False) -> "StudentModel":
@@ -188,18 +188,30 @@ class StudentModel(nn.Module):
         else:
             self._load_model_weights(Path(directory))
         if self.value_head is not None:
-            self.value_head.load_state_dict(load_file(Path(directory) / VALUE_HEAD_FILE))
+            self._load_value_head(Path(directory) / VALUE_HEAD_FILE)
+
+    def _load_value_head(self, path: Path) -> None:
+        assert self.value_head is not None
+        try:
+            self.value_head.load_state_dict(load_file(path))
+        except (OSError, RuntimeError, SafetensorError) as error:
+            raise ModelError(f"{path} does not hold this student's value head: {error}") from error
 
     def _load_model_weights(self, directory: Path) -> None:
-        shards = sorted(directory.glob("model*.safetensors"))
-        state = {k: v for shard in shards for k, v in load_file(shard).items()}
-        own = self.lm.state_dict()
-        tied = {own[k].data_ptr() for k in state.keys() & own.keys()}
-        missing = [k for k in own.keys() - state.keys() if own[k].data_ptr() not in tied]
-        wrong = [k for k in state if k not in own or own[k].shape != state[k].shape]
-        if not shards or missing or wrong:
-            raise ModelError(f"{directory} does not hold this student's weights: {(missing + wrong or ['no *.safetensors'])[0]}.")
-        self.lm.load_state_dict(state, strict=False)
+        # Names and shapes on disk are not those in memory (mixtures of experts, GPT-NeoX): only from_pretrained knows the way back.
+        try:
+            saved = load_whole(type(self.lm), directory, str(directory), config=self.lm.config, dtype=self.lm.dtype)
+        except ModelError as error:
+            raise ModelError(f"{directory} does not hold this student's weights. {error}") from error
+        self.lm.load_state_dict(saved.state_dict())
+
+
+def _hidden_width(lm: PreTrainedModel) -> int:
+    # The last hidden state is as wide as the head reads, which in OPT-350M is half of hidden_size.
+    head = lm.get_output_embeddings()
+    if head is None:
+        raise ModelError(f"{type(lm).__name__} has no language-model head, which a value head reads beside: use a causal language model.")
+    return head.weight.shape[-1]
 
 
 @torch.no_grad()

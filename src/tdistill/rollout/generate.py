@@ -11,6 +11,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from tdistill.mdp.candidates import Candidates, top_p_candidates
 from tdistill.padding import left_pad, positions
+from tdistill.rollout.checks import check_finite, check_ids
 from tdistill.rollout.prompts import TokenizedPrompt
 from tdistill.rollout.sampling import sample_tokens, token_noise
 
@@ -88,9 +89,14 @@ def generate_batch(
         candidate_top_p: p of the candidates recorded for every token, at temperature 1 (None: none are).
         max_candidates: cap on them.
         mixed: the second author of teacher-mixed sampling; it must share the vocabulary. What is recorded is of the mixture.
+
+    Raises:
+        ModelError: a prompt has a token that a model has no embedding of, or a model's logits are not finite; the prompt is named.
     """
     models = [model] if mixed is None else [model, mixed.model]
     device = model.device
+    for m in models:
+        check_ids(m, [p for p, _ in batch])
     rows = [Generated(p, i, [], [], [], [], [], []) for p, i in batch]
     noise = np.stack([token_noise(sampling.seed, r.prompt.prompt.prompt_id, r.sample_index, sampling.max_completion_length) for r in rows])
     input_ids, attention = (x.to(device) for x in left_pad([r.prompt.ids for r in rows]))
@@ -98,19 +104,10 @@ def generate_batch(
     live, alive = list(range(len(rows))), torch.ones(len(rows), dtype=torch.bool)
     eos = torch.tensor(list(eos_ids), device=device)
     for t in range(sampling.max_completion_length):
-        step_positions = positions(attention)[:, -input_ids.shape[1] :]
-        outs = [
-            m(
-                input_ids=input_ids,
-                attention_mask=attention,
-                position_ids=step_positions,
-                past_key_values=c,
-                use_cache=True,
-                logits_to_keep=1,
-            ).logits[:, -1, :vocab_size]
-            for m, c in zip(models, caches, strict=True)
-        ]
-        logits = outs[0].float() if mixed is None else _mixture(outs[0].float(), outs[1].float(), mixed.weight)
+        outs = [next_logits(m, input_ids, attention, c)[:, :vocab_size].float() for m, c in zip(models, caches, strict=True)]
+        for out in outs:
+            check_finite(out, [rows[i].prompt.prompt.prompt_id for i in live], alive)
+        logits = outs[0] if mixed is None else _mixture(outs[0], outs[1], mixed.weight)
         tokens, candidates, logp, behaviour = _draw(logits, noise[live, t], sampling, candidate_top_p, max_candidates)
         for slot, row_index in enumerate(live):
             if alive[slot]:
@@ -130,6 +127,25 @@ def generate_batch(
             input_ids, attention = input_ids[keep.to(device)], attention[keep.to(device)]
             live, alive = [live[i] for i in keep.tolist()], torch.ones(len(keep), dtype=torch.bool)
     return rows
+
+
+def next_logits(model: PreTrainedModel, input_ids: Tensor, attention: Tensor, cache: DynamicCache) -> Tensor:
+    """Return the logits [B, rows] of the next token, and put the keys and values of ``input_ids`` into the cache.
+
+    Args:
+        model: a causal LM.
+        input_ids: [B, N] the tokens that are new to the cache.
+        attention: [B, L] 1 at real tokens, of all that the model has read, ``input_ids`` included.
+        cache: of the L − N tokens before.
+    """
+    return model(
+        input_ids=input_ids,
+        attention_mask=attention,
+        position_ids=positions(attention)[:, -input_ids.shape[1] :],
+        past_key_values=cache,
+        use_cache=True,
+        logits_to_keep=1,
+    ).logits[:, -1]
 
 
 def _mixture(first: Tensor, second: Tensor, weight: float) -> Tensor:

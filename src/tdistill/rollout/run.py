@@ -17,6 +17,7 @@ from tdistill.rollout.cache import Manifest, Response, finish_cache, shard_is_do
 from tdistill.rollout.generate import Generated, Sampling, batch_plan, generate_batch
 from tdistill.rollout.prompts import TokenizedPrompt
 from tdistill.rollout.score import score_batch
+from tdistill.vocabulary import vocabulary_size
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,7 @@ def roll_out(
     eos_ids: Sequence[int],
     human: bool = False,
     title: str = "roll-out",
+    vocab_size: int | None = None,
 ) -> Manifest:
     """Answer every prompt ``num_generations`` times and write the cache; with ``human``, score the prompts' references instead.
 
@@ -72,6 +74,7 @@ def roll_out(
         eos_ids: ids that end a response.
         human: take the references as responses.
         title: of the progress bar.
+        vocab_size: V, of teacher and student; by default of the tokenizer and the teacher (see ``vocabulary.vocabulary_size``).
     """
     plan = (
         _human_plan(prompts, tokenizer, sampling, capture, eos_ids)
@@ -80,9 +83,10 @@ def roll_out(
     )
     origin = "human" if human else "teacher"
     settings = cache_settings(sampling, capture, fingerprints, eos_ids, prompts) | {"origin": origin}
-    teacher, vocab, kept = lru_cache(load_teacher), len(tokenizer), (capture.teacher_top_p, capture.max_candidates)
+    teacher, kept = lru_cache(load_teacher), (capture.teacher_top_p, capture.max_candidates)
 
     def answer(batch: Any) -> list[Generated]:
+        vocab = vocab_size or vocabulary_size(tokenizer, {"teacher": teacher()}, eos_ids)
         if human:
             return score_batch(teacher(), batch, eos_ids, vocab, *kept)
         return generate_batch(teacher(), batch, sampling, eos_ids, vocab, *kept)

@@ -12,7 +12,7 @@ from tdistill.evaluation.run import EvaluatedSystem, Protocol, evaluate_systems
 from tdistill.models import compute_device, find_model, load_model
 from tdistill.objectives import bind
 from tdistill.pipeline import Run
-from tdistill.stages.models import load_teacher, models_info, student_tokenizer
+from tdistill.stages.models import load_teacher, models_info, student_tokenizer, student_trust, vocab_size
 from tdistill.stages.rollout import cache, read_prompts
 from tdistill.stages.train import train_systems
 
@@ -24,7 +24,7 @@ def evaluate_settings(run: Run) -> dict[str, Any]:
 
 def systems(run: Run) -> list[EvaluatedSystem]:
     """Everything the report compares, the teacher first."""
-    dtype, trust = run.recipe.evaluation.dtype, run.recipe.student.trust_remote_code
+    dtype, trust = run.recipe.evaluation.dtype, student_trust(run)
 
     def load(directory: Path) -> PreTrainedModel:
         return load_model(find_model(str(directory)), dtype, trust).to(compute_device())
@@ -59,7 +59,8 @@ def protocol(run: Run, split: str = "test") -> Protocol:
         for i in range(len(held_out)):
             references[held_out.prompt_id(i)].append(held_out.text(i))
     length = recipe.evaluation.max_completion_length or recipe.rollout.max_completion_length
-    return Protocol(recipe.evaluation, prompts, held_out, references, tokenizer, models_info(run)["eos_ids"], length, recipe.seed, split)
+    ids = (models_info(run)["eos_ids"], vocab_size(run))
+    return Protocol(recipe.evaluation, prompts, held_out, references, tokenizer, *ids, length, recipe.seed, split)
 
 
 def make_evaluation(run: Run, directory: Path) -> dict[str, Any]:

@@ -4,10 +4,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from tdistill.adapters import add_lora
 from tdistill.errors import ModelError
 from tdistill.files import write_json
+from tdistill.head.student import VALUES
 from tdistill.models import (
     ModelSource,
     check_same_vocabulary,
@@ -19,10 +22,13 @@ from tdistill.models import (
     model_fingerprint,
     tokenizer_fingerprint,
 )
+from tdistill.objectives import bind
 from tdistill.pipeline import Run
+from tdistill.probe import probe
 from tdistill.progress import say
 from tdistill.prune import check_layer_count, outer_layers, prune_layers
 from tdistill.rollout.prompts import template_fingerprint
+from tdistill.vocabulary import vocabulary_size
 
 INFO_FILE = "models.json"
 
@@ -37,43 +43,81 @@ def models_settings(run: Run) -> dict[str, Any]:
 
 
 def make_models(run: Run, directory: Path) -> dict[str, Any]:
-    """Save the student's start, and the teacher if it is a GGUF."""
+    """Save the student's start, and the teacher if it is a GGUF.
+
+    Raises:
+        ModelError: a model can't be loaded or pruned, the vocabularies do not fit, or a model lacks a property (see ``probe``).
+        ConfigError: the recipe's adapters do not fit the student.
+    """
     recipe = run.recipe
     teacher = load_model(run.teacher_source, "float32", recipe.teacher.trust_remote_code)
     tokenizer = load_tokenizer(run.teacher_source, recipe.teacher.trust_remote_code)
-    layers: list[int] | None = None
-    if recipe.student.init == "prune":
-        total = teacher.config.get_text_config().num_hidden_layers
-        layers = recipe.student.keep_layers or outer_layers(total, int(recipe.student.num_hidden_layers or 0))
-        check_layer_count(total, len(layers))
-        start = prune_layers(teacher, layers)
-        say(f"student: layers {layers} of the teacher's {total}")
-    else:
-        source = find_model(str(recipe.student.student_model_name_or_path))
-        own = load_tokenizer(source, recipe.student.trust_remote_code)
-        check_same_vocabulary(tokenizer, own, (run.teacher_source.name, source.name))
-        start = load_model(source, "float32", recipe.student.trust_remote_code)
-    _check_rows(len(tokenizer), teacher, start)
+    eos_ids = eos_token_ids(teacher, tokenizer)
+    avoid = [*eos_ids, *tokenizer.all_special_ids]
+    probe(teacher, f"teacher {run.teacher_source.name}", vocabulary_size(tokenizer, {"teacher": teacher}, eos_ids), avoid=avoid)
+    start, layers = _make_start(run, teacher, tokenizer)
+    vocab = vocabulary_size(tokenizer, {"teacher": teacher, "student": start}, eos_ids)
+    probe(start, f"student {_start_name(run)}", vocab, avoid, hidden=_has_value_head(run))
     for name, model in {"teacher": teacher, "start": start}.items():
         if name == "start" or run.teacher_source.gguf_file:  # reading a GGUF takes far longer than its weights would
             model.save_pretrained(directory / name)
             tokenizer.save_pretrained(directory / name)
+            check_saved(model, find_model(str(directory / name)), _trust(run, name))
     info = {
-        "eos_ids": eos_token_ids(teacher, tokenizer),
+        "eos_ids": eos_ids,
+        "vocab_size": vocab,
         "tokenizer": tokenizer_fingerprint(tokenizer),
         "template": template_fingerprint(tokenizer),
         "layers": layers,
         "parameters": {"teacher": _size(teacher), "start": _size(start)},
     }
+    if recipe.train.peft is not None:
+        add_lora(start, recipe.train.peft.lora)  # only to see before the roll-outs that the adapters fit: the start is saved
     write_json(directory / INFO_FILE, info)
     return {"layers": layers, "parameters": info["parameters"]}
 
 
-def _check_rows(vocab: int, teacher: PreTrainedModel, student: PreTrainedModel) -> None:
-    for name, model in {"teacher": teacher, "student": student}.items():
-        rows = model.get_output_embeddings().weight.shape[0]
-        if rows < vocab:
-            raise ModelError(f"The {name}'s head has {rows} rows for a vocabulary of {vocab} tokens.")
+def _make_start(run: Run, teacher: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[PreTrainedModel, list[int] | None]:
+    """Return the student's start, and the teacher's layers that it has, if it is pruned."""
+    student = run.recipe.student
+    if student.init == "prune":
+        total = teacher.config.get_text_config().num_hidden_layers
+        layers = student.keep_layers or outer_layers(total, int(student.num_hidden_layers or 0))
+        check_layer_count(total, len(layers))
+        say(f"student: layers {layers} of the teacher's {total}")
+        return prune_layers(teacher, layers), layers
+    source = find_model(str(student.student_model_name_or_path))
+    own = load_tokenizer(source, student.trust_remote_code)
+    check_same_vocabulary(tokenizer, own, (run.teacher_source.name, source.name))
+    return load_model(source, "float32", student.trust_remote_code), None
+
+
+def check_saved(model: PreTrainedModel, saved: ModelSource, trust_remote_code: bool) -> None:
+    """Check that a saved model is read back as it was.
+
+    Raises:
+        ModelError: it is not; a configuration may not hold all that the model was built from.
+    """
+    loaded = load_model(saved, "float32", trust_remote_code)
+    ids = torch.arange(1, 9).unsqueeze(0)
+    with torch.inference_mode():
+        same = torch.allclose(loaded(input_ids=ids).logits, model.float()(input_ids=ids).logits, rtol=1e-4, atol=1e-5)
+    if not same:
+        raise ModelError(f"{type(model).__name__} saved to {saved.directory} and loaded again gives other logits: use another architecture.")
+
+
+def _trust(run: Run, name: str) -> bool:
+    return run.recipe.teacher.trust_remote_code if name == "teacher" else student_trust(run)
+
+
+def _start_name(run: Run) -> str:
+    return "pruned from it" if run.recipe.student.init == "prune" else str(run.recipe.student.student_model_name_or_path)
+
+
+def _has_value_head(run: Run) -> bool:
+    train = run.recipe.train
+    every = [train.objective, *(b.objective for b in train.baselines.values())]
+    return any(VALUES & bind(objective).needs for objective in every)
 
 
 def _size(model: PreTrainedModel) -> int:
@@ -89,12 +133,35 @@ def load_teacher(run: Run, dtype: str | None = None) -> PreTrainedModel:
     """The teacher in the recipe's dtype, or another, where it computes."""
     config = run.recipe.teacher
     teacher = load_model(teacher_directory(run), dtype or config.dtype, config.trust_remote_code, config.quantization)
-    return teacher if config.quantization else teacher.to(compute_device())
+    if not config.quantization:
+        return teacher.to(compute_device())
+    # The models stage probed the weights before they were quantised.
+    probe(teacher, f"teacher {run.teacher_source.name}, quantised", vocab_size(run), avoid=models_info(run)["eos_ids"])
+    return teacher
 
 
 def student_tokenizer(run: Run) -> PreTrainedTokenizerBase:
     """The tokenizer saved with the student's start."""
-    return load_tokenizer(find_model(str(run.directory("models") / "start")))
+    return load_tokenizer(find_model(str(run.directory("models") / "start")), run.recipe.teacher.trust_remote_code)
+
+
+def student_trust(run: Run) -> bool:
+    """Return whether the student's code may run: a pruned student's is the teacher's."""
+    student, teacher = run.recipe.student, run.recipe.teacher
+    return student.trust_remote_code or (student.init == "prune" and teacher.trust_remote_code)
+
+
+def vocab_size(run: Run) -> int:
+    """Return V, the bound on token ids that the models stage took from the tokenizer and both heads.
+
+    Raises:
+        ModelError: an older tdistill made the models stage.
+    """
+    found = models_info(run).get("vocab_size")
+    if not isinstance(found, int) or found < 1:
+        directory = run.directory("models")
+        raise ModelError(f"{directory / INFO_FILE} has no vocab_size: an older tdistill wrote it. Delete {directory} and run again.")
+    return found
 
 
 def models_info(run: Run) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from tdistill.progress import say
 from tdistill.rollout.generate import Sampling
 from tdistill.rollout.prompts import TokenizedPrompt, load_prompts, tokenize_prompts
 from tdistill.rollout.run import Capture, roll_out
-from tdistill.stages.models import load_teacher, models_info, student_tokenizer
+from tdistill.stages.models import load_teacher, models_info, student_tokenizer, vocab_size
 from tdistill.textfiles import local_path
 
 SPLITS = ("train", "valid", "test")
@@ -75,7 +75,8 @@ def make_rollouts(run: Run, directory: Path) -> dict[str, Any]:
         human = [False, True] if c.score_references and any(p.prompt.references for p in prompts) else [False]
         for scored in human:
             name = f"{split}-human" if scored else split
-            manifest = roll_out(load, tokenizer, prompts, directory / name, sampling, capture, fingerprints(run), info["eos_ids"], scored, name)
+            how = (sampling, capture, fingerprints(run), info["eos_ids"], scored, name, vocab_size(run))
+            manifest = roll_out(load, tokenizer, prompts, directory / name, *how)
             notes[name] = {
                 **manifest.counts,
                 "skipped_prompts": skipped,

@@ -10,7 +10,7 @@ from tdistill.mdp.candidates import CandidateRule
 from tdistill.pipeline import Run, provenance
 from tdistill.report.document import write_document
 from tdistill.report.sparsity import recommended, rows, sections
-from tdistill.stages.models import load_teacher, student_tokenizer
+from tdistill.stages.models import load_teacher, vocab_size
 from tdistill.stages.rollout import cache
 
 # nats per candidate
@@ -24,7 +24,7 @@ def sparsity_settings(run: Run) -> dict[str, Any]:
 
 def make_sparsity(run: Run, directory: Path) -> dict[str, Any]:
     """Measure every state of the training roll-outs; write ``sparsity.md``, ``sparsity.html`` and ``sparsity.jsonl``."""
-    teacher, data, vocab = load_teacher(run, run.recipe.evaluation.dtype), cache(run, "train"), len(student_tokenizer(run))
+    teacher, data, vocab = load_teacher(run, run.recipe.evaluation.dtype), cache(run, "train"), vocab_size(run)
     found = measure_sparsity(teacher, data, vocab, SCORED_AT_ONCE, rules=[CandidateRule("adaptive", value) for value in ADAPTIVE])
     facts = provenance(run.recipe)
     shown = {

@@ -17,7 +17,7 @@ from tdistill.objectives import bind
 from tdistill.pipeline import Run
 from tdistill.processes import is_main_process
 from tdistill.rollout.generate import Sampling
-from tdistill.stages.models import load_teacher, student_tokenizer
+from tdistill.stages.models import load_teacher, student_tokenizer, student_trust, vocab_size
 from tdistill.stages.rollout import cache, content_hash
 from tdistill.training.extras import Extras, OnPolicy
 from tdistill.training.language_modelling import LanguageModelling
@@ -93,7 +93,8 @@ def training_extras(run: Run, config: TrainConfig, system: BaselineConfig, token
         peft=config.peft.lora if config.peft else None,
         merge=config.peft is not None and config.peft.merge,
         sampling=Sampling(protocol.temperature, protocol.top_p, 0, length, run.recipe.seed),
-        trust_remote_code=run.recipe.student.trust_remote_code,
+        vocab_size=vocab_size(run),
+        trust_remote_code=student_trust(run),
         **config.monitor.model_dump(),
     )
 

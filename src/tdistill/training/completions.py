@@ -15,6 +15,7 @@ from tdistill.head.student import StudentModel
 from tdistill.processes import is_main_process
 from tdistill.rollout.generate import Generated, Sampling, generate_batch
 from tdistill.training.sharding import answer_together, check_can_answer, is_sharded
+from tdistill.vocabulary import vocabulary_size
 
 COMPLETIONS = "completions.jsonl"
 
@@ -30,6 +31,7 @@ class LogCompletions(TrainerCallback):
         sampling: how they are answered.
         path: a JSON-lines file.
         trackers: the Trainer's callbacks.
+        vocab_size: V; by default from the tokenizer and the student's head.
 
     Raises:
         ConfigError: DeepSpeed ZeRO-3 shards the student, which generates only with whole weights or under FSDP2.
@@ -44,10 +46,12 @@ class LogCompletions(TrainerCallback):
         sampling: Sampling,
         path: Path,
         trackers: Sequence[TrainerCallback] = (),
+        vocab_size: int | None = None,
     ):
         check_can_answer()
         self._student, self._tokenizer, self._sampling, self._path, self._trackers = student, tokenizer, sampling, path, trackers
         self._prompts, self._eos = valid.prompts()[:count], valid.manifest.settings["eos_ids"]
+        self._vocab_size = vocab_size or vocabulary_size(tokenizer, {"student": student.lm})
 
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """As the Trainer calls it."""
@@ -76,7 +80,7 @@ class LogCompletions(TrainerCallback):
 
         def answer(lm: Any) -> list[Generated]:
             with torch.autocast(args.device.type, torch.bfloat16, enabled=AcceleratorState().mixed_precision == "bf16"):
-                return generate_batch(lm, batch, self._sampling, self._eos, len(self._tokenizer))
+                return generate_batch(lm, batch, self._sampling, self._eos, self._vocab_size)
 
         if is_sharded(self._student):
             return answer_together(self._student, answer)

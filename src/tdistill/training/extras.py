@@ -33,9 +33,10 @@ class OnPolicy:
         expert: RolloutDataset,
         directory: Path,
         seed: int,
+        vocab_size: int | None = None,
     ) -> StudentRollouts:
         """What makes the rounds."""
-        return StudentRollouts(model, teacher, tokenizer, expert, directory, self.sampling, self.dtype, seed)
+        return StudentRollouts(model, teacher, tokenizer, expert, directory, self.sampling, self.dtype, seed, vocab_size)
 
 
 @dataclass(frozen=True)
@@ -52,4 +53,5 @@ class Extras:
     log_completions: int = 0  # validation prompts that the student answers at every validation, see ``LogCompletions``
     sampling: Sampling = field(default_factory=Sampling)  # of those answers
     keep_checkpoints: bool = False
+    vocab_size: int | None = None  # V; by default from the tokenizer and the student's head
     trust_remote_code: bool = False  # for the student's own code

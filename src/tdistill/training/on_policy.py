@@ -19,6 +19,7 @@ from tdistill.rollout.generate import Generated, Mixed, Sampling, batch_plan, ge
 from tdistill.rollout.prompts import TokenizedPrompt
 from tdistill.rollout.run import Capture, cache_settings, write_rollouts
 from tdistill.rollout.score import score_batch
+from tdistill.vocabulary import vocabulary_size
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ class StudentRollouts:
         sampling: how the student writes.
         dtype: to write in.
         seed: of the noise; a round is part of it.
+        vocab_size: V of the expert's roll-outs; by default from the tokenizer and both models.
 
     Raises:
         ConfigError: ``teacher_mix`` outside [0, 1).
@@ -57,11 +59,12 @@ class StudentRollouts:
         sampling: StudentSampling,
         dtype: torch.dtype,
         seed: int,
+        vocab_size: int | None = None,
     ):
         if not 0.0 <= sampling.teacher_mix < 1.0:
             raise ConfigError(f"teacher_mix must lie in [0, 1), got {sampling.teacher_mix}: 0 is the student alone.")
         self._student, self._load_teacher, self._tokenizer, self._dtype = student, load_teacher, tokenizer, dtype
-        self._expert, self._directory, self._sampling = expert, directory, sampling
+        self._expert, self._directory, self._sampling, self._vocab_size = expert, directory, sampling, vocab_size
         cached = expert.manifest.settings
         self._capture = Capture(**{k: cached[k] for k in Capture.__dataclass_fields__})
         self._drawn = Sampling(sampling.temperature, sampling.top_p, 0, cached["max_completion_length"], seed)
@@ -87,10 +90,11 @@ class StudentRollouts:
         return self._directory / f"round-{index:04d}"
 
     def _write(self, index: int, prompts: Sequence[TokenizedPrompt]) -> Manifest:
-        eos, vocab, mix = self._expert.manifest.settings["eos_ids"], len(self._tokenizer), self._sampling.teacher_mix
+        eos, mix = self._expert.manifest.settings["eos_ids"], self._sampling.teacher_mix
         if self._teacher is None:
             self._teacher = self._load_teacher()
         teacher, policy = self._teacher, self._policy()
+        vocab = self._vocab_size or vocabulary_size(self._tokenizer, {"student": policy, "teacher": teacher}, eos)
         mixed = Mixed(teacher, mix) if mix else None
         kept = (self._capture.teacher_top_p, self._capture.max_candidates)
 

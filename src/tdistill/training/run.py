@@ -41,6 +41,7 @@ from tdistill.training.schedule import examples_per_step, total_steps
 from tdistill.training.sharding import check_whole_weights
 from tdistill.training.trainer import DistillTrainer
 from tdistill.training.value import ValueSettings
+from tdistill.vocabulary import vocabulary_size
 
 CHECKPOINTS, ROLLOUTS, LOG_FILE = "checkpoints", "rollouts", "log_history.json"
 
@@ -113,11 +114,12 @@ def train_student(
     if extras.peft is not None:
         model = add_lora(model, extras.peft)
     value = _value_settings(extras.value, objective, title)
+    vocab_size = extras.vocab_size or vocabulary_size(tokenizer, {"student": model})
     student = StudentModel.for_needs(model, objective.needs, value.detach)
     teacher = lru_cache(load_teacher) if load_teacher else None
     rollouts = None
     if extras.on_policy is not None and teacher is not None:
-        rollouts = extras.on_policy.rollouts(model, teacher, tokenizer, train_dataset, directory / ROLLOUTS, seed)
+        rollouts = extras.on_policy.rollouts(model, teacher, tokenizer, train_dataset, directory / ROLLOUTS, seed, vocab_size)
     online = "dense" in objective.needs or train_dataset.teacher_top_p >= 1.0 or (extras.lm is not None and extras.lm.reads_teacher)
     trainer = DistillTrainer(
         student,
@@ -129,6 +131,7 @@ def train_student(
         teacher_model=teacher() if online and teacher else None,
         value=value,
         lm=extras.lm,
+        vocab_size=vocab_size,
         callbacks=[Clock()],
     )
     if extras.merge:
@@ -137,7 +140,7 @@ def train_student(
         trainer.add_callback(EarlyStoppingCallback(extras.early_stopping_patience))
     if extras.log_completions:
         answered, trackers = (eval_dataset, extras.log_completions, extras.sampling), trainer.callback_handler.callbacks
-        trainer.add_callback(LogCompletions(student, tokenizer, *answered, directory / COMPLETIONS, trackers))
+        trainer.add_callback(LogCompletions(student, tokenizer, *answered, directory / COMPLETIONS, trackers, vocab_size))
     _train(trainer, checkpoints, title)
     metrics = trainer.evaluate()
     if extras.peft is not None and extras.merge:

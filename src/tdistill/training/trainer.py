@@ -27,6 +27,7 @@ from tdistill.training.schedule import InOrder, steps_per_epoch
 from tdistill.training.sharding import check_devices, check_sharding, check_whole_weights, keep_float32, shard_value_head
 from tdistill.training.target import FollowStudent, TargetNetwork
 from tdistill.training.value import ValueSettings, clear_gradients, own_rate
+from tdistill.vocabulary import vocabulary_size
 
 # What every run is validated by, whatever it trains on: comparable across objectives.
 VALIDATION = {"nll": bind("nll"), "forward_kl": bind("forward_kl"), "reverse_kl": bind("reverse_kl")}
@@ -42,10 +43,11 @@ class DistillTrainer(ResumableTrainer):
         train_dataset: a ``RolloutDataset``; or a ``MixedDataset``, which is read in order, by one process without workers, and says
             how many steps the run has, whatever ``num_train_epochs`` is.
         eval_dataset: a ``RolloutDataset``.
-        processing_class: the tokenizer; saved with checkpoints, and its length is the vocabulary size.
+        processing_class: the tokenizer; saved with checkpoints.
         teacher_model: needed if the objective or a data set with p = 1 wants every logit; never under autograd.
         lm: the language-modelling term, on the windows that a ``MixedDataset`` with a corpus adds.
         value: how the value head learns, and how fast a target network follows.
+        vocab_size: V, as the roll-outs have it; by default from ``vocabulary.vocabulary_size``, or the head's rows without a tokenizer.
 
     Raises:
         ConfigError: the objective needs what model, teacher or data do not offer, or something was asked for that has no effect.
@@ -65,6 +67,7 @@ class DistillTrainer(ResumableTrainer):
         teacher_model: PreTrainedModel | None = None,
         value: ValueSettings | None = None,
         lm: LanguageModelling | None = None,
+        vocab_size: int | None = None,
         **kwargs: Any,
     ):
         check_constructor(kwargs)
@@ -90,7 +93,8 @@ class DistillTrainer(ResumableTrainer):
         self.lm = lm
         if (self._online or (lm is not None and lm.reads_teacher)) and teacher_model is None:
             raise ConfigError(f"{objective.name} on this data needs the teacher online: pass teacher_model.")
-        self.vocab_size = len(processing_class) if processing_class is not None else student.config.vocab_size
+        models = {"student": student.lm} | ({"teacher": teacher_model} if teacher_model is not None else {})
+        self.vocab_size = vocab_size or vocabulary_size(processing_class, models)
         self._metrics = MetricSums()
         self._last_batch: dict[str, Any] | None = None
         super().__init__(
