@@ -190,6 +190,10 @@ class _SharedModel:
         self.announce(True)
         return self._forward(**inputs)
 
+    def get_input_embeddings(self) -> nn.Module:
+        """Return the model's own embeddings: their shape is that of the whole."""
+        return self._student.lm.get_input_embeddings()
+
     def help(self) -> None:
         """Run a forward on one token for every forward of the first process, which gathers the same shards in the same order."""
         token = torch.zeros(1, 1, dtype=torch.long, device=self.device)
