@@ -1,6 +1,7 @@
 """Check values that come from outside: what a recipe file can hold and every stage can write back, and paths."""
 
 import dataclasses
+import difflib
 import enum
 import errno
 import math
@@ -84,6 +85,25 @@ def check_path(text: str) -> str:
         if error.errno not in _NOT_THERE:
             raise ValueError(f"can't be a path: {error.strerror}") from None
     return text
+
+
+def nearest_path(text: str) -> str:
+    """Return an existing path that differs from ``text`` by a few letters in one or more of its parts, or an empty text."""
+    path = Path(text).expanduser()
+    here = Path(path.anchor or ".")
+    for part in path.relative_to(path.anchor).parts if path.anchor else path.parts:
+        if part == ".." or (here / part).exists():
+            here = here / part
+            continue
+        try:
+            names = [entry.name for entry in here.iterdir()]
+        except OSError:
+            return ""
+        close = difflib.get_close_matches(part, names, n=1, cutoff=0.6)
+        if not close:
+            return ""
+        here = here / close[0]
+    return "" if here == path else str(here)
 
 
 @cache

@@ -237,7 +237,7 @@ REFUSED = {
     "no tasks": (["--data-dir", "DATA"], "--tasks names no task"),
     "empty": (["--tasks", "", "--data-dir", "DATA"], "--tasks names no task, got ''"),
     "no file": (["--tasks", "unni", "--data-dir", "DATA"], "has none of unni/test_0_2.jsonl"),
-    "context": (["--tasks", "dolly", "--data-dir", "DATA", "evaluation.max_completion_length=250"], "but the model's context is 256"),
+    "context": (["--tasks", "dolly", "--data-dir", "DATA", "evaluation.max_completion_length=250"], "but the teacher model's context is 256"),
     "not trained": (["--tasks", "dolly", "--data-dir", "DATA", "seed=4"], "reads what `train` makes, which is not complete"),
 }
 
