@@ -19,6 +19,8 @@ from pydantic import BaseModel
 from tdistill.secrets_guard import is_secret
 
 MOST_DEPTH = 40
+# An objective's argument may be infinite, such as a ratio that is not clipped: its own signature says which.
+UNBOUNDED = frozenset({"objective", "baselines"})
 _LEAST, _MOST = -(2**63), 2**63 - 1
 _CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff]")
 _NOT_THERE = (errno.ENOENT, errno.ENOTDIR, errno.EACCES)
@@ -40,6 +42,8 @@ def find_unplain(value: Any, numbers_only: bool = False) -> Unplain | None:
     todo: deque[tuple[str, Any, int]] = deque([("", value, 0)])
     while todo:
         place, item, depth = todo.popleft()
+        if isinstance(item, float) and math.isinf(item) and not UNBOUNDED.isdisjoint(place.split(".")):
+            continue
         problem = _problem(item, numbers_only) if depth <= MOST_DEPTH else f"is nested more than {MOST_DEPTH} levels deep"
         if problem:
             return Unplain(place, problem)
