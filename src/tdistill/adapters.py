@@ -1,14 +1,16 @@
 """LoRA through PEFT: the student's own weights stay, low-rank adapters are trained and saved."""
 
 import importlib.util
+import math
 import sys
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel
 
-from tdistill.errors import ConfigError, ModelError, nearest
+from tdistill.errors import ConfigError, ModelError, brief, nearest
 from tdistill.files import read_json
+from tdistill.plain import describe_hint, fits, hints_of
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
@@ -17,6 +19,10 @@ def require_peft() -> None:
     """Raise ``ConfigError`` where PEFT is missing."""
     if importlib.util.find_spec("peft") is None:
         raise ConfigError("LoRA needs the package peft: pip install 'tdistill[peft]'")
+
+
+# Names that other libraries give to PEFT's arguments.
+LORA_NAMES = {"rank": "r", "lora_r": "r", "lora_rank": "r", "alpha": "lora_alpha", "dropout": "lora_dropout", "modules": "target_modules"}
 
 
 def check_lora(arguments: dict[str, Any]) -> None:
@@ -28,10 +34,19 @@ def check_lora(arguments: dict[str, Any]) -> None:
     require_peft()
     from peft import LoraConfig
 
-    known = LoraConfig.__dataclass_fields__
-    for key in arguments:
-        if key not in known:
-            raise ConfigError(f"train.peft.lora.{key} is no argument of peft.LoraConfig.{nearest(key, known)}")
+    hints = hints_of(LoraConfig)
+    for key, value in arguments.items():
+        place = f"train.peft.lora.{key}"
+        if key not in hints:
+            meant = f" Did you mean {LORA_NAMES[key]!r}?" if key in LORA_NAMES else nearest(key, hints)
+            raise ConfigError(f"{place} is no argument of peft.LoraConfig.{meant}")
+        if not fits(value, hints[key]):
+            raise ConfigError(f"{place} must be {describe_hint(hints[key])}, got {brief(value)}.")
+    for key, (least, most) in {"r": (1, math.inf), "lora_alpha": (0, math.inf), "lora_dropout": (0, 1)}.items():
+        if not least <= arguments.get(key, least) <= most:
+            raise ConfigError(
+                f"train.peft.lora.{key} must be {least} or more{' and 1 or less' if most == 1 else ''}, got {brief(arguments[key])}."
+            )
     try:
         LoraConfig(task_type="CAUSAL_LM", **arguments)
     except (TypeError, ValueError) as error:

@@ -19,8 +19,7 @@ from tdistill.prune import check_layer_count
 from tdistill.recipe import argument_sections
 from tdistill.stages.evaluate import check_references
 from tdistill.stages.rollout import SPLITS, model_configs
-from tdistill.training.arguments import argument_remarks
-from tdistill.training.arguments import training_arguments
+from tdistill.training.arguments import argument_remarks, training_arguments
 from tdistill.training.sharding import check_devices
 
 # Models that are widely known by a name without an owner.

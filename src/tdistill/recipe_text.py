@@ -27,8 +27,31 @@ _RESOLVERS = (
 )
 
 
+class _RefusedError(Exception):
+    """An event that no recipe may hold."""
+
+    def __init__(self, event: yaml.Event, problem: str):
+        super().__init__(problem)
+        self.event = event
+
+
 class _Loader(yaml.SafeLoader):
+    """Compose nodes, and refuse tags and deep nesting before the parser's recursion meets them."""
+
+    depth = 0
     yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012 - the base class declares an instance variable
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        """Compose one node, as PyYAML calls it."""
+        event = self.peek_event()
+        if isinstance(event, yaml.ScalarEvent | yaml.CollectionStartEvent) and event.tag is not None:
+            raise _RefusedError(event, f"the tag {event.tag!r:.60} is not allowed. Leave it out; quote what is text.")
+        if self.depth > MOST_DEPTH:
+            raise _RefusedError(event, f"nested more than {MOST_DEPTH} levels deep. No option of a recipe is.")
+        self.depth += 1
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
 
 
 class _Dumper(yaml.SafeDumper):
@@ -71,27 +94,14 @@ def parse_yaml(content: str | bytes, where: str) -> Any:
         raise ConfigError(f"{where} has {len(content):,} bytes; a recipe has at most {MOST_BYTES:,}.")
     try:
         text = content.decode("utf-8-sig") if isinstance(content, bytes) else content
-        _check_events(text, where)
         node = yaml.compose(text, Loader=_Loader)
     except UnicodeDecodeError as cause:
         raise ConfigError(f"{where} is not UTF-8 (byte {cause.start} is 0x{cause.object[cause.start]:02x}): save it as UTF-8.") from None
+    except _RefusedError as cause:
+        raise ConfigError(f"{where}, {_at(cause.event)}: {cause}") from None
     except yaml.YAMLError as cause:
         raise ConfigError(f"{where} is not YAML: {cause!s:.600}") from None
     return None if node is None else _Values(where).value(node)
-
-
-def _check_events(text: str, where: str) -> None:
-    """Refuse tags and deep nesting, which the recursive part of the parser must not see."""
-    depth = 0
-    for event in yaml.parse(text, Loader=_Loader):
-        if isinstance(event, yaml.CollectionStartEvent):
-            depth += 1
-        elif isinstance(event, yaml.CollectionEndEvent):
-            depth -= 1
-        if depth > MOST_DEPTH:
-            raise ConfigError(f"{where}, {_at(event)}: nested more than {MOST_DEPTH} levels deep. No option of a recipe is.")
-        if isinstance(event, yaml.ScalarEvent | yaml.CollectionStartEvent) and event.tag is not None:
-            raise ConfigError(f"{where}, {_at(event)}: the tag {event.tag!r:.60} is not allowed. Leave it out; quote what is text.")
 
 
 def _at(marked: Any) -> str:

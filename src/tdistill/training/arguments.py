@@ -77,6 +77,7 @@ def training_arguments(arguments: Mapping[str, Any], output_dir: str | Path, see
         merged["load_best_model_at_end"] = False
     if "greater_is_better" not in arguments:
         merged["greater_is_better"] = bool(METRICS.get(str(merged["metric_for_best_model"]).removeprefix("eval_")))
+    merged["report_to"] = merged["report_to"] or "none"  # transformers would look for a tracker called None
     if not torch.cuda.is_available():
         merged.setdefault("use_cpu", True)
         merged.setdefault("dataloader_pin_memory", False)
