@@ -1,7 +1,6 @@
 """LoRA through PEFT: the student's own weights stay, low-rank adapters are trained and saved."""
 
 import importlib.util
-import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,15 @@ def require_peft() -> None:
 # Names that other libraries give to PEFT's arguments.
 LORA_NAMES = {"rank": "r", "lora_r": "r", "lora_rank": "r", "alpha": "lora_alpha", "dropout": "lora_dropout", "modules": "target_modules"}
 
+LORA_REFUSED = {
+    **dict.fromkeys(("task_type", "peft_type", "base_model_name_or_path", "auto_mapping", "revision"), "tdistill sets it"),
+    "inference_mode": "no adapter would be trained",
+    # PiSSA, OLoRA, CorDA, EVA, LoftQ: what is saved would be added to weights that it does not belong to.
+    "init_lora_weights": "only true, false, gaussian and orthogonal leave the weights as they are that the adapters are saved for",
+    "loftq_config": "it changes the weights that the adapters are saved for",
+    "megatron_config": "Megatron's layers are not used here",
+}
+
 
 def check_lora(arguments: dict[str, Any]) -> None:
     """Check ``peft.LoraConfig``'s arguments before anything long starts.
@@ -40,13 +48,18 @@ def check_lora(arguments: dict[str, Any]) -> None:
         if key not in hints:
             meant = f" Did you mean {LORA_NAMES[key]!r}?" if key in LORA_NAMES else nearest(key, hints)
             raise ConfigError(f"{place} is no argument of peft.LoraConfig.{meant}")
+        if key in LORA_REFUSED and (key != "init_lora_weights" or value not in (True, False, "gaussian", "orthogonal")):
+            raise ConfigError(f"{place} is not supported: {LORA_REFUSED[key]}. Leave it out.")
         if not fits(value, hints[key]):
             raise ConfigError(f"{place} must be {describe_hint(hints[key])}, got {brief(value)}.")
-    for key, (least, most) in {"r": (1, math.inf), "lora_alpha": (0, math.inf), "lora_dropout": (0, 1)}.items():
-        if not least <= arguments.get(key, least) <= most:
-            raise ConfigError(
-                f"train.peft.lora.{key} must be {least} or more{' and 1 or less' if most == 1 else ''}, got {brief(arguments[key])}."
-            )
+    for key, least in {"r": 1, "lora_alpha": 0, "lora_dropout": 0}.items():
+        if arguments.get(key, least) < least:
+            raise ConfigError(f"train.peft.lora.{key} must be at least {least}, got {brief(arguments[key])}.")
+    if arguments.get("lora_dropout", 0) >= 1:
+        raise ConfigError(f"train.peft.lora.lora_dropout must be below 1, got {brief(arguments['lora_dropout'])}.")
+    for key, kind in {"rank_pattern": int, "alpha_pattern": int | float}.items():
+        if any(isinstance(x, bool) or not isinstance(x, kind) or x <= 0 for x in (arguments.get(key) or {}).values()):
+            raise ConfigError(f"train.peft.lora.{key} must give every pattern a number above 0.")
     try:
         LoraConfig(task_type="CAUSAL_LM", **arguments)
     except (TypeError, ValueError) as error:

@@ -146,6 +146,8 @@ def describe_hint(hint: Any) -> str:
     words = {int: "a whole number", float: "a finite number", bool: "true or false", str: "text", type(None): "null", dict: "a mapping"}
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
         return ", or ".join(dict.fromkeys(describe_hint(option) for option in typing.get_args(hint)))
+    if typing.get_origin(hint) is typing.Literal:
+        return "one of " + ", ".join(map(repr, typing.get_args(hint)))
     if isinstance(hint, type) and issubclass(hint, enum.Enum):
         return "one of " + ", ".join(str(member.value) for member in hint)
     if typing.get_origin(hint) in (list, set):
