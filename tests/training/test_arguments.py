@@ -25,12 +25,12 @@ from tdistill.training.trainer import VALIDATION
 # Every argument that a recipe may pass, with a value that works on a CPU.
 WORKS: dict[str, Any] = {
     "per_device_train_batch_size": 2, "num_train_epochs": 0.5, "max_steps": 10, "learning_rate": 1e-4, "lr_scheduler_type": "cosine",
-    "lr_scheduler_kwargs": {"num_cycles": 0.5}, "warmup_steps": 0.1, "optim": "adamw_torch_fused", "optim_args": None, "weight_decay": 0.1,
+    "lr_scheduler_kwargs": {}, "warmup_steps": 0.1, "optim": "adamw_torch_fused", "optim_args": None, "weight_decay": 0.1,
     "adam_beta1": 0.8, "adam_beta2": 0.95, "adam_epsilon": 1e-6, "optim_target_modules": None, "gradient_accumulation_steps": 2,
     "average_tokens_across_devices": True, "max_grad_norm": 0.0, "bf16": True, "fp16": False, "tf32": None, "activation_checkpointing": True,
-    "activation_checkpointing_kwargs": {"use_reentrant": False}, "gradient_checkpointing": True, "gradient_checkpointing_kwargs": {},
+    "activation_checkpointing_kwargs": {}, "gradient_checkpointing": True, "gradient_checkpointing_kwargs": {},
     "torch_compile": False, "torch_compile_backend": None, "torch_compile_mode": None, "use_cache": False, "torch_empty_cache_steps": 1,
-    "logging_strategy": "epoch", "logging_steps": 0.1, "logging_first_step": True, "log_on_each_node": True,
+    "logging_strategy": "epoch", "logging_steps": 50, "logging_first_step": True, "log_on_each_node": True,
     "include_num_input_tokens_seen": "all", "log_level": "error", "log_level_replica": "error", "disable_tqdm": True, "report_to": "none",
     "run_name": "a", "project": "p", "trackio_space_id": None, "trackio_bucket_id": None, "trackio_static_space_id": None,
     "eval_strategy": "steps", "eval_steps": 5, "eval_delay": 0, "per_device_eval_batch_size": 4, "eval_on_start": True,
@@ -39,7 +39,8 @@ WORKS: dict[str, Any] = {
     "full_determinism": False, "use_cpu": True, "dataloader_drop_last": True, "dataloader_num_workers": 1, "dataloader_pin_memory": False,
     "dataloader_persistent_workers": False, "dataloader_prefetch_factor": None, "dataloader_multiprocessing_context": None,
     "dataloader_in_order": True, "train_sampling_strategy": "group_by_length", "ddp_find_unused_parameters": False,
-    "ddp_bucket_cap_mb": None, "ddp_broadcast_buffers": None, "ddp_static_graph": None, "ddp_timeout": 60, "debug": "", "skip_memory_metrics": True,
+    "ddp_bucket_cap_mb": None, "ddp_broadcast_buffers": None, "ddp_static_graph": None, "ddp_timeout": 60, "debug": "",
+    "skip_memory_metrics": True,
 }  # fmt: skip
 
 
@@ -93,7 +94,11 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "optimizer that is missing": ({"optim": "paged_adamw_8bit"}, "paged_adamw_8bit can't be used here"),
     "optimizer that is missing, by name": ({"optim": "stable_adamw"}, "torch-optimi"),
     "optimizer that steps in backward": ({"optim": "lomo"}, "inside the backward pass"),
-    "optimizer's arguments": ({"optim_args": "betaz=1"}, "'train.arguments.optim'"),
+    "optimizer's arguments": ({"optim": "rmsprop", "optim_args": "momentum=x"}, "'train.arguments.optim': rmsprop can't be used here"),
+    "optimizer's arguments, unread": ({"optim_args": "betaz=1"}, "optim_args': adamw_torch_fused does not read it"),
+    "betas of no Adam": ({"optim": "sgd", "adam_beta1": 0.5}, "adam_beta1': sgd does not read it"),
+    "modules of no GaLore": ({"optim_target_modules": ["attn"]}, "adamw_torch_fused does not read it"),
+    "checkpointing without it": ({"activation_checkpointing_kwargs": {"use_reentrant": False}}, "needs activation_checkpointing: true"),
     "schedule's argument": ({"lr_scheduler_type": "cosine", "lr_scheduler_kwargs": {"num_cycle": 1}}, "'train.arguments.lr_scheduler_type'"),
     "schedule's value": ({"lr_scheduler_type": "cosine", "lr_scheduler_kwargs": {"num_cycles": "x"}}, "'train.arguments.lr_scheduler_type'"),
     "schedule without its arguments": ({"lr_scheduler_type": "cosine_with_min_lr"}, "min_lr"),
@@ -131,6 +136,7 @@ def test_what_another_argument_makes_void_is_said() -> None:
     remarks = argument_remarks({"max_steps": 10, "num_train_epochs": 3, "warmup_steps": 10, "eval_steps": 20}, "train.arguments")
     for remark, said in zip(remarks, ("num_train_epochs=3 is not used", "never reaches its full value", "no validation before"), strict=True):
         assert said in remark
+    assert "has no warm-up" in argument_remarks({"lr_scheduler_type": "constant", "warmup_steps": 5}, "t")[0]
     assert "no validation before" in argument_remarks({"max_steps": 10, "eval_delay": 10}, "t")[0]
 
 

@@ -1,5 +1,6 @@
 """Check a recipe's ``arguments`` before anything long starts: types, ranges, contradictions, and whether what they name works here."""
 
+import copy
 import enum
 import math
 import typing
@@ -58,6 +59,7 @@ def check_training_arguments(arguments: Mapping[str, Any], place: str) -> None:
     if args.fp16 and args.device.type == "cpu":
         raise ConfigError(f"'{place}.fp16': a CPU does not train in float16, it would use float32. Set bf16, or leave it out.")
     _build(args, place)
+    _refuse_unread(arguments, args, place)
 
 
 def _check_one(key: str, value: Any, place: str) -> None:
@@ -143,6 +145,26 @@ def _build(args: TrainingArguments, place: str) -> None:
     except FOREIGN_ERRORS as error:
         given = f"'{place}.lr_scheduler_type': {args.lr_scheduler_type.value} with lr_scheduler_kwargs={args.lr_scheduler_kwargs or {}!s:.80}"
         raise ConfigError(f"{given} can't be used: {error!s:.300}") from None
+
+
+def _refuse_unread(arguments: Mapping[str, Any], args: TrainingArguments, place: str) -> None:
+    """Raise ``ConfigError`` for settings of an optimizer that the chosen one does not read."""
+    name = args.optim.value
+    if args.optim_target_modules and not name.startswith(("galore", "apollo")):
+        raise ConfigError(f"'{place}.optim_target_modules': {name} does not read it. Leave it out, or choose an optimizer that does.")
+    if args.activation_checkpointing_kwargs and not args.activation_checkpointing:
+        raise ConfigError(f"'{place}.activation_checkpointing_kwargs' needs activation_checkpointing: true.")
+    if name.startswith(("galore", "apollo")):
+        return
+    read = Trainer.get_optimizer_cls_and_kwargs(args, None)[1]
+    for key in ("adam_beta1", "adam_beta2", "adam_epsilon", "optim_args"):
+        default = TrainingArguments.__dataclass_fields__[key].default
+        if arguments.get(key, default) == default:
+            continue
+        without = copy.copy(args)
+        setattr(without, key, default)
+        if Trainer.get_optimizer_cls_and_kwargs(without, None)[1] == read:
+            raise ConfigError(f"'{place}.{key}': {name} does not read it. Leave it out, or choose an optimizer that does.")
 
 
 def _step_once(args: TrainingArguments) -> torch.optim.Optimizer:

@@ -97,6 +97,9 @@ def argument_remarks(arguments: Mapping[str, Any], place: str) -> list[str]:
     merged = {**DEFAULT_ARGUMENTS, **arguments}
     steps = merged.get("max_steps", -1)
     found: list[str] = []
+    schedule = merged.get("lr_scheduler_type", "linear")
+    if merged.get("warmup_steps") and schedule in ("constant", "reduce_lr_on_plateau", "greedy"):
+        found.append(f"{place}: lr_scheduler_type={schedule} has no warm-up, warmup_steps={merged['warmup_steps']} is not used")
     if steps < 1:
         return found
     if "num_train_epochs" in arguments:
