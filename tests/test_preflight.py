@@ -161,7 +161,10 @@ REFUSED = {
         "keeps all layers of its model",
     ),
     "a pretrained student that is pruned": (["student.student_model_name_or_path=a/b"], "is read with init: pretrained only"),
-    "watching no validation": (["train.monitor.log_completions=1", "train.arguments.eval_steps=9"], "acts at validations"),
+    "watching no validation": (
+        ["train.monitor.log_completions=1", "train.arguments.eval_steps=8", "train.arguments.save_steps=8"],
+        "acts at validations",
+    ),
 }
 
 
