@@ -157,7 +157,7 @@ WRONG_LORA: dict[str, tuple[dict[str, Any], str]] = {
     "half a rank": ({"r": 2.5}, "lora.r must be a whole number, got 2.5"),
     "NaN": ({"lora_alpha": float("nan")}, "must be a whole number, got nan"),
     "all dropped": ({"lora_dropout": 1.0}, "must be below 1"),
-    "modules": ({"target_modules": 5}, "must be a list, or text, or null, got 5"),
+    "modules": ({"target_modules": 5}, "or null, got 5"),
     "bias": ({"bias": "some"}, "must be one of 'none', 'all', 'lora_only'"),
     "nothing trained": ({"inference_mode": True}, "no adapter would be trained"),
     "other base weights": ({"init_lora_weights": "pissa"}, "is not supported"),

@@ -41,8 +41,6 @@ UNUSED_ARGUMENTS: dict[str, str] = {
     "use_liger_kernel": "it replaces the loss of the language model, which the objective does not use",
     "liger_kernel_config": "it belongs to use_liger_kernel, which is not supported",
     "auto_find_batch_size": "another batch size in the middle is another run: set per_device_train_batch_size",
-    "ignore_data_skip": "a resumed run would train on batches that it has already seen",
-    "save_only_model": "a checkpoint without its optimizer can't be resumed from",
     "enable_jit_checkpoint": "checkpoints on a signal are not sealed: set save_steps",
     "save_on_each_node": "checkpoints are written and sealed by one process",
     "parallelism_config": "only data-parallel training, FSDP and DeepSpeed are supported",
@@ -58,6 +56,9 @@ UNUSED_ARGUMENTS: dict[str, str] = {
     "length_column_name": "the roll-outs have no such column",
 }
 REFUSED_IN_RECIPES: dict[str, str] = UNUSED_ARGUMENTS | {
+    # DistillTrainer says these two itself, where they do harm.
+    "ignore_data_skip": "a resumed run would train on batches that it has already seen",
+    "save_only_model": "a checkpoint without its optimizer can't be resumed from",
     "logging_nan_inf_filter": "a loss that is no number stops the run",
     "fsdp": _LAUNCHER,
     "fsdp_config": _LAUNCHER,
