@@ -3,11 +3,10 @@
 from collections.abc import Mapping
 from typing import Any
 
-from tdistill.adapters import base_directory, is_adapter
 from tdistill.config import Recipe
 from tdistill.errors import DataError, ModelError
 from tdistill.gguf_header import gguf_config
-from tdistill.models import ModelSource, find_model, read_config
+from tdistill.models import ModelSource, read_config, whole_model
 
 # Every name that architectures of transformers give to their number of positions; GGUF's is translated by ``gguf_config``.
 LENGTH_KEYS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "max_sequence_length", "max_seq_length", "seq_length")
@@ -21,10 +20,9 @@ def read_model_config(source: ModelSource) -> Mapping[str, Any]:
     Raises:
         ModelError: it can't be read.
     """
+    source = whole_model(source)
     if source.gguf_file:
         return gguf_config(source.directory / source.gguf_file)
-    if is_adapter(source.directory):
-        return read_model_config(find_model(str(base_directory(source.directory))))
     return text_config(read_config(source.directory))
 
 
