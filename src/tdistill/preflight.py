@@ -44,8 +44,8 @@ def preflight(run: Run, stages: Sequence[str] = ()) -> None:
         ConfigError, ModelError, DataError: with the option, what was got and what to do.
     """
     _check_output(run.root)
-    _check_devices(run, stages)
     _check_models(run)
+    _check_devices(run, stages)
     if run.recipe.teacher.quantization:
         check_quantization(run.recipe.teacher.quantization)
     _check_corpus(run)
