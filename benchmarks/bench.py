@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 import objectives
-import yaml
 
 from tdistill.config import BaselineConfig, Recipe, TrainConfig
 from tdistill.errors import ConfigError, OutputError
@@ -33,6 +32,7 @@ from tdistill.objectives import bind
 from tdistill.pipeline import Run
 from tdistill.progress import bar, say
 from tdistill.recipe import load_recipe
+from tdistill.recipe_text import parse_yaml
 from tdistill.stages.evaluate import protocol
 from tdistill.stages.models import load_teacher
 from tdistill.stages.train import start_directory
@@ -60,7 +60,7 @@ class Bench:
         self.options = options
         self.run = Run(load_recipe(options.bench / "recipe.yaml", options.override))
         self.listed = options.bench / options.methods
-        read = TrainConfig(objective={"name": "nll"}, baselines=yaml.safe_load(self.listed.read_text(encoding="utf-8"))).baselines
+        read = TrainConfig(objective={"name": "nll"}, baselines=parse_yaml(self.listed.read_bytes(), str(self.listed))).baselines
         own = self.listed.with_suffix(".json")
         self.rates = options.rates or (str(own) if own.exists() else None)
         methods = objectives.at_rates(read, self.rates)

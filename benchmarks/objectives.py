@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from tdistill.config import BaselineConfig, TrainConfig
 from tdistill.errors import ConfigError, NonFiniteLossError
@@ -34,6 +33,7 @@ from tdistill.objectives import bind
 from tdistill.pipeline import Run, provenance
 from tdistill.progress import say
 from tdistill.recipe import load_recipe
+from tdistill.recipe_text import parse_yaml
 from tdistill.stages.evaluate import protocol
 from tdistill.stages.models import load_teacher, student_tokenizer
 from tdistill.stages.rollout import cache
@@ -47,7 +47,7 @@ def main() -> None:
     options = _options()
     run = Run(load_recipe(options.recipe, options.override))
     # Read as a recipe's baselines are: an objective, or an objective with arguments and student roll-outs of its own.
-    methods = TrainConfig(objective={"name": "nll"}, baselines=yaml.safe_load(options.methods.read_text())).baselines
+    methods = TrainConfig(objective={"name": "nll"}, baselines=parse_yaml(options.methods.read_bytes(), str(options.methods))).baselines
     methods = at_rates(methods, options.rates)
     methods = {n: m for n, m in methods.items() if not options.only or n.partition("@")[0] in options.only.split(",")}
     for method in methods.values():

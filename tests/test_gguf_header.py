@@ -65,7 +65,7 @@ def test_what_is_no_gguf_is_refused(file):
     [
         ({"student": {"keep_layers": [0, 7]}}, ModelError, r"names \[7\], but the teacher has layers 0 to 6"),
         ({"student": {"num_hidden_layers": 8}}, ModelError, "num_hidden_layers=8, but the teacher has 7 layers"),
-        ({"data": {"max_prompt_length": 501}}, DataError, "= 513 tokens, but the model's context is 512"),
+        ({"data": {"max_prompt_length": 501}}, DataError, "= 513 tokens, but the teacher model's context is 512"),
     ],
 )
 def test_a_gguf_teachers_layers_and_context_are_checked_before_it_is_loaded(file, tmp_path, change, error, message):

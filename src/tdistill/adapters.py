@@ -7,8 +7,9 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from tdistill.errors import ConfigError, ModelError, nearest
+from tdistill.errors import ConfigError, ModelError, brief, nearest
 from tdistill.files import read_json
+from tdistill.plain import describe_hint, fits, hints_of
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
@@ -17,6 +18,19 @@ def require_peft() -> None:
     """Raise ``ConfigError`` where PEFT is missing."""
     if importlib.util.find_spec("peft") is None:
         raise ConfigError("LoRA needs the package peft: pip install 'tdistill[peft]'")
+
+
+# Names that other libraries give to PEFT's arguments.
+LORA_NAMES = {"rank": "r", "lora_r": "r", "lora_rank": "r", "alpha": "lora_alpha", "dropout": "lora_dropout", "modules": "target_modules"}
+
+LORA_REFUSED = {
+    **dict.fromkeys(("task_type", "peft_type", "base_model_name_or_path", "auto_mapping", "revision"), "tdistill sets it"),
+    "inference_mode": "no adapter would be trained",
+    # PiSSA, OLoRA, CorDA, EVA, LoftQ: what is saved would be added to weights that it does not belong to.
+    "init_lora_weights": "only true, false, gaussian and orthogonal leave the weights as they are that the adapters are saved for",
+    "loftq_config": "it changes the weights that the adapters are saved for",
+    "megatron_config": "Megatron's layers are not used here",
+}
 
 
 def check_lora(arguments: dict[str, Any]) -> None:
@@ -28,10 +42,24 @@ def check_lora(arguments: dict[str, Any]) -> None:
     require_peft()
     from peft import LoraConfig
 
-    known = LoraConfig.__dataclass_fields__
-    for key in arguments:
-        if key not in known:
-            raise ConfigError(f"train.peft.lora.{key} is no argument of peft.LoraConfig.{nearest(key, known)}")
+    hints = hints_of(LoraConfig)
+    for key, value in arguments.items():
+        place = f"train.peft.lora.{key}"
+        if key not in hints:
+            meant = f" Did you mean {LORA_NAMES[key]!r}?" if key in LORA_NAMES else nearest(key, hints)
+            raise ConfigError(f"{place} is no argument of peft.LoraConfig.{meant}")
+        if key in LORA_REFUSED and (key != "init_lora_weights" or value not in (True, False, "gaussian", "orthogonal")):
+            raise ConfigError(f"{place} is not supported: {LORA_REFUSED[key]}. Leave it out.")
+        if not fits(value, hints[key]):
+            raise ConfigError(f"{place} must be {describe_hint(hints[key])}, got {brief(value)}.")
+    for key, least in {"r": 1, "lora_alpha": 0, "lora_dropout": 0}.items():
+        if arguments.get(key, least) < least:
+            raise ConfigError(f"train.peft.lora.{key} must be at least {least}, got {brief(arguments[key])}.")
+    if arguments.get("lora_dropout", 0) >= 1:
+        raise ConfigError(f"train.peft.lora.lora_dropout must be below 1, got {brief(arguments['lora_dropout'])}.")
+    for key, kind in {"rank_pattern": int, "alpha_pattern": int | float}.items():
+        if any(isinstance(x, bool) or not isinstance(x, kind) or x <= 0 for x in (arguments.get(key) or {}).values()):
+            raise ConfigError(f"train.peft.lora.{key} must give every pattern a number above 0.")
     try:
         LoraConfig(task_type="CAUSAL_LM", **arguments)
     except (TypeError, ValueError) as error:

@@ -1,14 +1,30 @@
 """A recipe: one frozen, strict model a stage. No behaviour beyond checking; ``recipe.load_recipe`` reads the file."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from tdistill.plain import find_unplain
+
+MOST = 10_000_000  # of any count: above it memory or patience ends, and a typing error is likelier
+Count = Annotated[int, Field(ge=1, le=MOST)]
+CountOrZero = Annotated[int, Field(ge=0, le=MOST)]
+# Beyond these bounds logits over a temperature leave what float32 can tell apart.
+Temperature = Annotated[float, Field(ge=1e-3, le=1e3)]
+
 
 class Strict(BaseModel):
-    """Unknown keys and wrong types are errors."""
+    """Refuse unknown keys, wrong types, and values that no recipe file can hold: NaN, infinity, integers beyond 64 bits, objects."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _plain(cls, value: Any) -> Any:
+        found = find_unplain(value, numbers_only=True) if isinstance(value, dict) else None
+        if found is not None:
+            raise ValueError(f"{found.place or 'the section'} {found.problem}")
+        return value
 
 
 class DataConfig(Strict):
@@ -17,11 +33,14 @@ class DataConfig(Strict):
     train: str = Field(description="prompts to learn from")
     valid: str = Field(description="prompts that choose checkpoints and settings")
     test: str = Field(description="prompts that only the final evaluation sees")
-    max_train_prompts: int | None = Field(None, ge=1, description="only the first n")
-    max_valid_prompts: int | None = Field(None, ge=1)
-    max_test_prompts: int | None = Field(None, ge=1)
-    max_prompt_length: int = Field(512, ge=1, description="tokens, template included")
+    max_train_prompts: Count | None = Field(None, description="only the first n")
+    max_valid_prompts: Count | None = Field(None)
+    max_test_prompts: Count | None = Field(None)
+    max_prompt_length: Count = Field(512, description="tokens, template included")
     overlong: Literal["skip", "refuse"] = Field("skip", description="longer prompts are dropped and counted, or an error")
+    overlap: Literal["refuse", "drop", "count"] = Field(
+        "refuse", description="prompts of test or valid that are in train too: an error, dropped from test and valid, or only counted"
+    )
 
 
 class TeacherConfig(Strict):
@@ -39,7 +58,7 @@ class StudentConfig(Strict):
     """The model to train: some of the teacher's layers, or a pretrained model of the same vocabulary."""
 
     init: Literal["prune", "pretrained"] = "prune"
-    num_hidden_layers: int | None = Field(None, ge=1, description="prune: how many of the teacher's layers to keep (the outer ones)")
+    num_hidden_layers: Count | None = Field(None, description="prune: how many of the teacher's layers to keep (the outer ones)")
     keep_layers: list[int] | None = Field(None, description="prune: which, from 0, instead of the outer ones")
     student_model_name_or_path: str | None = Field(None, description="pretrained: directory or hub id")
     trust_remote_code: bool = False
@@ -48,6 +67,10 @@ class StudentConfig(Strict):
     def _consistent(self) -> "StudentConfig":
         if self.init == "pretrained" and not self.student_model_name_or_path:
             raise ValueError("init: pretrained needs student_model_name_or_path")
+        if self.init == "pretrained" and (self.num_hidden_layers is not None or self.keep_layers is not None):
+            raise ValueError("init: pretrained keeps all layers of its model: leave num_hidden_layers and keep_layers out")
+        if self.init == "prune" and self.student_model_name_or_path is not None:
+            raise ValueError("student_model_name_or_path is read with init: pretrained only; init: prune makes the student from the teacher")
         if self.init == "prune" and self.num_hidden_layers is None and self.keep_layers is None:
             raise ValueError("init: prune needs num_hidden_layers or keep_layers")
         if self.keep_layers is not None and (not self.keep_layers or len(set(self.keep_layers)) != len(self.keep_layers)):
@@ -61,14 +84,14 @@ class RolloutConfig(Strict):
     """How the teacher answers the prompts, and what is recorded of every token."""
 
     teacher_top_p: float = Field(0.8, gt=0, le=1, description="p of the action space recorded; training may use any smaller p")
-    max_candidates: int | None = Field(None, ge=1, description="cap on |A_p|")
-    temperature: float = Field(1.0, gt=0, description="of sampling")
+    max_candidates: Count | None = Field(None, description="cap on |A_p|")
+    temperature: Temperature = Field(1.0, description="of sampling")
     top_p: float | None = Field(None, gt=0, le=1, description="of sampling; by default teacher_top_p")
-    top_k: int = Field(0, ge=0, description="of sampling; 0 = no cut")
-    num_generations: int = Field(1, ge=1, description="responses per prompt")
-    max_completion_length: int = Field(256, ge=1, description="tokens")
-    batch_size: int = Field(32, ge=1)
-    shard_batches: int = Field(4, ge=1, description="batches per shard: what a kill can cost")
+    top_k: CountOrZero = Field(0, description="of sampling; 0 = no cut")
+    num_generations: Count = Field(1, description="responses per prompt")
+    max_completion_length: Count = Field(256, description="tokens")
+    batch_size: Count = Field(32)
+    shard_batches: Count = Field(4, description="batches per shard: what a kill can cost")
     score_references: bool = Field(False, description="score the prompts' own answers into the cache too (origin human)")
 
     @field_validator("teacher_top_p")
@@ -97,9 +120,9 @@ class OnPolicyConfig(Strict):
     """The student's own roll-outs among the training data: it answers training prompts, the teacher scores what it wrote."""
 
     lmbda: float = Field(0.5, ge=0, le=1, description="share of responses that the student wrote; 0: none")
-    refresh_steps: int | None = Field(None, ge=1, description="optimizer steps between roll-outs; null: once, by the start")
-    replay: int = Field(1, ge=1, description="rounds whose roll-outs are drawn from; a round rolls out so many times fewer")
-    temperature: float = Field(1.0, gt=0, description="of the student's sampling")
+    refresh_steps: Count | None = Field(None, description="optimizer steps between roll-outs; null: once, by the start")
+    replay: Count = Field(1, description="rounds whose roll-outs are drawn from; a round rolls out so many times fewer")
+    temperature: Temperature = Field(1.0, description="of the student's sampling")
     top_p: float = Field(1.0, gt=0, le=1, description="of the student's sampling")
     teacher_mix: float = Field(0.0, ge=0, lt=1, description="share of the teacher in every token's distribution")
 
@@ -110,14 +133,14 @@ class LmConfig(Strict):
     corpus: str = Field(description=".txt (paragraphs apart by blank lines) or .jsonl with text; or either as .gz")
     lm_coef: float = Field(1.0, gt=0, description="weight of the term")
     kd_ratio: float = Field(0.0, ge=0, le=1, description="share of KL to the teacher in it, the rest is cross-entropy; above 0: teacher online")
-    window: int = Field(256, ge=2, description="tokens")
+    window: int = Field(256, ge=2, le=MOST, description="tokens")
 
 
 class ValueConfig(Strict):
     """How the value head learns, for objectives that have one, and how fast a target network follows."""
 
     learning_rate: float | None = Field(None, gt=0, description="of the value head; by default the student's")
-    warmup_steps: int = Field(0, ge=0, description="first steps in which the value head alone learns")
+    warmup_steps: CountOrZero = Field(0, description="first steps in which the value head alone learns")
     detach: bool = Field(False, description="the value head's loss does not move the language model")
     target_tau: float = Field(0.005, gt=0, le=1, description="Polyak rate, for objectives with target_network: true")
 
@@ -132,8 +155,8 @@ class PeftConfig(Strict):
 class MonitorConfig(Strict):
     """What is watched while a student trains, and what is kept of it."""
 
-    early_stopping_patience: int | None = Field(None, ge=1, description="validations without a better one, after which a run stops")
-    log_completions: int = Field(0, ge=0, description="validation prompts answered at every validation, for eyes")
+    early_stopping_patience: Count | None = Field(None, description="validations without a better one, after which a run stops")
+    log_completions: CountOrZero = Field(0, description="validation prompts answered at every validation, for eyes")
     keep_checkpoints: bool = Field(False, description="keep optimizer checkpoints after the student is saved")
 
 
@@ -183,14 +206,14 @@ RESERVED_SYSTEMS = ("teacher", "start", "sft", "distilled")
 class EvaluationConfig(Strict):
     """What is measured on the test prompts, the same for every system."""
 
-    temperature: float = Field(1.0, gt=0)
+    temperature: Temperature = Field(1.0)
     top_p: float = Field(0.8, gt=0, le=1)
-    num_generations: int = Field(1, ge=1, description="answers per prompt and system")
-    max_completion_length: int | None = Field(None, ge=1, description="by default the roll-outs'")
-    batch_size: int = Field(32, ge=1)
+    num_generations: Count = Field(1, description="answers per prompt and system")
+    max_completion_length: Count | None = Field(None, description="by default the roll-outs'")
+    batch_size: Count = Field(32)
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
     reference: Literal["teacher", "human"] = Field("teacher", description="whose answer ROUGE-L compares with")
-    num_samples_shown: int = Field(8, ge=0, description="prompts shown in the report")
+    num_samples_shown: CountOrZero = Field(8, description="prompts shown in the report")
 
 
 class Recipe(Strict):
@@ -198,7 +221,7 @@ class Recipe(Strict):
 
     title: str = "tdistill run"
     output_dir: str
-    seed: int = Field(17, ge=0)
+    seed: int = Field(17, ge=0, lt=2**32)
     data: DataConfig
     teacher: TeacherConfig
     student: StudentConfig

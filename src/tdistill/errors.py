@@ -63,3 +63,15 @@ def shown(text: str, longest: int = LONGEST_MESSAGE) -> str:
         half = longest // 2
         text = f"{text[:half]} [… {len(text) - 2 * half:,} characters …] {text[-half:]}"
     return visible(text)
+
+
+def brief(value: object, longest: int = 80) -> str:
+    """Describe a value that was got, for a message: at most ``longest`` characters of it, and only the kind of a list or a mapping."""
+    if isinstance(value, dict):
+        return "a mapping"
+    if isinstance(value, list | tuple | set):
+        return f"a list of {len(value)}"
+    if isinstance(value, int) and not isinstance(value, bool) and value.bit_length() > 256:
+        return f"an integer of {value.bit_length()} bits"
+    text = repr(value)
+    return text if len(text) <= longest else f"{text[: longest - 1]}…"

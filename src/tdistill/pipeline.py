@@ -20,7 +20,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import yaml
 from safetensors import SafetensorError
 
 import tdistill
@@ -30,6 +29,7 @@ from tdistill.files import write_json
 from tdistill.models import ModelSource, find_model, model_fingerprint
 from tdistill.processes import is_main_process, process_count, wait_for_everyone
 from tdistill.progress import say
+from tdistill.recipe_text import dump_yaml
 from tdistill.secrets_guard import without_secrets
 
 MARKER, STAGE_FILE = ".tdistill", "stage.json"
@@ -53,7 +53,7 @@ class Run:
 
     def __init__(self, recipe: Recipe):
         self.recipe = recipe
-        self.root = Path(recipe.output_dir)
+        self.root = Path(recipe.output_dir).expanduser()
         self._keys: dict[str, str] = {}
 
     @cached_property
@@ -191,7 +191,7 @@ def _disk_is_full(error: Exception) -> bool:
 
 def resolved_yaml(recipe: Recipe) -> str:
     """Return the recipe with every default filled in, as YAML without secrets."""
-    return yaml.safe_dump(without_secrets(recipe.model_dump()), sort_keys=False, allow_unicode=True)
+    return dump_yaml(without_secrets(recipe.model_dump()))
 
 
 def peak_memory_bytes() -> int:

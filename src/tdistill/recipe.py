@@ -1,101 +1,71 @@
 """Read a recipe with overrides, and check all that can be checked before anything long starts."""
 
-import dataclasses
-import re
 import types
 import typing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
-from tdistill.config import Recipe, TrainConfig
-from tdistill.errors import ConfigError, nearest
+from tdistill.config import BaselineConfig, Recipe, TrainConfig, ValueConfig
+from tdistill.errors import ConfigError, brief, nearest
+from tdistill.overrides import apply_overrides
+from tdistill.plain import check_path, find_unplain
+from tdistill.progress import say
+from tdistill.recipe_text import MOST_BYTES, parse_yaml
 
 if TYPE_CHECKING:
     from tdistill.objectives import BoundObjective
-
-# What a recipe can't pass: the run owns them.
-OWNED_ARGUMENTS = frozenset({"output_dir", "seed", "data_seed", "remove_unused_columns", "do_train", "do_eval", "push_to_hub"})
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML 1.2 floats: plain YAML 1.1 reads 1e-4 as text."""
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(?:(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)|[0-9]+\.[0-9]*|\.[0-9]+|\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$"),
-    list("-+0123456789."),
-)
 
 
 def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
     """Parse a recipe file, apply ``key.sub=value`` overrides, and check it.
 
     Raises:
-        ConfigError: no such file, no YAML, an unknown or ill-typed key (with its place and the nearest valid one).
+        ConfigError: no such file, no YAML, an unknown or ill-typed key (with its place and the nearest valid one), or options that
+            contradict each other.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise ConfigError(f"No recipe at {path}. Recipes in this repository lie in recipes/.")
-    try:
-        raw = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not YAML: {error}") from error
+    raw = parse_yaml(_read(Path(path)), str(path))
     if not isinstance(raw, dict):
-        raise ConfigError(f"{path} must be a mapping of sections, got {type(raw).__name__}.")
-    for override in overrides or []:
-        _apply(raw, override)
+        raise ConfigError(f"{path} must be a mapping of sections, got {brief(raw)}.")
+    for undone in apply_overrides(raw, overrides or []):
+        say(undone)
+    unplain = find_unplain(raw)
+    if unplain is not None:
+        raise ConfigError(f"{path}: {unplain.place!r} {unplain.problem}.")
     try:
         recipe = Recipe.model_validate(raw)
     except ValidationError as error:
-        raise ConfigError("\n".join(f"{path}: {_explain(e)}" for e in error.errors())) from None
+        raise ConfigError("\n".join(f"{path}: {_explain(e)}" for e in error.errors()[:MOST_PROBLEMS])) from None
     check_recipe(recipe, str(path))
     return recipe
 
 
-def _apply(raw: dict[str, Any], override: str) -> None:
-    key, sign, value = override.partition("=")
-    if not sign or not key:
-        raise ConfigError(f"Override {override!r} must look like section.key=value.")
-    *parents, last = key.split(".")
-    node: Any = raw
-    for depth, part in enumerate(parents):
-        index = int(part) if isinstance(node, list) and part.isdigit() else part
-        if isinstance(node, list):
-            if not isinstance(index, int) or index >= len(node):
-                raise ConfigError(f"Override {override!r}: {'.'.join(parents[:depth])} is a list of {len(node)}; use an index.")
-            node = node[index]
-        else:
-            if node.get(index) is None:
-                node[index] = {}
-            node = node[index]
-        if not isinstance(node, dict | list):
-            raise ConfigError(f"Override {override!r}: {'.'.join(parents[: depth + 1])} is no section.")
+MOST_PROBLEMS = 20  # of one recipe, in one message
+
+
+def _read(path: Path) -> bytes:
+    if not path.is_file():
+        what = "It is a directory" if path.is_dir() else "No such file"
+        raise ConfigError(f"No recipe at {path}: {what.lower()}. Recipes of the repository lie in recipes/.")
     try:
-        parsed = yaml.load(value, Loader=_Loader)
-    except yaml.YAMLError:
-        raise ConfigError(f"Override {override!r}: {value!r} is not YAML.") from None
-    if isinstance(node, list):
-        if not last.isdigit() or int(last) >= len(node):
-            raise ConfigError(f"Override {override!r}: {last!r} is no index of a list of {len(node)}.")
-        node[int(last)] = parsed
-    else:
-        node[last] = parsed
+        with path.open("rb") as handle:
+            return handle.read(MOST_BYTES + 1)
+    except OSError as error:
+        raise ConfigError(f"{path} can't be read: {error.strerror}.") from None
 
 
 def _explain(error: Any) -> str:
-    place = ".".join(str(part) for part in error["loc"])
+    place = ".".join(f"{part!s:.60}" for part in error["loc"])
     if error["type"] == "extra_forbidden":
         section = _section(error["loc"][:-1])
         known = section.model_fields if section is not None else []
         return f"unknown key {place!r}.{nearest(str(error['loc'][-1]), known)}"
     if error["type"] == "missing":
         return f"{place!r} is missing."
-    got = error.get("input")
-    return f"{place!r}: {error['msg']}" + ("." if isinstance(got, dict) else f", got {got!r}.")
+    problem = str(error["msg"]).removeprefix("Value error, ")
+    # What a check of ours says names what it got.
+    return f"{place!r}: {problem}." if error["type"] == "value_error" else f"{place!r}: {problem}, got {brief(error.get('input'))}."
 
 
 def _section(location: tuple[Any, ...]) -> type[BaseModel] | None:
@@ -113,46 +83,65 @@ def _section(location: tuple[Any, ...]) -> type[BaseModel] | None:
 
 
 def check_recipe(recipe: Recipe, where: str = "recipe") -> None:
-    """Checks across sections and libraries: objectives bind, training arguments exist, p fits.
+    """Checks across sections and libraries: objectives bind, training arguments work, p fits, nothing asked for would be left out.
 
     Raises:
         ConfigError: with what to change.
     """
-    from tdistill.mdp.candidates import CandidateRule
+    try:
+        _check_paths(recipe)
+        _check_objectives(recipe.train)
+        _check_candidates(recipe)
+        _check_origins(recipe)
+        _check_arguments(recipe)
+        _check_monitor(recipe.train)
+        if recipe.train.peft is not None:
+            from tdistill.adapters import check_lora
+
+            check_lora(recipe.train.peft.lora)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from None
+
+
+def _check_paths(recipe: Recipe) -> None:
+    paths = {"output_dir": recipe.output_dir, "teacher.teacher_model_name_or_path": recipe.teacher.teacher_model_name_or_path}
+    paths |= {f"data.{split}": getattr(recipe.data, split) for split in ("train", "valid", "test")}
+    if recipe.student.student_model_name_or_path is not None:
+        paths["student.student_model_name_or_path"] = recipe.student.student_model_name_or_path
+    if recipe.train.lm is not None:
+        paths["train.lm.corpus"] = recipe.train.lm.corpus
+    for place, text in paths.items():
+        try:
+            check_path(text)
+        except ValueError as error:
+            raise ConfigError(f"'{place}': {error}.") from None
+
+
+def _check_objectives(train: TrainConfig) -> None:
     from tdistill.objectives import bind
 
-    for name, objective in {"train.objective": recipe.train.objective, **{k: b.objective for k, b in recipe.train.baselines.items()}}.items():
+    bound = {}
+    for name, system in _systems(train).items():
+        place = "train.objective" if name == DISTILLED else f"train.baselines.{name}"
         try:
-            _check_has_other(bind(objective), recipe.train, name)
+            bound[name] = bind(system.objective)
+            _check_has_other(bound[name], system.on_policy or train.on_policy)
+            _check_value(bound[name], system.value)
         except ConfigError as error:
-            place = name if name == "train.objective" else f"train.baselines.{name}"
-            raise ConfigError(f"{where}: {place!r}: {error}") from None
-    p, cached = recipe.train.teacher_top_p, recipe.rollout.teacher_top_p
-    if p is not None and cached < p < 1.0:
-        raise ConfigError(f"{where}: 'train.teacher_top_p' is {p}, above the roll-outs' {cached}: lower it, or roll out with more.")
-    if recipe.train.candidate_rule is not None:
-        if p == 1.0:
-            raise ConfigError(f"{where}: 'train.candidate_rule' cuts cached candidates, but 'train.teacher_top_p' is 1: lower it.")
-        try:
-            CandidateRule(recipe.train.candidate_rule.name, recipe.train.candidate_rule.value)
-        except ConfigError as error:
-            raise ConfigError(f"{where}: 'train.candidate_rule': {error}") from None
-    if "human" in [*recipe.train.origins, *(recipe.sft.origins if recipe.sft else [])] and not recipe.rollout.score_references:
-        raise ConfigError(f"{where}: training on origin human needs 'rollout.score_references: true'.")
-    if recipe.train.peft is not None:
-        from tdistill.adapters import check_lora
-
-        check_lora(recipe.train.peft.lora)
-    for section in ("sft", "train"):
-        config = getattr(recipe, section)
-        if config is not None:
-            _check_arguments(config.arguments, f"{where}: '{section}.arguments")
-    for name, baseline in recipe.train.baselines.items():
-        _check_arguments({**recipe.train.arguments, **baseline.arguments}, f"{where}: 'train.baselines.{name}.arguments")
+            raise ConfigError(f"'{place}': {error}") from None
+    shared = [bound[name] for name, system in _systems(train).items() if system.value is None]
+    if shared and all(_value_problem(objective, train.value) for objective in shared):
+        raise ConfigError(f"'train.value': {_value_problem(shared[-1], train.value)}")
 
 
-def _check_has_other(objective: "BoundObjective", train: TrainConfig, name: str) -> None:
-    on_policy = (train.baselines[name].on_policy if name in train.baselines else None) or train.on_policy
+DISTILLED = "distilled"
+
+
+def _systems(train: TrainConfig) -> dict[str, BaselineConfig]:
+    return {**train.baselines, DISTILLED: BaselineConfig(objective=train.objective)}
+
+
+def _check_has_other(objective: "BoundObjective", on_policy: Any) -> None:
     if "other" in objective.needs and (on_policy is None or on_policy.lmbda == 0.0):
         raise ConfigError(
             f"{objective.describe()} learns from steps that are not the expert's: set 'train.on_policy: {{lmbda: 0.5}}', or "
@@ -160,24 +149,66 @@ def _check_has_other(objective: "BoundObjective", train: TrainConfig, name: str)
         )
 
 
-def _check_arguments(arguments: dict[str, Any], place: str) -> None:
-    from transformers import TrainingArguments
+def _check_value(objective: "BoundObjective", value: ValueConfig | None) -> None:
+    problem = _value_problem(objective, value) if value is not None else ""
+    if problem:
+        raise ConfigError(problem)
 
-    known = {f.name for f in dataclasses.fields(TrainingArguments) if f.init}
-    for key in arguments:
-        if key in OWNED_ARGUMENTS:
-            raise ConfigError(f"{place}.{key}' is set by tdistill itself: leave it out.")
-        if key not in known:
-            raise ConfigError(f"{place}.{key}' is no argument of transformers.TrainingArguments.{nearest(key, known)}")
-    for key, least in {"learning_rate": 0.0, "per_device_train_batch_size": 1, "gradient_accumulation_steps": 1}.items():
-        value = arguments.get(key, 1)
-        if isinstance(value, bool) or not isinstance(value, int | float) or value < least:
-            raise ConfigError(f"{place}.{key}' must be a number, at least {least:g}, got {value!r}.")
-    if not isinstance(arguments.get("max_steps", 1), int) or arguments.get("max_steps", -1) == 0:
-        raise ConfigError(f"{place}.max_steps' must be a whole number above 0, got {arguments['max_steps']!r}.")
-    from tdistill.training.run import training_arguments
 
-    try:
-        training_arguments(arguments, "unused", seed=0)
-    except (TypeError, ValueError, ImportError) as error:
-        raise ConfigError(f"{place}': {error}") from None
+def _value_problem(objective: "BoundObjective", value: ValueConfig) -> str:
+    """Say which settings of the value head or the target network the objective would leave out."""
+    heads, default = objective.needs & {"value", "action_value"}, ValueConfig()
+    changed = [k for k in ValueConfig.model_fields if getattr(value, k) != getattr(default, k)]
+    unused = [k for k in changed if not ("target" in objective.needs if k == "target_tau" else heads)]
+    if not unused:
+        return ""
+    lacks = "target network" if unused == ["target_tau"] else "value head"
+    return f"{objective.describe()} has no {lacks}, so value.{unused[0]} would do nothing: leave it out, or choose an objective with one."
+
+
+def _check_candidates(recipe: Recipe) -> None:
+    from tdistill.mdp.candidates import CandidateRule
+
+    p, cached, rule = recipe.train.teacher_top_p, recipe.rollout.teacher_top_p, recipe.train.candidate_rule
+    if p is not None and cached < p < 1.0:
+        raise ConfigError(f"'train.teacher_top_p' is {p}, above the roll-outs' {cached}: lower it, or roll out with more.")
+    if rule is not None:
+        if p == 1.0:
+            raise ConfigError("'train.candidate_rule' cuts cached candidates, but 'train.teacher_top_p' is 1: lower it.")
+        try:
+            CandidateRule(rule.name, rule.value)
+        except ConfigError as error:
+            raise ConfigError(f"'train.candidate_rule': {error}") from None
+
+
+def _check_origins(recipe: Recipe) -> None:
+    if "human" in [*recipe.train.origins, *(recipe.sft.origins if recipe.sft else [])] and not recipe.rollout.score_references:
+        raise ConfigError("training on origin human needs 'rollout.score_references: true'.")
+
+
+def argument_sections(recipe: Recipe) -> dict[str, dict[str, Any]]:
+    """Return what every training run of a recipe passes to ``TrainingArguments``, by the section that says it."""
+    found = {"sft.arguments": dict(recipe.sft.arguments)} if recipe.sft is not None else {}
+    found["train.arguments"] = dict(recipe.train.arguments)
+    for name, baseline in recipe.train.baselines.items():
+        if baseline.arguments:
+            found[f"train.baselines.{name}.arguments"] = {**recipe.train.arguments, **baseline.arguments}
+    return found
+
+
+def _check_arguments(recipe: Recipe) -> None:
+    from tdistill.training.argument_checks import check_training_arguments
+
+    for place, arguments in argument_sections(recipe).items():
+        check_training_arguments(arguments, place)
+
+
+def _check_monitor(train: TrainConfig) -> None:
+    from tdistill.training.arguments import validates_in_time
+
+    asked = {"early_stopping_patience": train.monitor.early_stopping_patience, "log_completions": train.monitor.log_completions}
+    for key, value in asked.items():
+        if value and not validates_in_time(train.arguments):
+            raise ConfigError(
+                f"'train.monitor.{key}' acts at validations, and train.arguments ask for none in time: set eval_strategy, eval_steps."
+            )

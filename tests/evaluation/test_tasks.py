@@ -237,7 +237,7 @@ REFUSED = {
     "no tasks": (["--data-dir", "DATA"], "--tasks names no task"),
     "empty": (["--tasks", "", "--data-dir", "DATA"], "--tasks names no task, got ''"),
     "no file": (["--tasks", "unni", "--data-dir", "DATA"], "has none of unni/test_0_2.jsonl"),
-    "context": (["--tasks", "dolly", "--data-dir", "DATA", "evaluation.max_completion_length=250"], "but the model's context is 256"),
+    "context": (["--tasks", "dolly", "--data-dir", "DATA", "evaluation.max_completion_length=250"], "but the teacher model's context is 256"),
     "not trained": (["--tasks", "dolly", "--data-dir", "DATA", "seed=4"], "reads what `train` makes, which is not complete"),
 }
 
@@ -313,3 +313,15 @@ def test_a_local_harness_task_is_measured_for_every_system(trained, colours, cap
     assert {p: p.stat().st_mtime_ns for p in files.values()} == before
     assert command("evaluate", recipe, "--lm-eval", "tiny_colour", "--lm-eval-include-path", colours) == 2
     assert "Did you mean 'tiny_colours'?" in capsys.readouterr().err
+
+
+def test_prompts_of_a_task_that_were_trained_on_are_counted_and_said(trained, tmp_path, capsys):
+    recipe = trained[0]
+    other = write_records(tmp_path / "other")
+    with (other / "dolly/test.jsonl").open("a") as handle:
+        handle.write('{"instruction": "TRAIN question  0", "output": "yes"}\n')
+    options = ["--seeds", "1", "--max-prompt-length", "81"]
+    assert command("evaluate", recipe, "--tasks", "dolly", *options, "--data-dir", other) == 0
+    assert "1 of these prompts are also in train" in " ".join(capsys.readouterr().err.split())
+    (path,) = (p for p in (recipe.parent / "run/tasks").glob("*/tasks.jsonl") if '"max_prompt_length": 81' in p.read_text())
+    assert {row["also_in_train"] for row in rows_of(path.parent)} == {1}

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 
 from tdistill.compare.data import Cost, Scores, Student
@@ -18,6 +17,7 @@ from tdistill.evaluation.frontier import ENTROPY
 from tdistill.evaluation.run import read_scores
 from tdistill.evaluation.temperatures import SWEEP, TEMPERATURES, read_sweep
 from tdistill.pipeline import MARKER, STAGE_FILE
+from tdistill.recipe_text import parse_yaml
 from tdistill.report.tables import TEACHER
 from tdistill.stages.train import DONE
 from tdistill.training.clock import SECONDS, TOKENS
@@ -83,7 +83,7 @@ def _evaluations(run: Path, notes: list[str]) -> list[Evaluation]:
     if not (run / MARKER).is_file():
         raise ConfigError(f"{run} is no output directory of `tdistill run`: name the output_dir of a recipe that ran.")
     complete = sorted(run.glob(f"evaluate/*/{STAGE_FILE}"), key=lambda p: p.stat().st_mtime, reverse=True)
-    last = _recipe(yaml.safe_load((run / "recipe.yaml").read_text(encoding="utf-8")))
+    last = _recipe(parse_yaml((run / "recipe.yaml").read_bytes(), str(run / "recipe.yaml")))
     command = f"`tdistill run {run / 'recipe.yaml'}{'' if Path(last['output_dir']) == run else f' output_dir={run}'}`"
     if not complete:
         raise ConfigError(f"{run} has no complete evaluation: {command} first.")

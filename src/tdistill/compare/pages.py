@@ -18,7 +18,7 @@ from tdistill.pipeline import MARKER, disk_errors
 from tdistill.report.document import Section, write_document
 from tdistill.report.svg import Plot
 from tdistill.report.tables import MISSING, Cell, Table
-from tdistill.training.run import DEFAULT_ARGUMENTS
+from tdistill.training.arguments import DEFAULT_ARGUMENTS
 
 NAME, FIGURES = "compare", ("cost", "frontier", "validation")
 

@@ -1,7 +1,7 @@
 """A plain-text corpus as packed windows, for the language-modelling term."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -93,3 +93,17 @@ def _lines(path: Path, text: str) -> Iterator[tuple[str, str]]:
         if not isinstance(record, dict) or "text" not in record:
             raise DataError(f'{where}: expected an object with "text".')
         yield where, checked_text(where, "text", record["text"])
+
+
+def check_window(source: str, documents: Iterable[str], tokenizer: PreTrainedTokenizerBase, window: int) -> None:
+    """Encode only as many documents as one window needs.
+
+    Raises:
+        DataError: all hold fewer tokens, or one can't be encoded.
+    """
+    found, encoder = 0, TextEncoder(tokenizer)
+    for document in documents:
+        found += sum(len(ids) + 1 for ids in encoder.encode_texts([document], [source]))
+        if found >= window:
+            return
+    raise DataError(f"{source} has {found} tokens, less than one window of {window}: give more text, or lower train.lm.window.")

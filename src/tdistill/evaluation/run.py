@@ -47,6 +47,7 @@ class Protocol:
     max_completion_length: int
     seed: int
     split: str = "test"
+    also_in_train: int = 0  # prompts of these that were trained on
 
     @property
     def sampling(self) -> Sampling:
@@ -57,8 +58,9 @@ class Protocol:
     def describe(self) -> str:
         """One paragraph for the report."""
         c = self.config
+        trained = f"{self.also_in_train} of them also trained on (data.overlap: count)" if self.also_in_train else "never trained on"
         return (
-            f"{len(self.prompts)} {self.split} prompts, never trained on; {c.num_generations} answer(s) a prompt, sampled at temperature "
+            f"{len(self.prompts)} {self.split} prompts, {trained}; {c.num_generations} answer(s) a prompt, sampled at temperature "
             f"{c.temperature:g} from the nucleus {c.top_p:g}, up to {self.max_completion_length} tokens, seed {self.sampling.seed}, models in "
             f"{c.dtype}. ROUGE-L is against the {c.reference}'s answer. Both KLs and the mass on A_p are exact, over the whole "
             f"vocabulary, per token of {len(self.held_out)} held-out teacher answers. ± is one standard error over prompts; "

@@ -10,13 +10,14 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from tdistill.context import check_fits
 from tdistill.errors import ConfigError, DataError
 from tdistill.evaluation.answers import EVALUATION_SEED_OFFSET, answer_record
 from tdistill.evaluation.run import ANSWERS, EvaluatedSystem
 from tdistill.evaluation.task_scores import SCORES, Batch, answer_all, read_records, row_of, score_answers, tasks_table
 from tdistill.evaluation.tasks import SUBSET_SEED, Task, choose_prompts, load_task, task_names
 from tdistill.files import write_json, write_jsonl
-from tdistill.models import read_config
+from tdistill.overlap import load_split, shared_prompts
 from tdistill.pipeline import Run, disk_errors, provenance
 from tdistill.processes import process_count
 from tdistill.progress import say
@@ -25,6 +26,7 @@ from tdistill.rollout.generate import Sampling, batch_plan, generate_batch
 from tdistill.rollout.prompts import TokenizedPrompt
 from tdistill.stages.evaluate import systems
 from tdistill.stages.models import load_teacher, models_info, student_tokenizer, vocab_size
+from tdistill.stages.rollout import model_configs
 
 TASKS_DIRECTORY, ROWS, DATA = "tasks", "tasks.jsonl", "data.json"
 KEY_LENGTH = 12  # hex digits, as the stages' keys have
@@ -135,17 +137,21 @@ class TaskRun:
                 f"{path.parent} has answers to another file of task {task.name!r} (SHA-256 {stored[:KEY_LENGTH]}…, {task.file} has "
                 f"{task.sha256[:KEY_LENGTH]}…). Give the first file, use another output_dir, or delete that folder."
             )
-        context = read_config(self.run.directory("models") / "start").get("max_position_embeddings")
         wanted = max(len(p.ids) for p in self.prompts[task.name]) + self.sampling.max_completion_length
-        if context and wanted > context:
-            raise DataError(
-                f"Task {task.name!r}: its longest prompt and an answer take {wanted} tokens, but the model's context is {context}: "
-                "lower --max-prompt-length or evaluation.max_completion_length."
-            )
+        option = f"Task {task.name!r}: its longest prompt + an answer (--max-prompt-length, evaluation.max_completion_length)"
+        check_fits(wanted, option, model_configs(self.run))
+
+    @cached_property
+    def also_in_train(self) -> dict[str, int]:
+        """Count, per task, the prompts that the students were trained on."""
+        train = load_split(self.run.recipe, "train")
+        return {name: len(shared_prompts((p.prompt for p in prompts), train)) for name, prompts in self.prompts.items()}
 
     def _describe(self, task: Task) -> str:
         n, skipped, bare = len(self.prompts[task.name]), self.skipped[task.name], task.without_reference
         notes = [f"{skipped} over {self.max_prompt_length} tokens skipped"] if skipped else []
+        trained_on = self.also_in_train[task.name]
+        notes += [f"{trained_on} of these prompts are also in train, which the students learnt from"] if trained_on else []
         notes += [f"{bare} without an answer to compare with, left out of the metrics that need one"] if bare else []
         return f"{task.name}: {n} of {len(task.prompts)} prompts, {self.options.seeds} answers each" + "".join(f"; {x}" for x in notes)
 
@@ -171,6 +177,7 @@ class TaskRun:
                 "data": {"file": task.file, "sha256": task.sha256, "licence": task.spec.licence},
                 "prompts": len(prompts),
                 "skipped_overlong": self.skipped[task.name],
+                "also_in_train": self.also_in_train[task.name],
                 "without_reference": sum(not p.prompt.references for p in prompts),
                 **self.settings,
                 "provenance": provenance(self.run.recipe),

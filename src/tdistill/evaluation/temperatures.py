@@ -1,7 +1,6 @@
 """Every system of a run at several decoding temperatures. What is already measured is kept, so another temperature costs itself alone."""
 
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property, partial
@@ -20,7 +19,7 @@ from tdistill.files import write_json
 from tdistill.pipeline import Run, disk_errors, provenance
 from tdistill.report.data import METRICS
 from tdistill.report.tables import ARROWS, Align, Cell, Table, format_estimate, to_markdown
-from tdistill.stages.evaluate import protocol, systems
+from tdistill.stages.evaluate import check_references, protocol, systems
 from tdistill.stages.models import load_teacher
 
 TEMPERATURES, SWEEP = "temperatures", "sweep.json"
@@ -38,8 +37,8 @@ def parse_temperatures(text: str) -> tuple[float, ...]:
         found = sorted({float(part) for part in text.split(",") if part.strip()})
     except ValueError as error:
         raise ConfigError(f"--temperatures takes numbers separated by commas, such as 0.5,0.7,1; got {text!r}.") from error
-    if not found or not all(0 < t < math.inf for t in found):
-        raise ConfigError(f"--temperatures takes positive numbers, such as 0.5,0.7,1; got {text!r}.")
+    if not found or not all(1e-3 <= t <= 1e3 for t in found):
+        raise ConfigError(f"--temperatures takes numbers from 0.001 to 1000, such as 0.5,0.7,1; got {text!r:.80}.")
     return tuple(found)
 
 
@@ -66,6 +65,7 @@ class TemperatureRun:
         self.temperatures = parse_temperatures(temperatures)
         if not others:
             require_students(run, "--temperatures")
+        check_references(run, split)
 
     @cached_property
     def settings(self) -> dict[str, Any]:

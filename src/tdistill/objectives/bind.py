@@ -9,7 +9,7 @@ from typing import Any
 import pydantic
 import torch
 
-from tdistill.errors import ConfigError, nearest
+from tdistill.errors import ConfigError, brief, nearest
 from tdistill.mdp.steps import Steps
 from tdistill.objectives.contract import NEEDS, BoundObjective, ObjectiveOutput
 
@@ -56,6 +56,8 @@ def _split_term(term: Term) -> tuple[float, str, dict[str, Any]]:
         raise ConfigError(f"A term of an objective needs a name, e.g. {{name: iq_learn, weight: 1.0}}; got {term!r}.")
     arguments = dict(term)
     name, weight = arguments.pop("name"), arguments.pop("weight", 1.0)
+    if not isinstance(name, str):
+        raise ConfigError(f"An objective's name must be text, got {brief(name)}.{nearest(str(name), _registry())}")
     if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < float("inf"):
         raise ConfigError(f"weight of objective {name!r} must be a positive number, got {weight!r}.")
     return float(weight), name, arguments

@@ -11,9 +11,10 @@ from tdistill.errors import DataError
 from tdistill.evaluation.run import EvaluatedSystem, Protocol, evaluate_systems
 from tdistill.models import compute_device, find_model, load_model
 from tdistill.objectives import bind
+from tdistill.overlap import held_out_prompts
 from tdistill.pipeline import Run
 from tdistill.stages.models import load_teacher, models_info, student_tokenizer, student_trust, vocab_size
-from tdistill.stages.rollout import cache, read_prompts
+from tdistill.stages.rollout import cache, overlap_counts, read_prompts
 from tdistill.stages.train import train_systems
 
 
@@ -45,6 +46,16 @@ def _described(system: BaselineConfig) -> str:
     return bind(system.objective).describe() + (f" ({own})" if own else "")
 
 
+def check_references(run: Run, split: str, has_answers: bool | None = None) -> None:
+    """Raise ``DataError`` if answers are compared with human ones, and the prompts of a split have none."""
+    if run.recipe.evaluation.reference != "human":
+        return
+    if has_answers is None:
+        has_answers = any(p.references for p in held_out_prompts(run.recipe, split))
+    if not has_answers:
+        raise DataError(f"evaluation.reference: human, but {getattr(run.recipe.data, split)} has no answers. Use reference: teacher.")
+
+
 def protocol(run: Run, split: str = "test") -> Protocol:
     """What is the same for every system. ``split="valid"`` is for choosing settings."""
     recipe, tokenizer = run.recipe, student_tokenizer(run)
@@ -52,15 +63,15 @@ def protocol(run: Run, split: str = "test") -> Protocol:
     held_out = cache(run, split)
     if recipe.evaluation.reference == "human":
         references = {p.prompt.prompt_id: list(p.prompt.references) for p in prompts}
-        if not any(references.values()):
-            raise DataError(f"evaluation.reference: human, but {getattr(recipe.data, split)} has no answers. Use reference: teacher.")
+        check_references(run, split, any(references.values()))
     else:
         references = {p.prompt.prompt_id: [] for p in prompts}
         for i in range(len(held_out)):
             references[held_out.prompt_id(i)].append(held_out.text(i))
     length = recipe.evaluation.max_completion_length or recipe.rollout.max_completion_length
     ids = (models_info(run)["eos_ids"], vocab_size(run))
-    return Protocol(recipe.evaluation, prompts, held_out, references, tokenizer, *ids, length, recipe.seed, split)
+    shared = overlap_counts(run, {split: prompts})[split]
+    return Protocol(recipe.evaluation, prompts, held_out, references, tokenizer, *ids, length, recipe.seed, split, shared)
 
 
 def make_evaluation(run: Run, directory: Path) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tdistill.adapters import add_lora
+from tdistill.data.corpus import check_window, read_documents
 from tdistill.errors import ModelError
 from tdistill.files import write_json
 from tdistill.head.student import VALUES
@@ -52,6 +53,8 @@ def make_models(run: Run, directory: Path) -> dict[str, Any]:
     recipe = run.recipe
     teacher = load_model(run.teacher_source, "float32", recipe.teacher.trust_remote_code)
     tokenizer = load_tokenizer(run.teacher_source, recipe.teacher.trust_remote_code)
+    if recipe.train.lm is not None:
+        check_window(recipe.train.lm.corpus, read_documents(recipe.train.lm.corpus), tokenizer, recipe.train.lm.window)
     eos_ids = eos_token_ids(teacher, tokenizer)
     avoid = [*eos_ids, *tokenizer.all_special_ids]
     probe(teacher, f"teacher {run.teacher_source.name}", vocabulary_size(tokenizer, {"teacher": teacher}, eos_ids), avoid=avoid)

@@ -1,7 +1,7 @@
 """``rollout``: the teacher's answers to all three prompt sets."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -9,14 +9,16 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from tdistill.config import CandidateRuleConfig
+from tdistill.context import check_contexts, read_model_config
 from tdistill.data.dataset import RolloutDataset
-from tdistill.errors import ConfigError, DataError
+from tdistill.errors import ConfigError
 from tdistill.mdp.candidates import CandidateRule
-from tdistill.models import read_config
+from tdistill.models import find_model
+from tdistill.overlap import HELD_OUT, held_out_prompts, load_split, shared_prompts
 from tdistill.pipeline import Run
 from tdistill.progress import say
 from tdistill.rollout.generate import Sampling
-from tdistill.rollout.prompts import TokenizedPrompt, load_prompts, tokenize_prompts
+from tdistill.rollout.prompts import TokenizedPrompt, tokenize_prompts
 from tdistill.rollout.run import Capture, roll_out
 from tdistill.stages.models import load_teacher, models_info, student_tokenizer, vocab_size
 from tdistill.textfiles import local_path
@@ -30,7 +32,8 @@ def rollout_settings(run: Run) -> dict[str, Any]:
     files = {split: content_hash(getattr(recipe.data, split)) for split in SPLITS}
     return {
         "files": files,
-        "data": recipe.data.model_dump(exclude=set(SPLITS)),
+        # To count or refuse shared prompts changes none of them.
+        "data": recipe.data.model_dump(exclude=set(SPLITS) if recipe.data.overlap == "drop" else {*SPLITS, "overlap"}),
         "rollout": recipe.rollout.model_dump(),
         "dtype": recipe.teacher.dtype,
         "seed": recipe.seed,
@@ -44,13 +47,12 @@ def content_hash(source: str) -> str:
 
 
 def read_prompts(run: Run, split: str, tokenizer: PreTrainedTokenizerBase) -> tuple[list[TokenizedPrompt], int]:
-    """The prompts of a split, cut to the recipe's limit, and how many were too long.
+    """Read the prompts of a split as every stage uses them, and count those that were too long.
 
     Raises:
-        DataError: see ``load_prompts`` and ``tokenize_prompts``.
+        DataError: see ``held_out_prompts`` and ``tokenize_prompts``.
     """
-    data = run.recipe.data
-    prompts = load_prompts(getattr(data, split))[: getattr(data, f"max_{split}_prompts")]
+    data, prompts = run.recipe.data, held_out_prompts(run.recipe, split)
     return tokenize_prompts(prompts, tokenizer, data.max_prompt_length, data.overlong)
 
 
@@ -62,13 +64,14 @@ def make_rollouts(run: Run, directory: Path) -> dict[str, Any]:
     """
     recipe, tokenizer, info = run.recipe, student_tokenizer(run), models_info(run)
     c = recipe.rollout
-    check_context(run, read_config(run.directory("models") / "start"))
+    check_contexts(run.recipe, model_configs(run))
     load = lru_cache(partial(load_teacher, run))
     sampling = Sampling(c.temperature, c.top_p or c.teacher_top_p, c.top_k, c.max_completion_length, recipe.seed)
     capture = Capture(c.teacher_top_p, c.max_candidates, c.num_generations, c.batch_size, c.shard_batches)
     notes: dict[str, Any] = {}
     # All three are read before the first token is drawn: a bad test file must not cost an hour of roll-outs.
     sets = {split: read_prompts(run, split, tokenizer) for split in SPLITS}
+    shared = overlap_counts(run, {split: prompts for split, (prompts, _) in sets.items()})
     for split, (prompts, skipped) in sets.items():
         if skipped:
             say(f"{split}: {skipped} prompts over {recipe.data.max_prompt_length} tokens skipped")
@@ -80,21 +83,25 @@ def make_rollouts(run: Run, directory: Path) -> dict[str, Any]:
             notes[name] = {
                 **manifest.counts,
                 "skipped_prompts": skipped,
+                **({"also_in_train": shared[split]} if split in shared else {}),
                 "checksum": manifest.checksum,
                 "candidate_logp_max_error": manifest.candidate_logp_max_error,
             }
     return notes
 
 
-def check_context(run: Run, config: dict[str, Any]) -> None:
-    """Raise ``DataError`` if prompts and answers at their longest do not fit the model's context."""
-    data = run.recipe.data
-    context = config.get("max_position_embeddings") or config.get("n_positions")
-    wanted = data.max_prompt_length + run.recipe.rollout.max_completion_length
-    if context and wanted > context:
-        raise DataError(
-            f"data.max_prompt_length + rollout.max_completion_length = {wanted} tokens, but the model's context is {context}: lower one."
-        )
+def model_configs(run: Run) -> dict[str, Mapping[str, Any]]:
+    """Return the configurations of teacher and student, before or after the student's start is made."""
+    teacher = read_model_config(run.teacher_source)
+    own = run.recipe.student.student_model_name_or_path
+    pretrained = run.recipe.student.init == "pretrained" and own is not None
+    return {"teacher": teacher, "student": read_model_config(find_model(str(own))) if pretrained else teacher}
+
+
+def overlap_counts(run: Run, sets: Mapping[str, Sequence[TokenizedPrompt]]) -> dict[str, int]:
+    """Count the prompts of ``valid`` and ``test`` that are also in ``train``, as they are used."""
+    train = load_split(run.recipe, "train")
+    return {split: len(shared_prompts((p.prompt for p in sets[split]), train)) for split in HELD_OUT if split in sets}
 
 
 def fingerprints(run: Run) -> dict[str, str]:

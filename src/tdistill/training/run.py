@@ -31,6 +31,7 @@ from tdistill.models import find_model, load_model
 from tdistill.objectives import BoundObjective
 from tdistill.processes import agreed, is_main_process, wait_for_everyone
 from tdistill.progress import bar, say
+from tdistill.training.arguments import training_arguments
 from tdistill.training.checkpoints import drop_checkpoints, drop_unfinished, last_checkpoint
 from tdistill.training.checks import check_early_stopping, unused_value_settings
 from tdistill.training.clock import Clock
@@ -44,34 +45,6 @@ from tdistill.training.value import ValueSettings
 from tdistill.vocabulary import vocabulary_size
 
 CHECKPOINTS, ROLLOUTS, LOG_FILE = "checkpoints", "rollouts", "log_history.json"
-
-# Ours where transformers' own default does not fit; a recipe overrides any of them.
-DEFAULT_ARGUMENTS: dict[str, Any] = {
-    "per_device_train_batch_size": 8,
-    "per_device_eval_batch_size": 16,
-    "logging_steps": 5,
-    "eval_strategy": "steps",
-    "save_strategy": "steps",
-    "save_total_limit": 2,
-    "load_best_model_at_end": True,
-    "metric_for_best_model": "eval_loss",
-    "greater_is_better": False,
-    "report_to": "none",
-    "disable_tqdm": True,
-    "ddp_find_unused_parameters": False,  # every parameter of the student has a part in the loss
-}
-
-
-def training_arguments(arguments: dict[str, Any], output_dir: str | Path, seed: int) -> TrainingArguments:
-    """``TrainingArguments`` from our defaults, the recipe's, and what the run owns."""
-    merged = {**DEFAULT_ARGUMENTS, **arguments}
-    if merged["eval_strategy"] == "no" or merged["save_strategy"] == "no":
-        merged["load_best_model_at_end"] = False
-    if not torch.cuda.is_available():
-        merged.setdefault("use_cpu", True)
-        merged.setdefault("dataloader_pin_memory", False)
-    # data_seed: otherwise the order of the data would depend on the number of processes.
-    return TrainingArguments(output_dir=str(output_dir), seed=seed, data_seed=seed, **merged)
 
 
 def train_student(

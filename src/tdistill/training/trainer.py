@@ -17,6 +17,7 @@ from tdistill.errors import ConfigError, NonFiniteLossError
 from tdistill.head.student import StudentModel
 from tdistill.mdp.steps import Steps
 from tdistill.objectives import BoundObjective, bind
+from tdistill.training.arguments import refuse_unused
 from tdistill.training.batch import build_steps, student_inputs, teacher_online
 from tdistill.training.checks import check_constructor, check_windows, own_arguments, unused_value_settings
 from tdistill.training.finite import non_finite_metric
@@ -88,6 +89,7 @@ class DistillTrainer(ResumableTrainer):
                 f"{objective.name} learns from steps that are not the expert's, and the training data have none: mix in the student's "
                 "roll-outs (train.on_policy in a recipe, MixedDataset in Python), or choose other='untaken' where the objective has it."
             )
+        refuse_unused(args)
         self.objective = objective
         self._online = "dense" in objective.needs or any(d is not None and d.teacher_top_p >= 1.0 for d in (train_dataset, eval_dataset))
         self.lm = lm
