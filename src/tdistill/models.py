@@ -122,11 +122,12 @@ def model_fingerprint(source: ModelSource) -> str:
             config.pop(volatile, None)
         digest.update(json.dumps(config, sort_keys=True).encode())
     for file in files:
-        _hash_sampled(digest, source.directory / str(file))
+        hash_sampled(digest, source.directory / str(file))
     return digest.hexdigest()[:16]
 
 
-def _hash_sampled(digest: "hashlib._Hash", path: Path) -> None:
+def hash_sampled(digest: "hashlib._Hash", path: Path) -> None:
+    """Add a file's size and an even sample of its blocks to a digest: all of a file of up to 16 MiB."""
     size = path.stat().st_size
     digest.update(f"{size}\n".encode())
     step = max(FINGERPRINT_BLOCK_BYTES, size // FINGERPRINT_BLOCKS)

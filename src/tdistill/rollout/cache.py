@@ -21,8 +21,7 @@ from tdistill.files import replacing, write_json
 from tdistill.rollout.check import ShardCheck, check_completeness
 from tdistill.rollout.manifest_form import ADVICE, MANIFEST, SCHEMA_VERSION, read_manifest_file, shard_name
 
-# A page of equal values takes a byte or two, real roll-outs .2 to .3 values a byte.
-MOST_VALUES_PER_BYTE = 1_000
+MOST_ROWS_PER_PROMPT = 1_000_000  # of a shard; a damaged footer may claim any number
 SETTINGS_KEY = b"tdistill.settings"
 SCHEMA = pa.schema(
     [
@@ -152,17 +151,16 @@ def read_shard(path: Path, settings: dict[str, Any], vocab_size: int | None = No
 
 
 def _check_columns(path: Path, file: pq.ParquetFile, settings: dict[str, Any]) -> None:
-    schema, footer = file.schema_arrow, file.metadata
+    schema = file.schema_arrow
     if not schema.equals(SCHEMA, check_metadata=False):
         wanted, got = set(map(str, SCHEMA)), set(map(str, schema))
         named = sorted(wanted ^ got) or ["their order"]
         raise CacheError(f"{path} has other columns than a roll-out cache: {', '.join(named)}. Delete it and run again.")
     if (schema.metadata or {}).get(SETTINGS_KEY) != _canonical(settings):
         raise CacheError(f"{path} was made with other settings. Use another output_dir, or delete it.")
-    groups = [footer.row_group(i) for i in range(footer.num_row_groups)]
-    values = sum(group.column(i).num_values for group in groups for i in range(group.num_columns))
-    if values > MOST_VALUES_PER_BYTE * path.stat().st_size:
-        raise CacheError(f"{path} claims {values:,} values in {path.stat().st_size:,} bytes: it is damaged. Delete it and run again.")
+    most = len(settings["prompts"]) * MOST_ROWS_PER_PROMPT
+    if not 1 <= file.metadata.num_rows <= most:
+        raise CacheError(f"{path} claims {file.metadata.num_rows:,} responses to {len(settings['prompts'])} prompts. Delete it and run again.")
 
 
 def finish_cache(directory: Path, settings: dict[str, Any], shards: int, version: str) -> Manifest:
