@@ -31,7 +31,7 @@ from tdistill.files import write_json
 from tdistill.models import ModelSource, find_model, model_fingerprint
 from tdistill.processes import is_main_process, process_count, wait_for_everyone
 from tdistill.progress import say
-from tdistill.run_files import FILES, STAGE_FILE, checksums, read_stage_file
+from tdistill.run_files import STAGE_FILE, read_stage_file, sealed
 from tdistill.secrets_guard import without_secrets
 
 MARKER = ".tdistill"
@@ -162,7 +162,7 @@ class Run:
             "provenance": provenance(self.recipe),
         }
         if is_main_process():
-            write_json(directory / STAGE_FILE, record | {FILES: checksums(directory)})
+            write_json(directory / STAGE_FILE, sealed(record, directory))
         wait_for_everyone()
         return True
 

@@ -5,6 +5,7 @@ delete, and is never taken for what the stage made: a rerun makes what is missin
 """
 
 import hashlib
+import json
 import math
 import os
 from collections import Counter
@@ -22,7 +23,7 @@ from tdistill.forms import Form, check_form, read_form
 from tdistill.models import hash_sampled
 from tdistill.run_forms import NOTES, RANGES, ROUNDING, AnswerForm, HistoryForm, LogEntryForm, StageForm
 
-STAGE_FILE, FILES = "stage.json", "files"
+STAGE_FILE, FILES, CHECKSUM = "stage.json", "files", "checksum"
 CHECKED = (".json", ".jsonl", ".safetensors")  # roll-outs' shards have their checksums in the manifest beside them
 UNCHECKED = ("checkpoints", "rollouts")  # folders that only a training run reads, while it runs
 
@@ -35,6 +36,17 @@ def checksums(directory: Path) -> dict[str, str]:
         if path.suffix in CHECKED and path.is_file() and name.parts[-1] != STAGE_FILE and not set(name.parts) & set(UNCHECKED):
             found[str(name)] = _checksum(path)
     return found
+
+
+def sealed(record: dict[str, Any], directory: Path) -> dict[str, Any]:
+    """Return what ``stage.json`` holds: the record, the checksums of the stage's files, and one checksum of both."""
+    whole = record | {FILES: checksums(directory)}
+    return whole | {CHECKSUM: _digest(whole)}
+
+
+def _digest(record: dict[str, Any]) -> str:
+    plain = json.loads(json.dumps(record))  # as it is read back: with lists for tuples, and text for keys
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 
 
 def _checksum(path: Path) -> str:
@@ -51,23 +63,33 @@ def is_complete(directory: Path) -> bool:
     return os.path.lexists(directory / STAGE_FILE)
 
 
-def read_stage_file(directory: Path) -> dict[str, Any]:
+def read_stage_file(directory: Path, copied: bool = False) -> dict[str, Any]:
     """Read ``stage.json`` of ``…/STAGE/KEY``, and check that the stage's files are those that it made.
+
+    Args:
+        directory: of the stage.
+        copied: the directory may be a copy that lacks files which are not read, such as weights.
 
     Raises:
         OutputError: the file is damaged or another stage's, or a file of the stage is missing or was altered.
     """
     path, stage = directory / STAGE_FILE, directory.parent.name
     advice = f"Delete {path} and run again: {_KEPT.get(stage) or 'students that are done are kept.'}"
+    if not is_complete(directory):
+        raise OutputError(f"{path} is missing, so the stage {stage} is not complete: `tdistill run RECIPE` completes it.")
     record = read_form(path, StageForm, OutputError, advice)
     check_form(record["notes"], NOTES.get(stage, dict[str, Any]), f"{path}: `notes`", OutputError, advice)
     found = (record.get("stage", stage), record["key"])
     if found != (stage, directory.name):
         raise OutputError(f"{path} is that of {found[0]}/{found[1]}, not of {stage}/{directory.name}. {advice}")
+    # Earlier versions noted neither.
+    if (FILES in record or CHECKSUM in record) and _digest({k: v for k, v in record.items() if k != CHECKSUM}) != record.get(CHECKSUM):
+        raise OutputError(f"{path} was altered or is damaged: it is not what the stage wrote. Put the right file back, or d{advice[1:]}")
     for name, checksum in record.get(FILES, {}).items():
         if Path(name).is_absolute() or ".." in Path(name).parts or Path(name).suffix not in CHECKED:
             raise OutputError(f"{path}: `{FILES}` names {name!r:.80}, which is no file of the stage. {advice}")
-        _check_file(directory / name, checksum)
+        if not (copied and not os.path.lexists(directory / name)):
+            _check_file(directory / name, checksum)
     return record
 
 

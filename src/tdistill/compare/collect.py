@@ -103,7 +103,7 @@ def _shaping(recipe: dict[str, Any]) -> dict[str, Any]:
 
 
 def _read_evaluation(directory: Path, run: Path) -> Evaluation:
-    stage = read_stage_file(directory)
+    stage = read_stage_file(directory, copied=True)
     recipe = _recipe(stage["provenance"]["recipe"], directory / STAGE_FILE)
     test = _manifest(run, recipe, "test")
     own = {k: v for k, v in recipe["evaluation"].items() if k not in (*FREE, "max_completion_length")}
@@ -136,7 +136,7 @@ def check_comparable(one: Evaluation, other: Evaluation) -> None:
 def _students(evaluation: Evaluation) -> Iterator[Student]:
     run, recipe = evaluation.run, evaluation.recipe
     trained = _stage(run, "train", recipe)
-    stage = read_stage_file(trained)
+    stage = read_stage_file(trained, copied=True)
     shared = _shared_settings(run, recipe)
     sweep = _sweep(evaluation)
     upstream = {TEACHER: {}, "start": {"student": shared["student"]}}
@@ -228,7 +228,7 @@ def _stage(run: Path, name: str, recipe: dict[str, Any]) -> Path:
     """The newest complete directory of a stage whose content comes from the same sections of a recipe."""
     wanted = [recipe[k] for k in SECTIONS[name]]
     for path in sorted(run.glob(f"{name}/*/{STAGE_FILE}"), key=lambda p: p.stat().st_mtime, reverse=True):
-        own = _recipe(read_stage_file(path.parent)["provenance"]["recipe"], path)
+        own = _recipe(read_stage_file(path.parent, copied=True)["provenance"]["recipe"], path)
         if [own[k] for k in SECTIONS[name]] == wanted:
             return path.parent
     raise ConfigError(f"{run} has an evaluation, but not the {name} stage that it read: `tdistill run {run / 'recipe.yaml'}` makes it again.")
