@@ -5,6 +5,7 @@ Every length that the file states is compared with how many bytes are left, so t
 than the file has bytes.
 """
 
+import math
 import struct
 from pathlib import Path
 from typing import BinaryIO
@@ -15,6 +16,18 @@ MAGIC, VERSIONS = b"GGUF", (2, 3)
 # Type id → struct format of the scalar types; the other two are text and arrays.
 SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
 STRING, ARRAY = 8, 9
+ALIGNMENT = 32  # of tensors, unless the file states another
+_K = dict(
+    zip(
+        (10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 21, 22, 23, 29, 34, 35),
+        (84, 110, 144, 176, 210, 292, 66, 74, 98, 50, 110, 82, 136, 56, 54, 66),
+        strict=True,
+    )
+)
+_32 = {2: 18, 3: 20, 6: 22, 7: 24, 8: 34, 9: 40, 20: 18, 39: 17}
+_1 = {0: 4, 1: 2, 24: 1, 25: 2, 26: 4, 27: 8, 28: 8, 30: 2}
+# Tensor type → how many numbers a block holds, and its bytes.
+BLOCKS = {kind: (count, size) for count, kinds in ((256, _K), (32, _32), (1, _1)) for kind, size in kinds.items()}
 LEAST_ENTRY, LEAST_TENSOR, LEAST_ELEMENT = 13, 24, 8  # bytes of the shortest metadata entry, tensor entry and text or array
 DEEPEST = 4  # arrays in arrays; files of today have none
 LONGEST_TEXT = 1 << 20  # of a key or a single text; a long chat template has 20 kB
@@ -92,7 +105,7 @@ class _Header:
                 found[key] = self._text(f"{key!r:.60}")
             else:
                 found[key] = self._scalar(kind, key)
-        self._check_tensors(tensors)
+        self._check_tensors(tensors, found.get("general.alignment", ALIGNMENT))
         return found
 
     def _scalar(self, kind: int, key: str) -> Scalar:
@@ -105,22 +118,41 @@ class _Header:
             return bool(byte)
         return struct.unpack(SCALARS[kind], self._read(struct.calcsize(SCALARS[kind])))[0]
 
-    def _check_tensors(self, count: int) -> None:
-        """Check that tensors have names of their own, and begin inside the file."""
-        names, furthest = set(), 0
+    def _check_tensors(self, count: int, alignment: Scalar) -> None:
+        """Check that tensors have names of their own, lie one after the other as ggml asks, and end inside the file."""
+        if isinstance(alignment, bool) or not isinstance(alignment, int) or alignment < 1:
+            raise _DamagedError(f"general.alignment is {alignment!r:.60}")
+        names: set[str] = set()
+        tensors = []
         for _ in range(count):
-            name, dimensions = self._text("a tensor's name"), self._number("<I")
-            if dimensions > 4 or name in names:
-                raise _DamagedError(
-                    f"tensor {name!r:.60} stands twice" if name in names else f"tensor {name!r:.60} has {dimensions} dimensions"
-                )
+            name, size, offset = self._tensor()
+            if name in names:
+                raise _DamagedError(f"tensor {name!r:.60} stands twice")
             names.add(name)
-            if 0 in struct.unpack(f"<{dimensions}Q", self._read(8 * dimensions)):
-                raise _DamagedError(f"tensor {name!r:.60} has a dimension of 0")
-            self._number("<I")
-            furthest = max(furthest, self._number("<Q"))
-        if count and furthest >= self._left():
-            raise _DamagedError(f"a tensor begins {furthest} bytes after the header, and {self._left()} follow")
+            tensors.append((offset, size, name))
+        left = self._size - _aligned(self._file.tell(), alignment)
+        expected: int | None = 0
+        for offset, size, name in sorted(tensors, key=lambda t: t[0]):
+            if expected is not None and offset != expected:
+                raise _DamagedError(f"tensor {name!r:.60} begins at {offset}, and the one before it ends at {expected}")
+            if offset + (size or 1) > left:
+                raise _DamagedError(f"tensor {name!r:.60} ends after {offset + (size or 1)} bytes of weights, and the file has {left}")
+            expected = None if size is None or expected is None else _aligned(offset + size, alignment)
+
+    def _tensor(self) -> tuple[str, int | None, int]:
+        """Return a tensor's name, its size in bytes (None for a type that is not known here), and where it begins."""
+        name, dimensions = self._text("a tensor's name"), self._number("<I")
+        if dimensions > 4:
+            raise _DamagedError(f"tensor {name!r:.60} has {dimensions} dimensions")
+        shape = struct.unpack(f"<{dimensions}Q", self._read(8 * dimensions))
+        kind, offset = self._number("<I"), self._number("<Q")
+        if kind not in BLOCKS:
+            return name, None, offset
+        block, size = BLOCKS[kind]
+        entries = math.prod(shape)
+        if entries == 0 or (shape and shape[0] % block):
+            raise _DamagedError(f"tensor {name!r:.60} has the shape {shape}, whose rows are no multiple of {block}")
+        return name, entries // block * size, offset
 
     def _skip_array(self, depth: int) -> None:
         if depth > DEEPEST:
@@ -166,3 +198,7 @@ class _Header:
         if len(data) < length:
             raise _DamagedError(f"{length} bytes should follow, and {len(data)} do")
         return data
+
+
+def _aligned(place: int, alignment: int) -> int:
+    return -(-place // alignment) * alignment

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -144,7 +145,10 @@ def check_refused(capsys, path: Path, damage: str, *argv: Any) -> None:
         assert any(words in error for words in ("not complete", "not the", "has no complete", "can't be read")), what
         return
     assert path.name in error or str(path.parent) in error, what
-    assert any(word in error for word in ("delete", "Delete", "Run any command", "Save the model again", "no model", "Can't load")), what
+    assert any(
+        word in error
+        for word in ("delete", "Delete", "Run any command", "Save the model again", "no model", "Can't load", "`tdistill rollout` first")
+    ), what
 
 
 def test_report_refuses_every_damaged_file_that_it_reads(run, capsys):
@@ -216,7 +220,7 @@ def test_the_advice_of_a_damaged_file_works(finished, tmp_path, capsys):
         path.write_text("{}")
         assert command("report", recipe, f"output_dir={output}") == 2
         error = capsys.readouterr().err
-        advice = error[error.index("or delete ") + len("or delete ") : error.index(" and run again")].rstrip(",")
+        advice = re.search(r"[dD]elete (.*?),? and run again", error)[1]
         for victim in advice.replace(" and ", ", ").split(", "):
             shutil.rmtree(victim) if Path(victim).is_dir() else Path(victim).unlink()
         assert command("run", recipe, f"output_dir={output}") == 0
