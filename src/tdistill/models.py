@@ -245,11 +245,20 @@ def eos_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) ->
     """Every id that ends a response, from the generation config and the tokenizer, ascending.
 
     Raises:
-        ModelError: there is none, so no response could end.
+        ModelError: there is none, so no response could end; or one is no token id.
     """
     found: set[int] = set()
-    for ids in (model.generation_config.eos_token_id if model.generation_config else None, tokenizer.eos_token_id):
-        found.update(ids if isinstance(ids, list) else [] if ids is None else [ids])
+    named = {
+        "generation config": model.generation_config.eos_token_id if model.generation_config else None,
+        "tokenizer": tokenizer.eos_token_id,
+    }
+    for where, ids in named.items():
+        listed = ids if isinstance(ids, list) else [] if ids is None else [ids]
+        if any(type(i) is not int or i < 0 for i in listed):
+            raise ModelError(
+                f"The {where}'s eos_token_id must be a token id or a list of them, got {ids!r:.80}. Correct it in the model's files."
+            )
+        found.update(listed)
     if not found:
         raise ModelError("Neither the model's generation config nor the tokenizer names an end-of-text token.")
     return tuple(sorted(found))
