@@ -1,6 +1,8 @@
 """Damaged model directories: the model that was there, one that its files describe, or refused by name."""
 
+import contextlib
 import json
+import re
 import shutil
 import warnings
 from pathlib import Path
@@ -128,13 +130,12 @@ def test_a_damaged_file_of_a_model_is_refused_or_not_needed(single, sharded, tmp
     (directory / name).unlink()
     if DAMAGES[damage] is not None:
         (directory / name).write_bytes(DAMAGES[damage])
-    try:
-        result = use(directory)
-    except ModelError as error:
-        assert str(directory) in str(error)
+    if name in ("generation_config.json", "tokenizer_config.json"):
+        with contextlib.suppress(ModelError):  # not needed: a model without them is whole
+            assert torch.equal(logits(use(directory)[2]), logits(valid[2]))
         return
-    assert name in ("generation_config.json", "tokenizer_config.json"), f"{name} {damage}: read as if it were whole"
-    assert torch.equal(logits(result[2]), logits(valid[2]))
+    with pytest.raises(ModelError, match=re.escape(str(directory))):
+        use(directory)
 
 
 VALUES = [v for v in HOSTILE if not isinstance(v, int) or abs(v) < 10**300]
