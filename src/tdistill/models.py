@@ -212,9 +212,16 @@ def load_tokenizer(source: ModelSource, trust_remote_code: bool = False) -> PreT
         ModelError: none can be read.
     """
     try:
-        return AutoTokenizer.from_pretrained(source.directory, trust_remote_code=trust_remote_code, **source.load_kwargs)
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelError(f"Can't load a tokenizer from {source.name!r}: {error}") from error
+        return _tried(AutoTokenizer.from_pretrained(source.directory, trust_remote_code=trust_remote_code, **source.load_kwargs))
+    except Exception as error:  # the tokenizers library raises Exception itself, and foreign files lead to any class
+        raise ModelError(f"Can't load a tokenizer from {source.name!r}: {type(error).__name__}: {error}") from error
+
+
+def _tried(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """Use a tokenizer once: a value of a wrong type in its files shows only then."""
+    tokenizer.decode(tokenizer("a").input_ids, skip_special_tokens=True)
+    tokenizer.get_vocab()
+    return tokenizer
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
