@@ -88,7 +88,7 @@ def fuzz_directory(outcomes, directory: Path, name: str, inputs) -> None:
             warnings.simplefilter("ignore")
             return use(directory)
 
-    outcomes(f"models: {name}", inputs, attempt, is_right(valid, name))
+    outcomes(f"models: {name.split('.')[-2]}", inputs, attempt, is_right(valid, name))
     path.write_bytes(content)
 
 
