@@ -155,7 +155,10 @@ def check_refused(capsys, path: Path, damage: str, *argv: Any) -> None:
 def test_report_refuses_every_damaged_file_that_it_reads(run, capsys):
     recipe, output = run
     others = files(output, REPORT)
+    sealed = "files" in json.loads(files(output, ["models/*/stage.json"])[0].read_text())
     for path in others:
+        if path.parent.name == "start" and not sealed:
+            continue  # a report loads a tokenizer alone, which may do without some of a model's files
         for damage in DAMAGES:
             with damaged(path, damage, others):
                 check_refused(capsys, path, damage, "report", recipe, f"output_dir={output}")
