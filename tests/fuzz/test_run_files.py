@@ -259,7 +259,9 @@ def changed(content: bytes, seed: int, count: int) -> Iterator[bytes]:
 
 
 def shown(data: Any) -> str:
-    return repr(replace(data, facts={k: v for k, v in data.facts.items() if k != "git commit"}))  # it is today's, not the run's
+    """Return what a report says, without today's commit, and without the size on the disk, which a blank in a file changes."""
+    facts = {k: v for k, v in data.facts.items() if k != "git commit"}
+    return repr(replace(data, facts=facts, stages=[replace(stage, size_bytes=0) for stage in data.stages]))
 
 
 def tables(data: Any) -> str:
