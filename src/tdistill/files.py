@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from tdistill.errors import TdistillError
+from tdistill.errors import OutputError, TdistillError
 from tdistill.parse import parse_json
 
 PARTIAL = ".partial"  # ends the name of a file that is being written
@@ -93,9 +93,17 @@ def read_json(path: Path, error: type[TdistillError], advice: str = "") -> Any:
     return parse_json(content, str(path), error, advice=advice, nan=True)
 
 
-def read_jsonl(path: Path) -> list[Any]:
-    """Read JSON lines back."""
-    content = path.read_bytes()
-    content = lzma.decompress(content) if path.suffix == ".xz" else content
+def read_jsonl(path: Path, error: type[TdistillError] = OutputError, advice: str = "") -> list[Any]:
+    """Read JSON lines back.
+
+    Raises:
+        error: the file is missing, can't be read, or a line is not JSON; ``advice`` says what to do.
+    """
+    try:
+        content = path.read_bytes()
+        content = lzma.decompress(content) if path.suffix == ".xz" else content
+    except (OSError, lzma.LZMAError) as cause:
+        raise error(f"{path} can't be read: {getattr(cause, 'strerror', None) or cause}. {advice}".strip()) from cause
     # Not splitlines: a text may hold U+2028 and its like, which JSON leaves as they are.
-    return [json.loads(line) for line in content.decode("utf-8").split("\n") if line]
+    lines = enumerate(content.split(b"\n"), start=1)
+    return [parse_json(line, f"{path}, line {number}", error, advice=advice, nan=True) for number, line in lines if line]

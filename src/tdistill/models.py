@@ -164,11 +164,12 @@ def model_fingerprint(source: ModelSource) -> str:
             config.pop(volatile, None)
         digest.update(json.dumps(config, sort_keys=True).encode())
     for file in files:
-        _hash_sampled(digest, file)
+        hash_sampled(digest, file)
     return digest.hexdigest()[:16]
 
 
-def _hash_sampled(digest: "hashlib._Hash", path: Path) -> None:
+def hash_sampled(digest: "hashlib._Hash", path: Path) -> None:
+    """Add a file's size and an even sample of its blocks to a digest: all of a file of up to 16 MiB."""
     size = path.stat().st_size
     digest.update(f"{size}\n".encode())
     step = max(FINGERPRINT_BLOCK_BYTES, size // FINGERPRINT_BLOCKS)
@@ -271,7 +272,14 @@ def load_tokenizer(source: ModelSource, trust_remote_code: bool = False) -> PreT
     if is_adapter(source.directory) and not any((source.directory / name).is_file() for name in TOKENIZER_FILES):
         source = whole_model(source)
     with foreign(f"Can't load a tokenizer from {source.name!r}"):
-        return AutoTokenizer.from_pretrained(source.directory, trust_remote_code=trust_remote_code, **source.load_kwargs)
+        return _tried(AutoTokenizer.from_pretrained(source.directory, trust_remote_code=trust_remote_code, **source.load_kwargs))
+
+
+def _tried(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """Use a tokenizer once: a value of a wrong type in its files shows only then."""
+    tokenizer.decode(tokenizer("a").input_ids, skip_special_tokens=True)
+    tokenizer.get_vocab()
+    return tokenizer
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
@@ -302,11 +310,20 @@ def eos_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) ->
     """Return every id that ends a response, ascending: from the generation config, the tokenizer, and the chat template's end of a turn.
 
     Raises:
-        ModelError: there is none, so no response could end.
+        ModelError: there is none, so no response could end; or one is no token id.
     """
     found: set[int] = set()
-    for ids in (model.generation_config.eos_token_id if model.generation_config else None, tokenizer.eos_token_id):
-        found.update(ids if isinstance(ids, list) else [] if ids is None else [ids])
+    named = {
+        "generation config": model.generation_config.eos_token_id if model.generation_config else None,
+        "tokenizer": tokenizer.eos_token_id,
+    }
+    for where, ids in named.items():
+        listed = ids if isinstance(ids, list) else [] if ids is None else [ids]
+        if any(type(i) is not int or i < 0 for i in listed):
+            raise ModelError(
+                f"The {where}'s eos_token_id must be a token id or a list of them, got {ids!r:.80}. Correct it in the model's files."
+            )
+        found.update(listed)
     end = turn_end(tokenizer)
     if end is not None:
         found.add(end)

@@ -23,6 +23,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 import tdistill
+from tdistill import run_files
 from tdistill.config import Recipe
 from tdistill.errors import ConfigError, OutputError
 from tdistill.files import write_json
@@ -30,9 +31,10 @@ from tdistill.models import ModelSource, find_model, model_fingerprint
 from tdistill.processes import is_main_process, process_count, wait_for_everyone
 from tdistill.progress import say
 from tdistill.recipe_text import dump_yaml
+from tdistill.run_files import STAGE_FILE, read_stage_file, sealed
 from tdistill.secrets_guard import without_secrets
 
-MARKER, STAGE_FILE = ".tdistill", "stage.json"
+MARKER = ".tdistill"
 # torch.save does not say why it could not write.
 TORCH_CANT_WRITE = ("PytorchStreamWriter failed writing", "inline_container.cc", "iostream error")
 
@@ -55,6 +57,7 @@ class Run:
         self.recipe = recipe
         self.root = Path(recipe.output_dir).expanduser()
         self._keys: dict[str, str] = {}
+        self._records: dict[str, dict[str, Any]] = {}  # of complete stages
 
     @cached_property
     def stages(self) -> dict[str, StageSpec]:
@@ -95,8 +98,16 @@ class Run:
         return self.root / stage / self.key(stage)
 
     def is_complete(self, stage: str) -> bool:
-        """The stage has finished with these settings."""
-        return (self.directory(stage) / STAGE_FILE).is_file()
+        """Return whether the stage has finished with these settings.
+
+        Raises:
+            OutputError: it has, but its ``stage.json`` or a file that it made is damaged, altered or missing. Making these anew in
+                silence could take hours, and could hide that results on a page came from other files.
+        """
+        if run_files.is_complete(self.directory(stage)):
+            self.read_stage(stage)
+            return True
+        return False
 
     def prepare(self) -> None:
         """Claim the output directory and save the resolved recipe.
@@ -151,13 +162,19 @@ class Run:
             "provenance": provenance(self.recipe),
         }
         if is_main_process():
-            write_json(directory / STAGE_FILE, record)
+            write_json(directory / STAGE_FILE, sealed(record, directory))
         wait_for_everyone()
         return True
 
     def read_stage(self, stage: str) -> dict[str, Any]:
-        """What a complete stage noted."""
-        return json.loads((self.directory(stage) / STAGE_FILE).read_text(encoding="utf-8"))
+        """Return what a complete stage noted.
+
+        Raises:
+            OutputError: see ``run_files.read_stage_file``.
+        """
+        if stage not in self._records:
+            self._records[stage] = read_stage_file(self.directory(stage))
+        return self._records[stage]
 
 
 def _command(stage: str) -> str:

@@ -15,11 +15,14 @@ from conftest import command, tiny_recipe_dict
 from tdistill.cli import app
 from tdistill.errors import ConfigError, DataError
 from tdistill.evaluation import tasks
+from tdistill.evaluation.answers import answer_record
 from tdistill.evaluation.task_scores import answer_all, read_nll_by_position, read_task_scores
 from tdistill.models import find_model, load_model, load_tokenizer
 from tdistill.pipeline import Run
 from tdistill.recipe import load_recipe
-from tdistill.rollout.prompts import load_prompts, render
+from tdistill.rollout.generate import Generated
+from tdistill.rollout.prompts import Prompt, TokenizedPrompt, load_prompts, render
+from tdistill.run_files import AnswerBounds
 
 SYSTEMS = ["teacher", "start", "sft", "sft_continued", "distilled"]
 RECORDS = {
@@ -136,24 +139,28 @@ def test_answers_match_up_to_case_punctuation_and_blanks():
     assert tasks.number_match("no idea", ["no number either"]) == 0.0
 
 
-def test_stopped_answers_go_on_at_the_first_missing_batch(tmp_path):
-    plan, asked = [[("p", 0), ("p", 1)], [("q", 0)], [("q", 1)]], []
+def test_stopped_answers_go_on_at_the_first_missing_batch(tmp_path, tiny_teacher):
+    p, q = (TokenizedPrompt(Prompt(name, ({"role": "user", "content": name},)), (1, 2)) for name in "pq")
+    plan, asked = [[(p, 0), (p, 1)], [(q, 0)], [(q, 1)]], []
+    tokenizer = load_tokenizer(find_model(str(tiny_teacher)))
+    bounds = AnswerBounds(tokenizer, [256], 8)
 
     def answer(batch):
         asked.append(batch)
         if len(asked) == 3:
             raise KeyboardInterrupt
-        return [{"prompt_id": p, "sample_index": i, "text": f"{p} {i}\u2028."} for p, i in batch]
+        tokens = tokenizer("\u2028.").input_ids
+        return [answer_record(Generated(p, i, tokens, [-1.0] * len(tokens), [], [], [], []), tokenizer) for p, i in batch]
 
     path = tmp_path / "a.jsonl"
     with pytest.raises(KeyboardInterrupt):
-        answer_all(path, plan, answer, "a")
+        answer_all(path, plan, answer, bounds, "a")
     with (tmp_path / "a.batches").open("ab") as journal:
         journal.write(b'[{"prompt_id": "q", "sam')  # a kill in the middle of a line
-    records = answer_all(path, plan, answer, "a")
+    records = answer_all(path, plan, answer, bounds, "a")
     assert asked[3:] == plan[2:]
     assert [(r["prompt_id"], r["sample_index"]) for r in records] == [("p", 0), ("p", 1), ("q", 0), ("q", 1)]
-    assert answer_all(path, plan, answer, "a") == records
+    assert answer_all(path, plan, answer, bounds, "a") == records
     assert len(asked) == 4
     assert [p.name for p in tmp_path.iterdir()] == ["a.jsonl"]
 

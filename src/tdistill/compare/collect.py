@@ -1,7 +1,6 @@
 """Output directories of ``tdistill run`` → students. Only complete stages are read, and neither models nor prompts are needed."""
 
 import hashlib
-import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -12,13 +11,17 @@ from pydantic import ValidationError
 
 from tdistill.compare.data import Cost, Scores, Student
 from tdistill.config import Recipe
-from tdistill.errors import ConfigError
+from tdistill.errors import CacheError, ConfigError
 from tdistill.evaluation.frontier import ENTROPY
 from tdistill.evaluation.run import read_scores
 from tdistill.evaluation.temperatures import SWEEP, TEMPERATURES, read_sweep
-from tdistill.pipeline import MARKER, STAGE_FILE
+from tdistill.forms import check_form
+from tdistill.pipeline import MARKER
 from tdistill.recipe_text import parse_yaml
 from tdistill.report.tables import TEACHER
+from tdistill.rollout.cache import read_manifest
+from tdistill.run_files import STAGE_FILE, is_complete, read_run_file, read_stage_file
+from tdistill.run_forms import RecipeForm, SweepForm, TrainedForm
 from tdistill.stages.train import DONE
 from tdistill.training.clock import SECONDS, TOKENS
 from tdistill.training.run import read_history
@@ -78,12 +81,12 @@ def collect(runs: Sequence[Path]) -> Collected:
 
 def _evaluations(run: Path, notes: list[str]) -> list[Evaluation]:
     """Of an output directory, the newest first; or the one that is named as RUN/evaluate/KEY."""
-    if run.parent.name == "evaluate" and (run / STAGE_FILE).is_file():
+    if run.parent.name == "evaluate" and is_complete(run):
         return [_read_evaluation(run, run.parent.parent)]
     if not (run / MARKER).is_file():
         raise ConfigError(f"{run} is no output directory of `tdistill run`: name the output_dir of a recipe that ran.")
     complete = sorted(run.glob(f"evaluate/*/{STAGE_FILE}"), key=lambda p: p.stat().st_mtime, reverse=True)
-    last = _recipe(parse_yaml((run / "recipe.yaml").read_bytes(), str(run / "recipe.yaml")))
+    last = _read_last_recipe(run / "recipe.yaml")
     command = f"`tdistill run {run / 'recipe.yaml'}{'' if Path(last['output_dir']) == run else f' output_dir={run}'}`"
     if not complete:
         raise ConfigError(f"{run} has no complete evaluation: {command} first.")
@@ -100,8 +103,8 @@ def _shaping(recipe: dict[str, Any]) -> dict[str, Any]:
 
 
 def _read_evaluation(directory: Path, run: Path) -> Evaluation:
-    stage = _read(directory / STAGE_FILE)
-    recipe = _recipe(stage["provenance"]["recipe"])
+    stage = read_stage_file(directory, copied=True)
+    recipe = _recipe(stage["provenance"]["recipe"], directory / STAGE_FILE)
     test = _manifest(run, recipe, "test")
     own = {k: v for k, v in recipe["evaluation"].items() if k not in (*FREE, "max_completion_length")}
     protocol = {
@@ -133,7 +136,7 @@ def check_comparable(one: Evaluation, other: Evaluation) -> None:
 def _students(evaluation: Evaluation) -> Iterator[Student]:
     run, recipe = evaluation.run, evaluation.recipe
     trained = _stage(run, "train", recipe)
-    stage = _read(trained / STAGE_FILE)
+    stage = read_stage_file(trained, copied=True)
     shared = _shared_settings(run, recipe)
     sweep = _sweep(evaluation)
     upstream = {TEACHER: {}, "start": {"student": shared["student"]}}
@@ -145,7 +148,7 @@ def _students(evaluation: Evaluation) -> Iterator[Student]:
         if name not in stage["notes"]:
             yield Student(objective=record["description"], settings=upstream.get(name, shared), **common)
             continue
-        done, history = _read(trained / name / DONE), read_history(trained / name)
+        done, history = read_run_file(trained / name / DONE, TrainedForm), read_history(trained / name)
         settings = shared | _own_settings(recipe["train"], name)
         validations = [e for e in history["history"] if VALIDATION in e and SECONDS in e]
         costs = _costs(history["history"], history["best_step"] if _saves_best(settings["arguments"]) else None)
@@ -156,8 +159,8 @@ def _sweep(evaluation: Evaluation) -> dict[str, dict[float, Scores]]:
     """System → decoding temperature → scores, measured beside the evaluation on the same prompts and by the same protocol."""
     found: dict[str, dict[float, Scores]] = {}
     for path in sorted(evaluation.run.glob(f"{TEMPERATURES}/*/{SWEEP}")):
-        about = _read(path)
-        recipe = _recipe(about["recipe"])
+        about = read_run_file(path, SweepForm)
+        recipe = _recipe(about["recipe"], path)
         if about["settings"]["split"] == "test" and _but_temperature(recipe) == _but_temperature(evaluation.recipe):
             for measured in read_sweep(path.parent, evaluation.systems):
                 found.setdefault(measured.system, {})[measured.temperature] = measured.scores
@@ -213,14 +216,19 @@ def _cost(entries: Sequence[dict[str, float]], steps: float) -> Cost:
 
 
 def _manifest(run: Path, recipe: dict[str, Any], split: str) -> dict[str, Any]:
-    return _read(_stage(run, "rollout", recipe) / split / "manifest.json")["settings"]
+    """Return the settings of a split's roll-outs."""
+    directory = _stage(run, "rollout", recipe) / split
+    settings = read_manifest(directory).settings
+    if missing := [key for key in ("teacher", "template") if key not in settings]:
+        raise CacheError(f"{directory} does not say which {' and '.join(missing)} it was made with. Roll out again.")
+    return settings
 
 
 def _stage(run: Path, name: str, recipe: dict[str, Any]) -> Path:
     """The newest complete directory of a stage whose content comes from the same sections of a recipe."""
     wanted = [recipe[k] for k in SECTIONS[name]]
     for path in sorted(run.glob(f"{name}/*/{STAGE_FILE}"), key=lambda p: p.stat().st_mtime, reverse=True):
-        own = _recipe(_read(path)["provenance"]["recipe"])
+        own = _recipe(read_stage_file(path.parent, copied=True)["provenance"]["recipe"], path)
         if [own[k] for k in SECTIONS[name]] == wanted:
             return path.parent
     raise ConfigError(f"{run} has an evaluation, but not the {name} stage that it read: `tdistill run {run / 'recipe.yaml'}` makes it again.")
@@ -230,13 +238,32 @@ def _digest(prompts: Sequence[str]) -> str:
     return hashlib.sha256("\n".join(prompts).encode()).hexdigest()[:12]
 
 
-def _recipe(raw: dict[str, Any]) -> dict[str, Any]:
-    """With the options that came after it at their defaults, so that runs of two versions can be of one method."""
+def _read_last_recipe(path: Path) -> dict[str, Any]:
+    """Read the recipe that ran last in an output directory.
+
+    Raises:
+        ConfigError: the file is missing or damaged.
+    """
+    advice = "Run any command of that recipe again, such as `tdistill report RECIPE`: it writes the file anew."
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"{path} can't be read: {error}. {advice}") from error
+    try:
+        raw = parse_yaml(content, str(path))
+    except ConfigError as error:
+        raise ConfigError(f"{error} {advice}") from None
+    return _recipe(raw, path, advice)
+
+
+def _recipe(raw: Any, path: Path, advice: str = "It is damaged, or of a version of tdistill that can't be compared with.") -> dict[str, Any]:
+    """Return a recipe with the options that came after it at their defaults, so that runs of two versions can be of one method.
+
+    Raises:
+        ConfigError: it is no recipe that a run can have had.
+    """
     try:
         return Recipe.model_validate(raw).model_dump()
     except ValidationError:  # it has options that are gone: it can equal none of today's
+        check_form(raw, RecipeForm, f"{path}: recipe", ConfigError, advice)
         return raw
-
-
-def _read(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))

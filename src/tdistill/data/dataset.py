@@ -24,9 +24,11 @@ class RolloutDataset(Dataset):
         origins: keep responses of these origins only.
         expect: settings the cache must have, such as the teacher's fingerprint.
         rule: cuts the candidates further.
+        vocab_size: token ids must lie below it, where it is known.
 
     Raises:
-        CacheError: no complete cache, a damaged or foreign one, a p above the cache's, no response of these origins.
+        CacheError: no complete cache, a damaged or foreign one, an id beyond the vocabulary, a p above the cache's, no response of
+            these origins.
     """
 
     def __init__(
@@ -36,8 +38,9 @@ class RolloutDataset(Dataset):
         origins: tuple[str, ...] = ("teacher",),
         expect: dict[str, Any] | None = None,
         rule: CandidateRule | None = None,
+        vocab_size: int | None = None,
     ):
-        self.manifest, table = open_cache(Path(directory), expect)
+        self.manifest, table = open_cache(Path(directory), expect, vocab_size)
         self.teacher_top_p = self.manifest.teacher_top_p if teacher_top_p is None else teacher_top_p
         check_top_p(self.teacher_top_p)
         self.rule = rule

@@ -6,12 +6,13 @@ import importlib
 import importlib.util
 import json
 import logging
+import os
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from tdistill.errors import ConfigError, DataError
+from tdistill.errors import ConfigError, DataError, OutputError
 from tdistill.evaluation.run import EvaluatedSystem
 from tdistill.evaluation.task_run import keyed_directory, require_students
 from tdistill.files import write_json
@@ -19,6 +20,8 @@ from tdistill.pipeline import Run, disk_errors, provenance
 from tdistill.progress import say
 from tdistill.report.data import Estimate
 from tdistill.report.tables import Align, Cell, Table, format_estimate, to_markdown
+from tdistill.run_files import advice_for, read_run_file
+from tdistill.run_forms import LmEvalForm
 from tdistill.stages.evaluate import systems
 from tdistill.stages.models import student_tokenizer
 
@@ -87,10 +90,10 @@ class LmEvalRun:
             self.directory.mkdir(parents=True, exist_ok=True)
             for system in systems(self.run):
                 path = self.directory / f"{system.name}.json"
-                if not path.exists():
+                if not os.path.lexists(path):
                     say(f"{system.name}: lm-eval {', '.join(self.names)}")
                     write_json(path, self._measure(system))
-                found[system.name] = json.loads(path.read_text(encoding="utf-8"))
+                found[system.name] = read_results(path, system.name)
         return found
 
     def report(self) -> str:
@@ -114,6 +117,18 @@ class LmEvalRun:
             **json.loads(json.dumps(kept, default=str)),  # configurations may hold functions
             "provenance": provenance(self.run.recipe),
         }
+
+
+def read_results(path: Path, system: str) -> dict[str, Any]:
+    """Read a system's results.
+
+    Raises:
+        OutputError: the file is damaged, or another system's.
+    """
+    found = read_run_file(path, LmEvalForm)
+    if found["system"] != system:
+        raise OutputError(f"{path} holds the results of {found['system']!r}. {advice_for(path)}")
+    return found
 
 
 def matched(text: str, manager: Any) -> tuple[str, ...]:

@@ -1,22 +1,25 @@
 """Evaluate every system of a run on the test prompts; what is already measured is kept."""
 
-import json
 import math
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tdistill.config import EvaluationConfig
 from tdistill.data.dataset import RolloutDataset
-from tdistill.errors import ModelError
+from tdistill.errors import ModelError, OutputError
 from tdistill.evaluation.answers import EVALUATION_SEED_OFFSET, answer_metrics, write_answers
 from tdistill.evaluation.held_out import held_out_metrics
 from tdistill.evaluation.sparsity import measure_sparsity, summary
-from tdistill.files import read_jsonl, write_json, write_jsonl
+from tdistill.files import write_json, write_jsonl
 from tdistill.rollout.generate import Sampling
 from tdistill.rollout.prompts import TokenizedPrompt
+from tdistill.run_files import AnswerBounds, advice_for, read_answer_lines, read_run_file, read_scores_file
+from tdistill.run_forms import ScoresForm, SparsityForm
 
 # Responses whose [T, V] log-probs are in memory at once, of teacher and student: 50 of them took 10 GB.
 SCORED_AT_ONCE = 8
@@ -74,15 +77,21 @@ def evaluate_systems(
     """Write ``answers/NAME.jsonl``, ``scores/NAME.json`` (per prompt) for every system, and ``sparsity.json`` for the teacher.
 
     A system whose scores are there is skipped; the teacher is loaded only if one is not.
+
+    Raises:
+        OutputError: what an earlier run left is damaged.
     """
     (directory / SCORES).mkdir(parents=True, exist_ok=True)
     (directory / ANSWERS).mkdir(parents=True, exist_ok=True)
-    todo = [s for s in systems if not (directory / SCORES / f"{s.name}.json").exists()]
-    if not todo and (directory / SPARSITY).exists():
+    todo = [s for s in systems if not os.path.lexists(directory / SCORES / f"{s.name}.json")]
+    for done in (s for s in systems if s not in todo):
+        _check_prompts(directory, read_scores(directory, done.name), protocol)
+    has_sparsity = os.path.lexists(directory / SPARSITY) and bool(read_sparsity(directory))
+    if not todo and has_sparsity:
         return
     teacher = load_teacher()
     vocab = protocol.vocab_size
-    if not (directory / SPARSITY).exists():
+    if not has_sparsity:
         write_json(directory / SPARSITY, summary(measure_sparsity(teacher, protocol.held_out, vocab, SCORED_AT_ONCE)))
     for system in todo:
         model = teacher if system.name == "teacher" else system.load()
@@ -106,10 +115,10 @@ def answer_scores(
 ) -> dict[str, dict[str, float]]:
     """Metric → prompt → value of a system's answers, which are written to ``answers/NAME.jsonl`` unless they are there."""
     path, c = directory / ANSWERS / f"{name}.jsonl", protocol.config
-    if not path.exists():
+    if not os.path.lexists(path):
         how = (protocol.sampling, c.num_generations, c.batch_size, protocol.eos_ids, protocol.vocab_size)
         write_jsonl(path, write_answers(model, protocol.tokenizer, protocol.prompts, *how, f"{title or name}: answers"))
-    records, vocab = read_jsonl(path), protocol.vocab_size
+    records, vocab = read_answers(path, protocol), protocol.vocab_size
     shared = (protocol.prompts, protocol.references, teacher, protocol.eos_ids, vocab, SCORED_AT_ONCE)
     scores = answer_metrics(records, *shared, f"{title or name}: scores")
     check_finite(scores, name)
@@ -131,6 +140,40 @@ def check_finite(scores: dict[str, dict[str, float]], name: str) -> None:
                 )
 
 
+def read_answers(path: Path, protocol: Protocol) -> list[dict[str, Any]]:
+    """Read a system's answers, which must be those to the protocol's prompts.
+
+    Raises:
+        OutputError: the file is damaged, or its answers are not what the protocol asks for.
+    """
+    expected = [(p.prompt.prompt_id, i) for p in protocol.prompts for i in range(protocol.config.num_generations)]
+    bounds = AnswerBounds(protocol.tokenizer, protocol.eos_ids, protocol.max_completion_length, protocol.vocab_size)
+    return read_answer_lines(path, expected, bounds)
+
+
+def _check_prompts(directory: Path, record: dict[str, Any], protocol: Protocol) -> None:
+    """Raise ``OutputError`` where scores are of other prompts than the protocol's."""
+    asked = {p.prompt.prompt_id for p in protocol.prompts}
+    path = directory / SCORES / f"{record['name']}.json"
+    for metric, values in record["scores"].items():
+        other = sorted(values.keys() ^ asked) if metric == "teacher_nll" else sorted(values.keys() - asked)
+        if other:
+            raise OutputError(f"{path}: {metric} is of other prompts than those of this evaluation, such as {other[0]}. {advice_for(path)}")
+
+
 def read_scores(directory: Path, name: str) -> dict:
-    """What ``evaluate_systems`` wrote of a system."""
-    return json.loads((directory / SCORES / f"{name}.json").read_text(encoding="utf-8"))
+    """Return what ``evaluate_systems`` wrote of a system.
+
+    Raises:
+        OutputError: the file is missing, damaged or another system's.
+    """
+    return read_scores_file(directory / SCORES / f"{name}.json", ScoresForm, name=name)
+
+
+def read_sparsity(directory: Path) -> dict[str, Any]:
+    """Return what ``evaluate_systems`` wrote of the teacher's sparsity.
+
+    Raises:
+        OutputError: the file is missing or damaged.
+    """
+    return read_run_file(directory / SPARSITY, SparsityForm)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache, cached_property, partial
@@ -14,7 +15,7 @@ from tdistill.context import check_fits
 from tdistill.errors import ConfigError, DataError
 from tdistill.evaluation.answers import EVALUATION_SEED_OFFSET, answer_record
 from tdistill.evaluation.run import ANSWERS, EvaluatedSystem
-from tdistill.evaluation.task_scores import SCORES, Batch, answer_all, read_records, row_of, score_answers, tasks_table
+from tdistill.evaluation.task_scores import SCORES, Batch, answer_all, read_record, read_records, row_of, score_answers, tasks_table
 from tdistill.evaluation.tasks import SUBSET_SEED, Task, choose_prompts, load_task, task_names
 from tdistill.files import write_json, write_jsonl
 from tdistill.overlap import load_split, shared_prompts
@@ -24,6 +25,8 @@ from tdistill.progress import say
 from tdistill.report.tables import to_markdown
 from tdistill.rollout.generate import Sampling, batch_plan, generate_batch
 from tdistill.rollout.prompts import TokenizedPrompt
+from tdistill.run_files import AnswerBounds, read_run_file
+from tdistill.run_forms import TaskDataForm
 from tdistill.stages.evaluate import systems
 from tdistill.stages.models import load_teacher, models_info, student_tokenizer, vocab_size
 from tdistill.stages.rollout import model_configs
@@ -132,7 +135,7 @@ class TaskRun:
 
     def _check(self, task: Task) -> None:
         path = self.directory / task.name / DATA
-        if path.exists() and (stored := json.loads(path.read_text())["sha256"]) != task.sha256:
+        if os.path.lexists(path) and (stored := read_run_file(path, TaskDataForm)["sha256"]) != task.sha256:
             raise DataError(
                 f"{path.parent} has answers to another file of task {task.name!r} (SHA-256 {stored[:KEY_LENGTH]}…, {task.file} has "
                 f"{task.sha256[:KEY_LENGTH]}…). Give the first file, use another output_dir, or delete that folder."
@@ -161,14 +164,15 @@ class TaskRun:
         eos_ids, batch_size = models_info(self.run)["eos_ids"], self.run.recipe.evaluation.batch_size
         for task in self.tasks:
             folder, name = self.directory / task.name, system.name
-            if (folder / SCORES / f"{name}.json").exists():
+            if os.path.lexists(folder / SCORES / f"{name}.json"):
+                read_record(folder / SCORES / f"{name}.json")
                 continue
             prompts = self.prompts[task.name]
             plan, path = batch_plan(prompts, self.options.seeds, batch_size), folder / ANSWERS / f"{name}.jsonl"
             title = f"{name}, {task.name}"
-            answer = partial(_answers, load, self.tokenizer, self.sampling, eos_ids, vocab_size(self.run))
-            records = answer_all(path, plan, answer, f"{title}: answers")
             length, vocab = self.sampling.max_completion_length, vocab_size(self.run)
+            answer = partial(_answers, load, self.tokenizer, self.sampling, eos_ids, vocab)
+            records = answer_all(path, plan, answer, AnswerBounds(self.tokenizer, eos_ids, length, vocab), f"{title}: answers")
             scored = score_answers(records, prompts, task.spec, teacher(), vocab, length, f"{title}: scores")
             about = {
                 "system": name,

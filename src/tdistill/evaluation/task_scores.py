@@ -12,18 +12,20 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from tdistill.errors import DataError
+from tdistill.errors import DataError, OutputError
 from tdistill.evaluation.answers import entropy_of
 from tdistill.evaluation.metrics import estimate, rouge_scorer
 from tdistill.evaluation.run import SCORED_AT_ONCE
 from tdistill.evaluation.tasks import TaskSpec, text_metrics
-from tdistill.files import write_jsonl
+from tdistill.files import read_jsonl, write_jsonl
 from tdistill.padding import pad_pairs
 from tdistill.progress import bar
 from tdistill.report.data import Estimate
 from tdistill.report.tables import ARROWS, Align, Cell, Table, format_estimate
 from tdistill.rollout.prompts import TokenizedPrompt
 from tdistill.rollout.score import step_logp
+from tdistill.run_files import AnswerBounds, advice_for, check_answers, read_answer_lines, read_scores_file
+from tdistill.run_forms import TaskScoresForm
 
 SCORES = "scores"
 # metric → (title, which direction is better)
@@ -42,15 +44,18 @@ Batch = Sequence[tuple[TokenizedPrompt, int]]
 Answer = Callable[[Batch], list[dict[str, Any]]]
 
 
-def answer_all(path: Path, plan: Sequence[Batch], answer: Answer, title: str) -> list[dict[str, Any]]:
-    """Answers by prompt and sample, from ``path`` if it is there; else of all batches of a plan, each kept as soon as it is there.
+def answer_all(path: Path, plan: Sequence[Batch], answer: Answer, bounds: AnswerBounds, title: str) -> list[dict[str, Any]]:
+    """Return answers by prompt and sample, from ``path`` if it is there; else of all batches of a plan, each kept as soon as it is there.
 
     A run that was stopped goes on at its first missing batch, and, the plan being the same, ends with the same answers.
+
+    Raises:
+        OutputError: what an earlier run left is damaged, or answers something else.
     """
-    if path.exists():
-        return _lines(path)
+    if os.path.lexists(path):
+        return read_answer_lines(path, [pair for batch in plan for pair in _asked(batch)], bounds)
     journal = path.with_suffix(".batches")
-    done = _whole_batches(journal)
+    done = _whole_batches(journal, plan, bounds)
     with bar(title, sum(map(len, plan)), "answers", done=sum(map(len, done))) as progress, journal.open("ab") as handle:
         for batch in plan[len(done) :]:
             done.append(answer(batch))
@@ -64,19 +69,26 @@ def answer_all(path: Path, plan: Sequence[Batch], answer: Answer, title: str) ->
     return records
 
 
-def _whole_batches(journal: Path) -> list[list[dict[str, Any]]]:
-    if not journal.exists():
+def _asked(batch: Batch) -> list[tuple[str, int]]:
+    return [(prompt.prompt.prompt_id, sample) for prompt, sample in batch]
+
+
+def _whole_batches(journal: Path, plan: Sequence[Batch], bounds: AnswerBounds) -> list[list[dict[str, Any]]]:
+    if not os.path.lexists(journal):
         return []
-    content = journal.read_bytes()
-    whole = content.rfind(b"\n") + 1  # a kill may have left a part of the last line
-    if whole < len(content):
-        os.truncate(journal, whole)
-    return _lines(journal)
-
-
-def _lines(path: Path) -> list[Any]:
-    # Not splitlines: it also splits at U+2028 and its like, which a model may write.
-    return [json.loads(line) for line in path.read_bytes().split(b"\n") if line]
+    try:
+        content = journal.read_bytes()
+        whole = content.rfind(b"\n") + 1  # a kill may have left a part of the last line
+        if whole < len(content):
+            os.truncate(journal, whole)
+    except OSError as error:
+        raise OutputError(f"{journal} can't be read: {error.strerror}. {advice_for(journal)}") from error
+    done = read_jsonl(journal, OutputError, advice_for(journal))
+    if len(done) > len(plan):
+        raise OutputError(f"{journal} holds {len(done)} batches, and there are {len(plan)}. {advice_for(journal)}")
+    for records, batch in zip(done, plan, strict=False):
+        check_answers(records, _asked(batch), bounds, journal)
+    return done
 
 
 def score_answers(
@@ -131,14 +143,28 @@ def read_records(directory: Path) -> list[dict[str, Any]]:
 
     Raises:
         DataError: there is none.
+        OutputError: one is damaged, or that of another system or task.
     """
-    found = [json.loads(p.read_text(encoding="utf-8")) for p in sorted(directory.glob(f"*/{SCORES}/*.json"))]
+    found = [read_record(path) for path in sorted(directory.glob(f"*/{SCORES}/*.json"))]
     if not found:
         raise DataError(
             f"{directory} has no scores of tasks (TASK/{SCORES}/SYSTEM.json). Name the folder of a tasks.jsonl, output_dir/tasks/KEY, "
             "which `tdistill evaluate RECIPE --tasks NAMES` makes."
         )
     return found
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """Read the scores of one system on one task, ``TASK/scores/SYSTEM.json``.
+
+    Raises:
+        OutputError: the file is damaged, or that of another system or task.
+    """
+    record = read_scores_file(path, TaskScoresForm, system=path.stem, task=path.parents[1].name)
+    curve = record["nll_by_position"]
+    if len(curve["sum"]) != len(curve["count"]):
+        raise OutputError(f"{path}: `nll_by_position` has {len(curve['sum'])} sums and {len(curve['count'])} counts. {advice_for(path)}")
+    return record
 
 
 def read_task_scores(directory: Path) -> dict[str, dict[str, dict[str, dict[str, float]]]]:

@@ -1,6 +1,7 @@
 """Every system of a run at several decoding temperatures. What is already measured is kept, so another temperature costs itself alone."""
 
-import json
+import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property, partial
@@ -19,6 +20,8 @@ from tdistill.files import write_json
 from tdistill.pipeline import Run, disk_errors, provenance
 from tdistill.report.data import METRICS
 from tdistill.report.tables import ARROWS, Align, Cell, Table, format_estimate, to_markdown
+from tdistill.run_files import read_scores_file
+from tdistill.run_forms import SweepScoresForm
 from tdistill.stages.evaluate import check_references, protocol, systems
 from tdistill.stages.models import load_teacher
 
@@ -90,7 +93,7 @@ class TemperatureRun:
         load_own_teacher = cache(partial(load_teacher, self.run, self.run.recipe.evaluation.dtype))
         with disk_errors(self.directory):
             for system in self.systems:
-                todo = [t for t in self.temperatures if not (self._path(system.name, t).exists() or self._take_over(system, t))]
+                todo = [t for t in self.temperatures if not (self._is_measured(system.name, t) or self._take_over(system, t))]
                 if todo:
                     model = load_own_teacher() if system.name == "teacher" else system.load()
                 for t in todo:
@@ -115,6 +118,10 @@ class TemperatureRun:
         self._write(system, temperature, {m: scores[m] for m in ANSWER_METRICS if m in scores})
         return True
 
+    def _is_measured(self, name: str, temperature: float) -> bool:
+        path = self._path(name, temperature)
+        return os.path.lexists(path) and bool(read_scores_file(path, SweepScoresForm, name=name, temperature=temperature))
+
     def _path(self, name: str, temperature: float) -> Path:
         return self.directory / f"{temperature:g}" / SCORES / f"{name}.json"
 
@@ -136,15 +143,28 @@ class TemperatureRun:
 
 
 def read_sweep(directory: Path, names: Sequence[str]) -> list[Measured]:
-    """What a sweep holds of some systems: system by system in their order, temperatures ascending."""
-    temperatures = sorted(float(path.name) for path in directory.iterdir() if path.is_dir())
+    """Return what a sweep holds of some systems: system by system in their order, temperatures ascending.
+
+    Raises:
+        OutputError: scores are damaged, or those of another system or temperature.
+    """
+    temperatures = sorted(filter(None, map(_temperature_of, directory.iterdir())))
     found = []
     for name in names:
         for t in temperatures:
             path = directory / f"{t:g}" / SCORES / f"{name}.json"
-            if path.exists():
-                found.append(Measured(name, t, json.loads(path.read_text(encoding="utf-8"))["scores"]))
+            if os.path.lexists(path):
+                found.append(Measured(name, t, read_scores_file(path, SweepScoresForm, name=name, temperature=t)["scores"]))
     return found
+
+
+def _temperature_of(path: Path) -> float | None:
+    """Return the temperature whose folder this is; None for a folder of something else."""
+    try:
+        value = float(path.name)
+    except ValueError:
+        return None
+    return value if path.is_dir() and 0 < value < math.inf and path.name == f"{value:g}" else None
 
 
 def sweep_table(measured: Sequence[Measured]) -> Table:

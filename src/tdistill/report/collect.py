@@ -1,23 +1,31 @@
 """A finished run → ``ReportData``."""
 
-import json
 from pathlib import Path
 from typing import Any
 
+from tdistill.errors import OutputError
 from tdistill.evaluation.metrics import estimate, paired_difference
-from tdistill.evaluation.run import ANSWERS, SPARSITY, read_scores
-from tdistill.files import read_jsonl
+from tdistill.evaluation.run import ANSWERS, read_answers, read_scores, read_sparsity
 from tdistill.pipeline import Run, provenance, resolved_yaml
 from tdistill.report.data import METRICS, Comparison, Curve, ReportData, Sample, Sparsity, Stage, System
-from tdistill.stages.evaluate import protocol
+from tdistill.run_files import STAGE_FILE, advice_for
+from tdistill.stages.evaluate import protocol, systems
 from tdistill.stages.train import train_systems
 from tdistill.training.run import read_history
 
 
 def collect(run: Run) -> ReportData:
-    """Read what the stages of a run left."""
+    """Read what the stages of a run left.
+
+    Raises:
+        OutputError: a stage, or a file that one left, is missing or damaged.
+    """
     directory = run.directory("evaluate")
     evaluated = run.read_stage("evaluate")["notes"]
+    expected = [s.name for s in systems(run)]
+    if evaluated["systems"] != expected:
+        path = directory / STAGE_FILE
+        raise OutputError(f"{path} names the systems {evaluated['systems']}, and the recipe has {expected}. {advice_for(path)}")
     scores = {name: read_scores(directory, name) for name in evaluated["systems"]}
     return ReportData(
         title=run.recipe.title,
@@ -26,7 +34,7 @@ def collect(run: Run) -> ReportData:
         systems=[_system(s) for s in scores.values()],
         comparisons=_comparisons(run, scores),
         curves=_curves(run),
-        sparsity=_sparsity(json.loads((directory / SPARSITY).read_text())),
+        sparsity=_sparsity(read_sparsity(directory)),
         stages=[_stage(run, name) for name in run.way if name != "report"],
         samples=_samples(run, directory, list(scores)),
         recipe_yaml=resolved_yaml(run.recipe),
@@ -98,10 +106,11 @@ def _stage(run: Run, name: str) -> Stage:
 
 
 def _samples(run: Run, directory: Path, names: list[str]) -> list[Sample]:
-    prompts = {p.prompt.prompt_id: p.prompt.text for p in protocol(run).prompts}
+    asked = protocol(run)
+    prompts = {p.prompt.prompt_id: p.prompt.text for p in asked.prompts}
     answers: dict[str, dict[str, str]] = {name: {} for name in names}
     for name in names:
-        for record in read_jsonl(directory / ANSWERS / f"{name}.jsonl"):
+        for record in read_answers(directory / ANSWERS / f"{name}.jsonl", asked):
             answers[name].setdefault(record["prompt_id"], record["text"])
     chosen = list(prompts)[: run.recipe.evaluation.num_samples_shown]
     return [Sample(prompts[p], {name: answers[name][p] for name in names}) for p in chosen]

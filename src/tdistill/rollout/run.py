@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import tdistill
 from tdistill.control import TextEncoder, turn_end
+from tdistill.files import remove_partial
 from tdistill.progress import bar
 from tdistill.rollout.cache import Manifest, Response, finish_cache, shard_is_done, write_shard
 from tdistill.rollout.generate import Generated, Sampling, batch_plan, generate_batch
@@ -117,6 +118,7 @@ def write_rollouts(
         title: of the progress bar; None: no bar.
     """
     directory.mkdir(parents=True, exist_ok=True)
+    remove_partial(directory)
     shards = [plan[i : i + shard_batches] for i in range(0, len(plan), shard_batches)]
     missing = [i for i in range(len(shards)) if not shard_is_done(directory, i, settings)]
     total = sum(map(len, plan))

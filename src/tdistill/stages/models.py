@@ -1,6 +1,5 @@
 """``models``: the teacher where its form can't be read fast, and the student's start."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +28,8 @@ from tdistill.probe import probe
 from tdistill.progress import say
 from tdistill.prune import check_layer_count, outer_layers, prune_layers
 from tdistill.rollout.prompts import template_fingerprint
+from tdistill.run_files import read_run_file
+from tdistill.run_forms import ModelsForm
 from tdistill.vocabulary import vocabulary_size
 
 INFO_FILE = "models.json"
@@ -168,5 +169,9 @@ def vocab_size(run: Run) -> int:
 
 
 def models_info(run: Run) -> dict[str, Any]:
-    """End-of-text ids, fingerprints, layers kept and sizes, as the models stage noted them."""
-    return json.loads((run.directory("models") / INFO_FILE).read_text())
+    """Return end-of-text ids, fingerprints, layers kept and sizes, as the models stage noted them.
+
+    Raises:
+        OutputError: the file is missing or damaged.
+    """
+    return read_run_file(run.directory("models") / INFO_FILE, ModelsForm)

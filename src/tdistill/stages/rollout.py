@@ -11,15 +11,17 @@ from transformers import PreTrainedTokenizerBase
 from tdistill.config import CandidateRuleConfig
 from tdistill.context import check_contexts, read_model_config
 from tdistill.data.dataset import RolloutDataset
-from tdistill.errors import ConfigError
+from tdistill.errors import CacheError, ConfigError
 from tdistill.mdp.candidates import CandidateRule
 from tdistill.models import find_model
 from tdistill.overlap import HELD_OUT, held_out_prompts, load_split, shared_prompts
 from tdistill.pipeline import Run
 from tdistill.progress import say
 from tdistill.rollout.generate import Sampling
+from tdistill.rollout.manifest_form import MANIFEST
 from tdistill.rollout.prompts import TokenizedPrompt, tokenize_prompts
 from tdistill.rollout.run import Capture, roll_out
+from tdistill.run_files import remedy
 from tdistill.stages.models import load_teacher, models_info, student_tokenizer, vocab_size
 from tdistill.textfiles import local_path
 
@@ -113,10 +115,18 @@ def fingerprints(run: Run) -> dict[str, str]:
 def cache(
     run: Run, split: str, p: float | None = None, origins: Sequence[str] | None = None, rule: CandidateRuleConfig | None = None
 ) -> RolloutDataset:
-    """A split's roll-outs as a data set, checked to be this teacher's."""
+    """Return a split's roll-outs as a data set, checked to be those that the roll-out stage made with this teacher.
+
+    Raises:
+        CacheError: see ``open_cache``; or they are another run's.
+    """
     human = list(origins or []) == ["human"]
     directory = run.directory("rollout") / (f"{split}-human" if human else split)
     if origins and len(origins) > 1:
         raise ConfigError(f"origins {origins}: train on one of teacher and human at a time.")
     cut = CandidateRule(rule.name, rule.value) if rule else None
-    return RolloutDataset(directory, p, tuple(origins or ["teacher"]), fingerprints(run), cut)
+    data = RolloutDataset(directory, p, tuple(origins or ["teacher"]), fingerprints(run), cut, vocab_size(run))
+    noted = run.read_stage("rollout")["notes"].get(directory.name)
+    if noted is None or noted["checksum"] != data.manifest.checksum:
+        raise CacheError(f"{directory} is not the cache that the roll-out stage made. Put it back, or {remedy(directory / MANIFEST)}")
+    return data

@@ -1,6 +1,6 @@
 """``sft`` and ``train``: students from the cache."""
 
-import json
+import os
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,8 @@ from tdistill.objectives import bind
 from tdistill.pipeline import Run
 from tdistill.processes import is_main_process
 from tdistill.rollout.generate import Sampling
+from tdistill.run_files import read_run_file
+from tdistill.run_forms import TrainedForm
 from tdistill.stages.models import load_teacher, student_tokenizer, student_trust, vocab_size
 from tdistill.stages.rollout import cache, content_hash
 from tdistill.training.extras import Extras, OnPolicy
@@ -63,8 +65,8 @@ def make_students(run: Run, directory: Path) -> dict[str, Any]:
     notes = {}
     for name, system in train_systems(run).items():
         target = directory / name
-        if (target / DONE).exists():
-            notes[name] = json.loads((target / DONE).read_text())
+        if os.path.lexists(target / DONE):
+            notes[name] = read_run_file(target / DONE, TrainedForm)
             continue
         notes[name] = _train_one(run, start_directory(run), target, name, system, run.recipe.train)
         if is_main_process():

@@ -1,7 +1,6 @@
 """The student's own roll-outs while it trains: it answers, the teacher scores, and what comes out is a cache like any other."""
 
 import copy
-import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from tdistill.rollout.generate import Generated, Mixed, Sampling, batch_plan, ge
 from tdistill.rollout.prompts import TokenizedPrompt
 from tdistill.rollout.run import Capture, cache_settings, write_rollouts
 from tdistill.rollout.score import score_batch
+from tdistill.run_files import read_run_file
 from tdistill.vocabulary import vocabulary_size
 
 
@@ -74,7 +74,7 @@ class StudentRollouts:
     @property
     def log(self) -> list[dict[str, float]]:
         """What every round came to, those of before a kill too."""
-        return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(self._directory.glob("round-*.json"))]
+        return [read_run_file(path, dict[str, float]) for path in sorted(self._directory.glob("round-*.json"))]
 
     def __call__(self, index: int, prompts: Sequence[TokenizedPrompt]) -> RolloutDataset:
         """One round."""

@@ -1,6 +1,5 @@
 """One training run, from a start directory and caches to a saved student; a rerun resumes from its last whole checkpoint."""
 
-import json
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
@@ -31,6 +30,7 @@ from tdistill.models import find_model, load_model
 from tdistill.objectives import BoundObjective
 from tdistill.processes import agreed, is_main_process, wait_for_everyone
 from tdistill.progress import bar, say
+from tdistill.run_files import read_log
 from tdistill.training.arguments import training_arguments
 from tdistill.training.checkpoints import drop_checkpoints, drop_unfinished, last_checkpoint
 from tdistill.training.checks import check_early_stopping, unused_value_settings
@@ -189,8 +189,12 @@ def _history(trainer: DistillTrainer, metrics: dict[str, float], rollouts: Stude
 
 
 def read_history(directory: Path) -> dict[str, Any]:
-    """What ``train_student`` logged."""
-    return json.loads((directory / LOG_FILE).read_text(encoding="utf-8"))
+    """Return what ``train_student`` logged.
+
+    Raises:
+        OutputError: the log is missing or damaged.
+    """
+    return read_log(directory / LOG_FILE)
 
 
 class _ShowProgress(TrainerCallback):
