@@ -1,15 +1,18 @@
 """The command line: parse, call, exit. Nothing heavy is imported before it is needed."""
 
+import io
 import os
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
-from tdistill.errors import TdistillError, shown
+from tdistill.errors import OutputError, TdistillError, shown
+from tdistill.stops import keeping, watched
 
-EXIT_USAGE = 2
+EXIT_USAGE, EXIT_BROKEN_PIPE = 2, 141  # 128 + SIGPIPE, as for other programs
 
 app = typer.Typer(
     help="Distil a language model: prompts → teacher roll-outs → student → evaluation → report.\n\n"
@@ -69,21 +72,30 @@ def evaluate(
     lm_eval_include_path: Annotated[Path | None, typer.Option(help="a directory of lm-eval tasks of your own")] = None,
 ) -> None:
     """Measure teacher, start, SFT student, baselines and distilled student on the test prompts, at other temperatures, on named tasks."""
+    from tdistill.disks import disk_errors
     from tdistill.evaluation.lm_eval import LmEvalOptions, LmEvalRun
     from tdistill.evaluation.task_run import TaskOptions, TaskRun
     from tdistill.evaluation.temperatures import TemperatureRun
+    from tdistill.kept import kept_of_stage
 
     if split is not None and temperatures is None:
         raise TdistillError(
             "--split says on which prompts --temperatures are measured: give both, such as --temperatures 0.5,0.7,1 --split valid."
         )
     current = _open(recipe, overrides)
-    own = [TaskRun(current, TaskOptions(tasks or "", data_dir, seeds, limit, max_prompt_length))] if {tasks, data_dir} != {None} else []
-    sweep = [TemperatureRun(current, temperatures, split or "test")] if temperatures is not None else []
-    harness = [LmEvalRun(current, LmEvalOptions(lm_eval, lm_eval_include_path, limit))] if lm_eval is not None else []
+    measures: dict[str, Any] = {}
+    if {tasks, data_dir} != {None}:
+        measures["tasks"] = TaskRun(current, TaskOptions(tasks or "", data_dir, seeds, limit, max_prompt_length))
+    if temperatures is not None:
+        measures["temperatures"] = TemperatureRun(current, temperatures, split or "test")
+    if lm_eval is not None:
+        measures["lm-eval"] = LmEvalRun(current, LmEvalOptions(lm_eval, lm_eval_include_path, limit))
     current.execute("evaluate")
-    for measure in [*(x.report for x in sweep), *(x.report for x in own), *(x.report for x in harness)]:
-        typer.echo(f"\n{measure()}")
+    for name in ("temperatures", "tasks", "lm-eval"):
+        if name in measures:
+            measure = measures[name]
+            with disk_errors(measure.directory), keeping(partial(kept_of_stage, name, current.root, measure.directory)):
+                typer.echo(f"\n{measure.report()}")
 
 
 @app.command()
@@ -246,16 +258,56 @@ def _show(current: Any) -> None:
 
 
 def main() -> None:
-    """Entry point: errors a user can act on are printed without a traceback, with exit status 2."""
+    """Run the command line: errors a user can act on are printed without a traceback, with exit status 2; stops have 128 + the signal."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal without a letter must not cost the result
+            stream.reconfigure(errors="backslashreplace")
+    with watched():
+        try:
+            _run_app()
+        except TdistillError as error:
+            typer.echo(f"tdistill: error: {shown(str(error))}", err=True)
+            sys.exit(EXIT_USAGE)
+
+
+def _run_app() -> None:
+    """Run the command, and turn what a closed or full standard output raises into an exit status."""
+    from tdistill.locks import release_all
+
+    status: Any = 0
     try:
         app()
-    except TdistillError as error:
-        typer.echo(f"tdistill: error: {shown(str(error))}", err=True)
-        sys.exit(EXIT_USAGE)
+    except SystemExit as stop:
+        status = stop.code
+        if status == 1 and isinstance(stop.__context__, BrokenPipeError):
+            _end_quietly()
+    finally:
+        release_all()
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        _end_quietly()
+    except OSError as error:
+        _silence_output()
+        raise OutputError(f"Can't write to standard output: {error.strerror}. What was made is kept.") from error
+    sys.exit(status)
+
+
+def _end_quietly() -> None:
+    _silence_output()
+    sys.exit(EXIT_BROKEN_PIPE)
+
+
+def _silence_output() -> None:
+    # Otherwise the interpreter tries again at its end, and complains.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 if __name__ == "__main__":
-    main()
+    from tdistill.__main__ import main as entry
+
+    entry()

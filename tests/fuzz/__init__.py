@@ -1,0 +1,1 @@
+"""Mutated inputs: accepted and right, or refused with a message."""
