@@ -274,32 +274,42 @@ def main() -> None:
 
 
 def _run_app() -> None:
-    """Run the command, and turn what a closed or full standard output raises into an exit status."""
+    """Run the command. A closed standard output ends it quietly, a full one with a message: what was made is kept."""
+    from tdistill.disks import FAILING, FULL
     from tdistill.locks import release_all
 
     status: Any = 0
     try:
         app()
     except SystemExit as stop:
+        if stop.code == 1 and isinstance(stop.__context__, BrokenPipeError):  # how typer and rich end
+            _silence_output()
+            sys.exit(EXIT_BROKEN_PIPE)
         status = stop.code
-        if status == 1 and isinstance(stop.__context__, BrokenPipeError):
-            _end_quietly()
+    except OSError as error:
+        if error.filename is not None or error.errno not in (*FULL, *FAILING):  # what writes files says so itself
+            raise
+        raise _output_error(error) from error
     finally:
         release_all()
+    _flush_output()
+    sys.exit(status)
+
+
+def _flush_output() -> None:
     try:
         if sys.stdout is not None:
             sys.stdout.flush()
     except BrokenPipeError:
-        _end_quietly()
-    except OSError as error:
         _silence_output()
-        raise OutputError(f"Can't write to standard output: {error.strerror}. What was made is kept.") from error
-    sys.exit(status)
+        sys.exit(EXIT_BROKEN_PIPE)
+    except OSError as error:
+        raise _output_error(error) from error
 
 
-def _end_quietly() -> None:
+def _output_error(error: OSError) -> OutputError:
     _silence_output()
-    sys.exit(EXIT_BROKEN_PIPE)
+    return OutputError(f"Can't write to standard output: {error.strerror}. What was made is kept.")
 
 
 def _silence_output() -> None:
