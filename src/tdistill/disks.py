@@ -37,6 +37,22 @@ def disk_errors(directory: Path) -> Iterator[None]:
         raise OutputError(message) from error
 
 
+@contextmanager
+def staying(directory: Path, what: str) -> Iterator[None]:
+    """Check at the end of the block that ``directory`` is still the one it was, and not one that a library made anew.
+
+    Raises:
+        OutputError: it, or an output directory of this process, was deleted or replaced.
+    """
+    handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)  # open, so that no new directory gets its inode
+    try:
+        yield
+        if gone_directory() is not None or not directory.exists() or not os.path.samestat(os.fstat(handle), directory.stat()):
+            raise OutputError(f"{directory} was deleted or replaced while `{what}` wrote there. Run again to make it anew.")
+    finally:
+        os.close(handle)
+
+
 def explain(error: Exception, directories: list[Path]) -> str | None:
     """Return what to tell the user if ``error`` comes from the disk below ``directories``; None if it may be a bug."""
     gone = gone_directory()

@@ -21,8 +21,8 @@ import yaml
 
 import tdistill
 from tdistill.config import Recipe
-from tdistill.disks import disk_errors
-from tdistill.errors import ConfigError, OutputError, visible
+from tdistill.disks import disk_errors, staying
+from tdistill.errors import ConfigError, visible
 from tdistill.files import remove_partial, sync_tree, write_json, write_text
 from tdistill.kept import kept_of_run, kept_of_stage
 from tdistill.locks import LOCK, Lock, hold
@@ -32,6 +32,7 @@ from tdistill.progress import say
 from tdistill.stops import keeping
 
 MARKER, STAGE_FILE, RECIPE_FILE = ".tdistill", "stage.json", "recipe.yaml"
+GIT_SECONDS = 10.0  # a slower git is done without
 
 
 @dataclass(frozen=True)
@@ -163,9 +164,11 @@ class Run:
         directory.mkdir(parents=True, exist_ok=True)
         if is_main_process():
             remove_partial(directory)
-        inode, facts, started = directory.stat().st_ino, provenance(self.recipe), time.perf_counter()
-        with keeping(partial(kept_of_stage, stage, self.root, directory)):
+        facts, started = provenance(self.recipe), time.perf_counter()
+        with keeping(partial(kept_of_stage, stage, self.root, directory)), staying(directory, stage):
             notes = self.stages[stage].work(self, directory)
+            if is_main_process():
+                sync_tree(directory)
         record = {
             "stage": stage,
             "key": self.key(stage),
@@ -176,9 +179,6 @@ class Run:
             "provenance": facts,
         }
         if is_main_process():
-            sync_tree(directory)
-            if directory.stat().st_ino != inode or (self._lock is not None and not self._lock.is_in_place):
-                raise OutputError(f"{directory} was deleted or replaced while `{stage}` wrote there. Run again to make it anew.")
             write_json(directory / STAGE_FILE, record)
         wait_for_everyone()
 
@@ -237,7 +237,7 @@ def _device() -> str:
 def _git_commit() -> str:
     try:
         found = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=12"], capture_output=True, errors="replace", timeout=10, check=False
+            ["git", "describe", "--always", "--dirty", "--abbrev=12"], capture_output=True, errors="replace", timeout=GIT_SECONDS, check=False
         )
     except (OSError, subprocess.SubprocessError):  # no git, or a slow disk
         return "unknown"

@@ -134,11 +134,24 @@ def end(signum: int) -> None:
     os._exit(128 + signum)
 
 
-def _after_fork() -> None:
+_forking = threading.local()
+
+
+def _before_fork() -> None:
+    # Until the child has its own handlers, a signal to it would be heard by the parent, whose pipe it has.
+    _forking.mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+
+
+def _after_fork_in_parent() -> None:
+    signal.pthread_sigmask(signal.SIG_SETMASK, _forking.mask)
+
+
+def _after_fork_in_child() -> None:
     global _watching
     if _watching is not None:
         _watching.leave_to_parent()
         _watching = None
+    signal.pthread_sigmask(signal.SIG_SETMASK, _forking.mask)
 
 
-os.register_at_fork(after_in_child=_after_fork)
+os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)
