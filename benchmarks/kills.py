@@ -41,8 +41,8 @@ from tdistill.files import read_jsonl, write_jsonl
 
 torch.set_num_threads(1)  # a pool of threads does not survive a fork
 STAGES = ("models", "rollout", "sft", "train", "evaluate", "report")
-# How often a kill falls into each: training has the most to lose.
-WEIGHTS = {"models": 1, "rollout": 3, "sft": 4, "train": 7, "evaluate": 3, "report": 3}
+# Shares of the kills: training has the most to lose.
+SHARES = {"models": 0.05, "rollout": 0.15, "sft": 0.17, "train": 0.33, "evaluate": 0.15, "report": 0.15}
 SCHEDULES = ("constant", "default")
 MOST_KILLS_OF_A_RUN = 5
 SHARE_BY_OPERATION = 0.7
@@ -96,7 +96,9 @@ class Campaign:
         place.mkdir()
         root, log = place / "run", place / "log.txt"
         kills = []
-        for kill in planned(rng, reference.ended):
+        done = Counter(row["stage"] for row in self.rows)
+        missing = {stage: max(share * self.kills - done[stage], 0.1) for stage, share in SHARES.items()}
+        for kill in planned(rng, reference.ended, missing):
             ended = self._tdistill(reference.recipe, root, log, kill)
             kills += [asdict(kill)] if ended.status == -9 else []
             if ended.status not in (0, -9):
@@ -126,9 +128,15 @@ class Campaign:
         return run_command(["run", str(recipe), f"output_dir={root}"], root, log, kill)
 
 
-def planned(rng: random.Random, undisturbed: Ended) -> list[Kill]:
-    """Draw the kills of one run, in the order of the stages."""
-    stages = rng.choices(list(WEIGHTS), list(WEIGHTS.values()), k=rng.randint(1, MOST_KILLS_OF_A_RUN))
+def planned(rng: random.Random, undisturbed: Ended, weights: dict[str, float]) -> list[Kill]:
+    """Draw the kills of one run, in the order of the stages.
+
+    Args:
+        rng: the source of chance.
+        undisturbed: what a run does in peace.
+        weights: stage → how much a kill in it is wanted.
+    """
+    stages = rng.choices(list(weights), list(weights.values()), k=rng.randint(1, MOST_KILLS_OF_A_RUN))
     kills = []
     for stage in sorted(stages, key=STAGES.index):
         if rng.random() < SHARE_BY_OPERATION:
