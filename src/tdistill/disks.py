@@ -28,7 +28,7 @@ def disk_errors(directory: Path) -> Iterator[None]:
     """
     try:
         yield
-    except TdistillError:
+    except OutputError:
         raise
     except Exception as error:  # every other one is raised again
         message = explain(error, [directory, *held_directories()])
@@ -58,6 +58,8 @@ def explain(error: Exception, directories: list[Path]) -> str | None:
     gone = gone_directory()
     if gone is not None:
         return f"{gone} was deleted or replaced while this command wrote there ({_first_line(error)}). Run again to make it anew."
+    if isinstance(error, TdistillError):
+        return None
     if _is_full(error):
         return f"The disk is full: can't write to {directories[0]} ({_first_line(error)}). Free some space, or move output_dir, {RUN_AGAIN}"
     if isinstance(error, OSError):
