@@ -111,8 +111,10 @@ def iq_learn(
             if value_term == "v0":
                 weight = discount_weight(len(response), t, gamma)
                 step.loss = -weight * first
-                if t == 0 and is_expert:
-                    step.loss = step.loss + discount_weight(len(response), 0, gamma) * v[0]
+                if is_expert and (t == 0 or not counted(response, t - 1)):
+                    step.loss = step.loss + weight * v[t]
+                if is_expert and t < len(response) - 1 and not counted(response, t + 1):
+                    step.loss = step.loss - weight * gamma * v[t + 1]
             else:
                 step.loss = -first + (v[t] - gamma * v_next if is_expert or value_term == "value_mix" else 0.0)
         step.loss = step.loss + anchor_weight * oracles.anchor_term(response, t, anchor)

@@ -67,6 +67,11 @@ def is_adapted(lm: Any) -> bool:
     return peft is not None and isinstance(lm, peft.PeftModel)
 
 
+def bare_model(lm: Any) -> PreTrainedModel:
+    """Return the model itself, without the wrapper that PEFT puts around it."""
+    return lm.get_base_model() if is_adapted(lm) else lm
+
+
 def base_directory(directory: Path) -> Path:
     """The model that the adapters in ``directory`` were trained on.
 

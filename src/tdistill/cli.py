@@ -33,7 +33,7 @@ Overrides = Annotated[
 @app.command()
 def run(recipe: RecipeArgument, overrides: Overrides = None) -> None:
     """Run all stages, skipping those already complete for the same settings, and print the result."""
-    current = _open(recipe, overrides)
+    current = _open(recipe, overrides, "sft", "train")
     for stage in current.way:
         current.execute(stage)
     _show(current)
@@ -218,7 +218,7 @@ def theory(
     console.print(f"\nreport: {output_dir / 'theory.html'}\n        {output_dir / 'theory.md'}", soft_wrap=True, highlight=False)
 
 
-def _open(recipe: Path, overrides: list[str] | None) -> Any:
+def _open(recipe: Path, overrides: list[str] | None, *stages: str) -> Any:
     from tdistill.recipe import load_recipe
 
     loaded = load_recipe(recipe, overrides)
@@ -229,13 +229,13 @@ def _open(recipe: Path, overrides: list[str] | None) -> Any:
     from tdistill.preflight import preflight
 
     current = Run(loaded)
-    preflight(current)
+    preflight(current, stages)
     current.prepare()
     return current
 
 
 def _stages(recipe: Path, overrides: list[str] | None, *names: str) -> Any:
-    current = _open(recipe, overrides)
+    current = _open(recipe, overrides, *names)
     for name in names:
         if name not in current.stages:
             raise TdistillError(f"The recipe has no {name} section.")
@@ -269,7 +269,9 @@ def main() -> None:
         try:
             _run_app()
         except TdistillError as error:
-            typer.echo(f"tdistill: error: {shown(str(error))}", err=True)
+            from tdistill.processes import process_label
+
+            typer.echo(f"tdistill: error{process_label()}: {shown(str(error))}", err=True)
             sys.exit(EXIT_USAGE)
 
 

@@ -1,21 +1,23 @@
-"""The card saved with every student."""
+"""Write the card that is saved with every student."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import yaml
+
 import tdistill
+from tdistill.errors import visible
+from tdistill.files import write_text
+from tdistill.report.text import escape_markdown, fenced
 
 if TYPE_CHECKING:
     from tdistill.pipeline import Run
 
 CARD = """---
-library_name: transformers
-tags: [distillation, tdistill]
-base_model: {teacher}
----
+{front}---
 # {title}: {name}
 
-A student of `{teacher}` distilled with tdistill {version}.
+A student of {teacher} distilled with tdistill {version}.
 
 | | |
 |---|---|
@@ -35,35 +37,39 @@ model = AutoModelForCausalLM.from_pretrained("PATH")
 ```
 
 ## Recipe
-```yaml
-{recipe}```
+{recipe}
 """
 
 
 def write_model_card(directory: Path, run: "Run", name: str, objective: str, metrics: dict[str, float]) -> None:
-    """Write ``README.md`` into a student's directory."""
+    """Write ``README.md`` into a student's directory. Every text of the recipe is escaped: none becomes front matter, Markdown or HTML."""
     from tdistill.pipeline import resolved_yaml
 
     recipe = run.recipe
-    student = recipe.student
+    student, teacher = recipe.student, recipe.teacher.teacher_model_name_or_path
     start = (
         f"layers {student.keep_layers or f'{student.num_hidden_layers} outer ones'} of the teacher"
         if student.init == "prune"
         else str(student.student_model_name_or_path)
     )
-    rows = "\n".join(f"- `{k}`: {v:.4f}" for k, v in metrics.items() if isinstance(v, float) and k != "epoch")
-    text = CARD.format(
-        teacher=recipe.teacher.teacher_model_name_or_path,
-        title=recipe.title,
-        name=name,
+    rows = "\n".join(f"- {escape_markdown(k)}: {v:.4f}" for k, v in metrics.items() if isinstance(v, float) and k != "epoch")
+    about = {"library_name": "transformers", "tags": ["distillation", "tdistill"], "base_model": visible(teacher)}
+    texts = {
+        "title": recipe.title,
+        "name": name,
+        "teacher": teacher,
+        "objective": objective,
+        "start": start,
+        "data": recipe.data.train,
+        "valid": recipe.data.valid,
+    }
+    card = CARD.format(
+        front=yaml.safe_dump(about, sort_keys=False, allow_unicode=True),
         version=tdistill.__version__,
-        objective=objective,
-        start=start,
         p=recipe.train.teacher_top_p or recipe.rollout.teacher_top_p,
-        data=recipe.data.train,
-        valid=recipe.data.valid,
         seed=recipe.seed,
         metrics=rows,
-        recipe=resolved_yaml(recipe),
+        recipe=fenced(resolved_yaml(recipe), "yaml"),
+        **{key: escape_markdown(text) for key, text in texts.items()},
     )
-    (directory / "README.md").write_text(text, encoding="utf-8")
+    write_text(directory / "README.md", card)

@@ -29,6 +29,7 @@ from tdistill.locks import LOCK, Lock, hold
 from tdistill.models import ModelSource, find_model, model_fingerprint
 from tdistill.processes import is_main_process, process_count, wait_for_everyone
 from tdistill.progress import say
+from tdistill.secrets_guard import without_secrets
 from tdistill.stops import keeping
 
 MARKER, STAGE_FILE, RECIPE_FILE = ".tdistill", "stage.json", "recipe.yaml"
@@ -201,8 +202,8 @@ def _command(stage: str) -> str:
 
 
 def resolved_yaml(recipe: Recipe) -> str:
-    """The recipe with every default filled in."""
-    return yaml.safe_dump(recipe.model_dump(), sort_keys=False, allow_unicode=True)
+    """Return the recipe with every default filled in, as YAML without secrets."""
+    return yaml.safe_dump(without_secrets(recipe.model_dump()), sort_keys=False, allow_unicode=True)
 
 
 def peak_memory_bytes() -> int:
@@ -224,7 +225,7 @@ def provenance(recipe: Recipe) -> dict[str, Any]:
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, {_device()}",
         "git_commit": _git_commit(),
         "seed": recipe.seed,
-        "recipe": recipe.model_dump(),
+        "recipe": without_secrets(recipe.model_dump()),
     }
 
 

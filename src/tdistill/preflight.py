@@ -1,6 +1,6 @@
 """What can be known to fail is found before anything long starts."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 
@@ -14,16 +14,23 @@ from tdistill.progress import say
 from tdistill.prune import check_layer_count
 from tdistill.rollout.prompts import load_prompts
 from tdistill.stages.rollout import SPLITS, check_context
+from tdistill.training.run import training_arguments
+from tdistill.training.sharding import check_devices
 
 BFLOAT16 = ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16")  # any of them: the CPU multiplies bfloat16 in hardware
 
 
-def preflight(run: Run) -> None:
+def preflight(run: Run, stages: Sequence[str] = ()) -> None:
     """Models are there, the layers asked for exist, every prompt file parses. Says so where a CPU would crawl.
 
+    Args:
+        run: what will be run.
+        stages: those that will be; the devices of training are checked for them.
+
     Raises:
-        ModelError, DataError: with what was got and what to do.
+        ModelError, DataError, ConfigError: with what was got and what to do.
     """
+    _check_devices(run, stages)
     _check_models(run)
     if run.recipe.teacher.quantization:
         check_quantization(run.recipe.teacher.quantization)
@@ -40,6 +47,13 @@ def preflight(run: Run) -> None:
     slow = slow_bfloat16(run.recipe, capabilities()) if capabilities and compute_device().type == "cpu" else []
     if slow:
         say(f"This CPU has no bfloat16 instructions: float32 is 2 to 3 times faster here. Append {' '.join(slow)}")
+
+
+def _check_devices(run: Run, stages: Sequence[str]) -> None:
+    arguments = {"sft": run.recipe.sft.arguments if run.recipe.sft else {}, "train": run.recipe.train.arguments}
+    for stage in arguments.keys() & run.stages.keys() & set(stages):
+        if not run.is_complete(stage):
+            check_devices(training_arguments(arguments[stage], run.root, run.recipe.seed))
 
 
 def slow_bfloat16(recipe: Recipe, capabilities: Mapping[str, object]) -> list[str]:

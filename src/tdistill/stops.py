@@ -119,19 +119,19 @@ class _Watcher:
 
 
 def end(signum: int) -> None:
-    """Say what is kept, remove half-written files, and end this process with status 128 + ``signum``."""
-    if is_main_process() and signum != signal.SIGHUP:  # after SIGHUP there is no terminal
-        line = (SHOW_CURSOR if sys.stderr is not None and sys.__stderr__ is not None and os.isatty(2) else "") + stop_line(signum) + "\n"
-        with suppress(OSError):
-            os.write(2, line.encode("utf-8", "backslashreplace"))
-    with suppress(OSError):
+    """Say what is kept, remove half-written files, and end this process with status 128 + ``signum``, come what may."""
+    try:
+        if signum != signal.SIGHUP and is_main_process():  # after SIGHUP there is no terminal
+            cursor = SHOW_CURSOR if sys.stderr is not None and os.isatty(2) else ""
+            os.write(2, f"{cursor}{stop_line(signum)}\n".encode("utf-8", "backslashreplace"))
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # the main thread runs on for a moment, and may stumble over what follows
-    if "multiprocessing" in sys.modules:
-        for worker in sys.modules["multiprocessing"].active_children():
-            worker.terminate()
-    for act in _last_acts:
-        act()
-    os._exit(128 + signum)
+        if "multiprocessing" in sys.modules:
+            for worker in sys.modules["multiprocessing"].active_children():
+                worker.terminate()
+        for act in _last_acts:
+            act()
+    finally:
+        os._exit(128 + signum)
 
 
 _forking = threading.local()

@@ -48,13 +48,14 @@ class Response:
     finish_reason: str = "stop"
     refusal: str | None = None
     model: str = "judge-2026"
+    drip_s: float = 0.0  # seconds between two bytes of the body
 
     def content(self) -> bytes:
         message = {"role": "assistant", "content": self.text, "refusal": self.refusal}
         usage = {"prompt_tokens": 100, "completion_tokens": 10}
         reply = {"model": self.model, "choices": [{"message": message, "finish_reason": self.finish_reason}], "usage": usage}
         body = reply if self.body is None else self.body
-        return body.encode() if isinstance(body, str) else json.dumps(body).encode()
+        return body if isinstance(body, bytes) else body.encode() if isinstance(body, str) else json.dumps(body).encode()
 
 
 Script = Callable[[Asked], Response]
@@ -93,7 +94,9 @@ def serving(script: Script) -> Iterator[Server]:
                 self.send_header(name, value)
             self.send_header("content-length", str(len(data)))
             self.end_headers()
-            self.wfile.write(data)
+            for piece in [data] if not response.drip_s else [data[i : i + 1] for i in range(len(data))]:
+                self.wfile.write(piece)
+                time.sleep(response.drip_s)
 
         def log_message(self, *_: object) -> None:
             pass

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 DEEP: Any = []
-for _ in range(900):
+for _ in range(150):
     DEEP = [DEEP]
 
 # Values that a user, another program or an attacker may put where another was meant.

@@ -1,13 +1,12 @@
 """Through the command line: however a step's batch is cut over micro-batches, processes and shards, loss and gradient norm are the same."""
 
 import json
-import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import conftest
+import launching
 import pytest
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
@@ -26,6 +25,23 @@ ONE_PROCESS = {
     "1x8": ["train.arguments.per_device_train_batch_size=1", "train.arguments.gradient_accumulation_steps=8"],
     "checkpointing": ["train.arguments.per_device_train_batch_size=8", "train.arguments.activation_checkpointing=true"],
 }
+# Runs the command line; in the second step one of the processes comes to an end.
+DYING = """
+import os
+from tdistill.cli import main
+from tdistill.errors import TrainingError
+from tdistill.training.trainer import DistillTrainer
+
+step = DistillTrainer.training_step
+
+def dying(self, *args, **kwargs):
+    if self.state.global_step == 1 and self.args.process_index == {process}:
+        {how}
+    return step(self, *args, **kwargs)
+
+DistillTrainer.training_step = dying
+main()
+"""
 HALF = ["train.arguments.per_device_train_batch_size=4"]
 
 
@@ -59,15 +75,6 @@ def command(*argv: object) -> None:
     assert not stop.value.code
 
 
-def launched(launcher: list[str], recipe: Path, overrides: list[str]) -> str:
-    """The training stage in processes of its own; what they printed."""
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    argv = [sys.executable, "-m", *launcher, "-m", "tdistill.cli", "train", str(recipe), *overrides]
-    done = subprocess.run(argv, env=env, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout + done.stderr
-
-
 def student(recipe: Path, overrides: list[str]) -> Path:
     return Run(load_recipe(recipe, overrides)).directory("train") / "distilled"
 
@@ -96,6 +103,13 @@ def assert_same(found: Path, reference: Path) -> None:
     assert max(float((mine[k] - theirs[k]).abs().max()) for k in mine) < 2e-3
 
 
+def assert_refused(done: subprocess.CompletedProcess[str], message: str) -> None:
+    assert done.returncode != 0
+    assert message in " ".join((done.stdout + done.stderr).split())
+    assert "exitcode  : 2" in done.stderr
+    assert "[rank" not in done.stderr, "a traceback"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("cut", ["4x2", "1x8", "checkpointing"])
 def test_one_process(cut: str, recipe: Path, reference: Path) -> None:
@@ -105,58 +119,36 @@ def test_one_process(cut: str, recipe: Path, reference: Path) -> None:
 
 @pytest.mark.slow
 def test_two_processes_with_ddp(recipe: Path, reference: Path) -> None:
-    launched(["torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29611"], recipe, HALF)
+    launching.with_ddp("train", recipe, *HALF)
     assert_same(student(recipe, HALF), reference)
 
 
 @pytest.mark.slow
-def test_two_processes_with_fsdp2(recipe: Path, reference: Path, tmp_path: Path) -> None:
-    found = student(recipe, HALF)
-    if (found.parent / "stage.json").exists():  # DDP has left the same settings' student
-        found.parent.rename(tmp_path / "ddp")
-    launched([*sharded(tmp_path), "--main_process_port", "29612"], recipe, HALF)
-    assert_same(found, reference)
+def test_fsdp_on_cpu_is_refused_since_accelerate_would_make_ddp_of_it(recipe: Path) -> None:
+    asked = [*HALF, "train.arguments.learning_rate=0.002"]
+    done = launching.launch(["-m", "tdistill.cli", "train", str(recipe), *asked], launching.environment("fsdp2"))
+    assert_refused(done, "FSDP was asked for, but accelerate shards on GPUs only, and this run is on cpu")
+    assert not (student(recipe, asked) / "checkpoints").exists()
 
 
 @pytest.mark.slow
-def test_action_values_which_read_the_output_embeddings_with_fsdp2(recipe: Path, tmp_path: Path) -> None:
-    objective = "train.objective={name: mean_actor_critic, gamma: 0.9}"
-    whole, half = ([*cut, objective] for cut in (ONE_PROCESS["8x1"], HALF))
-    command("train", recipe, *whole)
-    launched([*sharded(tmp_path), "--main_process_port", "29614"], recipe, half)
-    assert_same(student(recipe, half), student(recipe, whole))
-
-
-@pytest.mark.slow
-def test_a_run_that_was_killed_goes_on_with_fsdp2(recipe: Path, tmp_path: Path) -> None:
-    overrides = [*HALF, "train.arguments.save_steps=2", "train.arguments.eval_steps=2", "train.monitor.keep_checkpoints=true"]
-    found, launcher = student(recipe, overrides), [*sharded(tmp_path), "--main_process_port", "29615"]
-    launched(launcher, recipe, overrides)
-    whole = found.parent.rename(tmp_path / "whole")
-    # What a kill after the second step leaves.
-    shutil.copytree(whole / "distilled" / "checkpoints" / "checkpoint-2", found / "checkpoints" / "checkpoint-2")
-    launched(launcher, recipe, overrides)
-    assert_same(found, whole / "distilled")
-    first, again = (json.loads((d / "log_history.json").read_text())["history"][0] for d in (whole / "distilled", found))
-    assert again["seconds"] == first["seconds"], "it began anew"
-
-
-def sharded(directory: Path) -> list[str]:
-    """The shipped FSDP2 configuration, on CPU."""
-    config = yaml.safe_load((CONFIGS / "fsdp2.yaml").read_text()) | {"use_cpu": True, "mixed_precision": "no"}
-    path = directory / "fsdp2.yaml"
-    path.write_text(yaml.safe_dump(config))
-    return ["accelerate.commands.launch", "--config_file", str(path)]
+@pytest.mark.parametrize("how", ["os.kill(os.getpid(), 9)", "raise TrainingError('lost in one process')"])
+@pytest.mark.parametrize("process", [0, 1])
+def test_a_process_that_dies_or_fails_ends_the_others(process: int, how: str, recipe: Path, tmp_path: Path) -> None:
+    program = tmp_path / "dying.py"
+    program.write_text(DYING.format(process=process, how=how))
+    asked = [*HALF, f"train.arguments.learning_rate=0.00{3 + process}"]
+    done = launching.launch([str(program), "train", str(recipe), *asked], launching.environment("ddp"), timeout_s=120)
+    assert done.returncode != 0
+    label = "" if process == 0 else " in process 1 of 2"
+    assert ("kill" in how) or f"tdistill: error{label}: lost in one process" in done.stderr
+    assert not (student(recipe, asked) / "model.safetensors").exists()
 
 
 @pytest.mark.slow
 def test_roll_outs_are_refused_in_two_processes(recipe: Path) -> None:
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    argv = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29613"]
-    argv += ["-m", "tdistill.cli", "run", str(recipe), "rollout.temperature=0.9"]
-    done = subprocess.run(argv, env=env, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode != 0
-    assert "`rollout` runs in one process, and this is one of 2" in " ".join((done.stdout + done.stderr).split())
+    done = launching.launch(["-m", "tdistill.cli", "run", str(recipe), "rollout.temperature=0.9"], launching.environment("ddp"))
+    assert_refused(done, "`rollout` runs in one process, and this is one of 2")
 
 
 @pytest.mark.parametrize("name", ["ddp", "fsdp2", "zero2", "zero3"])

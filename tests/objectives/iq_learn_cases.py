@@ -6,13 +6,14 @@ from typing import Any
 import builders
 import oracles_inverse
 import torch
+from pairwise import pairwise
 from torch import Tensor
 
 from tdistill.objectives import bind
 from tdistill.objectives.contract import BoundObjective
 
 GAUGES = ["none", "max", "max_support", "mean_support", "lse", "learned"]
-KNOBS = [
+KNOBS = pairwise(
     dict(zip(("phi", "terminal", "estimator", "gauge", "anchor", "q_min"), values, strict=True))
     for values in itertools.product(
         [("chi2", "zero"), ("chi2", "absorbing"), ("linear", "zero")],
@@ -22,7 +23,7 @@ KNOBS = [
         [None, -1.0],
     )
     for values in [(*values[0], *values[1:])]
-]
+)
 # As published, so that a test turns one knob at a time from the paper's equation.
 PUBLISHED: dict[str, Any] = {"alpha": 0.1, "gauge": "max", "estimator": "sampled", "anchor": "none", "q_min": -10.0}
 PLAIN: dict[str, Any] = {"phi": "linear", "anchor": "none", "q_min": None}  # cloning on A_p, in any gauge

@@ -9,15 +9,16 @@ import oracles
 import oracles_returns
 import pytest
 import torch
+from pairwise import pairwise
 from torch import Tensor
 
 from tdistill.objectives import bind
 
 SUPPORTS = ["tail", "proj", "uniform", "dense"]
-KNOBS = [
+KNOBS = pairwise(
     dict(zip(("support", "gamma", "lambda_", "rho_max"), values, strict=True))
     for values in itertools.product(SUPPORTS, [0.0, 0.9, 1.0], [0.0, 0.6, 1.0], [0.5, 1.0, 8.0])
-]
+)
 
 
 def knob_id(knobs: dict[str, Any]) -> str:

@@ -7,14 +7,15 @@ import builders
 import oracles_inverse
 import pytest
 import torch
+from pairwise import pairwise
 
 from tdistill.errors import ConfigError
 from tdistill.objectives import bind
 
-KNOBS = [
+KNOBS = pairwise(
     dict(zip(("other", "terminal", "gauge", "stop_target", "anchor"), values, strict=True))
     for values in itertools.product(["untaken", "rollouts"], ["absorbing", "zero"], ["none", "learned"], [False, True], ["none", "tail", "nll"])
-]
+)
 
 
 def knob_id(knobs: dict[str, Any]) -> str:

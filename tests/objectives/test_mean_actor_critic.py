@@ -8,6 +8,7 @@ import builders
 import oracles_returns
 import pytest
 import torch
+from pairwise import pairwise
 from test_actor_critic_enumeration import DEPTH, VOCAB, Tree
 
 from tdistill.mdp.steps import Steps
@@ -15,10 +16,10 @@ from tdistill.objectives import bind
 
 SUPPORTS = ["tail", "proj", "uniform", "dense"]
 COSTS = ["reverse_kl", "jsd", "skew_kl"]
-KNOBS = [
+KNOBS = pairwise(
     dict(zip(("support", "gamma", "lambda_", "center"), values, strict=True))
     for values in itertools.product(SUPPORTS, [0.0, 0.9, 1.0], [0.0, 0.6, 1.0], [0.0, 1.0])
-]
+)
 
 
 def oracle(world: builders.World, **knobs: Any) -> Any:

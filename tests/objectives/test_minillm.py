@@ -10,6 +10,7 @@ import oracles
 import oracles_minillm
 import pytest
 import torch
+from pairwise import pairwise
 from torch import Tensor
 
 from tdistill.errors import ConfigError
@@ -25,7 +26,7 @@ VALUES = {
     "reward_clip": [None, 0.7],
     "w_max": [0.9, INF],
 }
-KNOBS = [dict(zip(VALUES, values, strict=True)) for values in itertools.product(*VALUES.values())]
+KNOBS = pairwise(dict(zip(VALUES, values, strict=True)) for values in itertools.product(*VALUES.values()))
 
 
 def knob_id(knobs: dict[str, Any]) -> str:

@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pairwise import pairwise
 from torch import Tensor
 
 from tdistill.errors import ConfigError
@@ -18,10 +19,10 @@ from tdistill.objectives import bind
 from tdistill.objectives.path_consistency import window_length, window_weights
 
 GAUGES = ["none", "max", "max_support", "mean_support", "lse", "learned"]
-KNOBS = [
+KNOBS = pairwise(
     dict(zip(("gauge", "max_n", "anchor"), values, strict=True))
     for values in itertools.product(GAUGES, [None, 1, 2, 50], ["none", "tail", "nll"])
-]
+)
 
 
 def knob_id(knobs: dict[str, Any]) -> str:
@@ -131,7 +132,8 @@ def test_windows_end_before_a_step_that_does_not_count() -> None:
 @settings(max_examples=50, deadline=None)
 @given(lambda_=st.floats(0.0, 1.0), longest=st.integers(1, 6))
 def test_the_weights_of_a_step_sum_to_1(lambda_: float, longest: int) -> None:
-    weights = window_weights(torch.arange(longest + 1).unsqueeze(0), lambda_, longest, torch.float64)[0]
+    lengths = torch.arange(longest + 1).unsqueeze(0)
+    weights = torch.stack([window_weights(lengths, lambda_, n, torch.float64)[0] for n in range(1, longest + 1)], -1)
     assert weights[0].eq(0).all()
     assert weights[1:].sum(-1).tolist() == pytest.approx([1.0] * longest, abs=1e-12)
     assert weights.ge(0).all()
@@ -159,9 +161,57 @@ def test_arguments_out_of_range_are_refused(knobs: dict[str, Any]) -> None:
         bind("path_consistency", **knobs)
 
 
-def test_a_response_of_512_tokens_takes_no_loop_over_windows() -> None:
+def test_a_response_of_512_tokens_equals_its_sums_of_errors() -> None:
     made = builders.make_world(seed=1, lengths=(512,), finished=(True,), vocab=4, p=1.0)
     ours = loss_of(made, gamma=1.0, lambda_=1.0)[0]
     steps = oracles_returns.td_steps(made.responses()[0], 1.0, "learned", "none", 1.0)
     errors = torch.stack([step.error for step in steps]).detach()
     torch.testing.assert_close(ours, 0.5 * errors.flip(0).cumsum(0).flip(0).square(), atol=1e-9, rtol=1e-9)
+
+
+# --- memory ----------------------------------------------------------------------------------------------------------
+
+
+def kept_for_the_gradient(made: builders.World, **knobs: Any) -> list[int]:
+    """Sizes of the tensors that autograd keeps for the loss."""
+    steps, sizes = builders.steps_of(made), []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: (sizes.append(x.numel()), x)[1], lambda x: x):
+        bind("path_consistency", **knobs)(steps)
+    return sizes
+
+
+@pytest.mark.parametrize("max_n", [None, 64, 500])
+def test_memory_grows_with_the_length_and_not_with_its_square(max_n: int | None) -> None:
+    """No tensor of T·N elements, and of all that is kept together O(T): four times the text keeps four times as much."""
+    totals = {}
+    for length in (512, 2048):
+        made = builders.make_world(seed=1, lengths=(length,), finished=(True,), vocab=4, p=1.0)
+        sizes = kept_for_the_gradient(made, gamma=0.99, lambda_=0.9, max_n=max_n)
+        assert max(sizes) <= 4 * length + 4
+        totals[length] = sum(sizes)
+    assert totals[2048] < 4.5 * totals[512]
+    assert totals[2048] < 100 * 2048
+
+
+@pytest.mark.parametrize(("gamma", "lambda_"), [(1.0, 1.0), (0.99, 0.95), (0.9, 0.0), (1.0, 0.5)])
+def test_whole_responses_and_a_longest_window_equal_the_oracle(gamma: float, lambda_: float) -> None:
+    """The two ways to compute it, on off-support tokens and cut-offs."""
+    for seed in range(4):
+        made = builders.make_world(seed=seed, lengths=(9, 8, 7), finished=(True, False, True), p=0.9, off_support=0.15)
+        for max_n in (3, 8, 9, None):
+            knobs = {"gamma": gamma, "lambda_": lambda_, "max_n": max_n}
+            builders.assert_equals_oracle(made, bind("path_consistency", **knobs), oracle(**knobs))
+
+
+@pytest.mark.parametrize("max_n", [None, 7])
+def test_no_rounding_makes_a_long_window_negative(max_n: int | None) -> None:
+    """Errors of ±1e4 whose sums cancel: a difference of squares would be off by 10 and more in float32."""
+    made = builders.make_world(seed=3, lengths=(64,), finished=(True,), vocab=4, p=1.0)
+    value = 1e4 * torch.sign(made.value.detach())
+    for gamma, lambda_ in ((1.0, 1.0), (1.0, 0.9), (0.99, 0.95)):
+        moved = replace(made, value=value.clone().requires_grad_())
+        loss = bind("path_consistency", gamma=gamma, lambda_=lambda_, max_n=max_n)
+        ours = builders.loss_and_grads(moved, loss, dtype=torch.float32)[0]
+        truth = builders.loss_and_grads(moved, loss)[0]
+        assert ours.ge(0).all()
+        torch.testing.assert_close(ours.double(), truth, atol=1e-5 * truth.max().item(), rtol=1e-4)

@@ -9,15 +9,16 @@ import oracles
 import oracles_returns
 import pytest
 import torch
+from pairwise import pairwise
 from torch import Tensor
 
 from tdistill.errors import ConfigError
 from tdistill.objectives import bind
 
-KNOBS = [
+KNOBS = pairwise(
     dict(zip(("gauge", "stop_target", "anchor"), values, strict=True))
     for values in itertools.product(["none", "learned"], [True, False], ["none", "tail", "nll"])
-]
+)
 
 
 def knob_id(knobs: dict[str, Any]) -> str:

@@ -9,7 +9,7 @@ from tdistill.cli import main
 from tdistill.files import read_jsonl
 from tdistill.pipeline import Run
 from tdistill.recipe import load_recipe
-from tdistill.training.run import drop_checkpoints
+from tdistill.training.checkpoints import drop_checkpoints
 
 
 def trained(recipe: Path, monkeypatch: pytest.MonkeyPatch, *overrides: str) -> Path:

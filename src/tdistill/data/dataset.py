@@ -89,15 +89,17 @@ class RolloutDataset(Dataset):
         }
         if self.teacher_top_p < 1.0:
             counts = _array(row["candidate_count"], np.int64)
-            ids, logp = _array(row["candidate_ids"], np.int64), _array(row["candidate_logp"], np.float32)
-            example["candidate_ids"], example["candidate_logp"], example["legal"] = self._cut(counts, ids, logp)
+            ids, logp = _array(row["candidate_ids"], np.int64), _array(row["candidate_logp"], np.float64)
+            kept = _array(row["kept_mass"], np.float64)
+            example["candidate_ids"], example["candidate_logp"], example["legal"] = self._cut(counts, ids, logp, kept)
         return example
 
-    def _cut(self, counts: np.ndarray, ids: np.ndarray, logp: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Ragged candidates as [T, K] arrays, cut to this data set's p and rule."""
+    def _cut(self, counts: np.ndarray, ids: np.ndarray, logp: np.ndarray, kept: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return ragged candidates as [T, K] arrays, of the mass ``kept`` [T] before they are cut to this data set's p and rule."""
         legal = np.arange(counts.max()) < counts[:, None]
-        padded_ids, padded_logp = np.zeros(legal.shape, np.int64), np.full(legal.shape, -np.inf, np.float32)
+        padded_ids, padded_logp = np.zeros(legal.shape, np.int64), np.full(legal.shape, -np.inf, np.float64)
         padded_ids[legal], padded_logp[legal] = ids, logp
+        padded_logp = with_mass(padded_logp, kept).astype(np.float32)
         if self.teacher_top_p < self.manifest.teacher_top_p:
             legal &= nucleus_mask(torch.from_numpy(padded_logp), self.teacher_top_p).numpy()
         if self.rule is not None:
@@ -106,6 +108,31 @@ class RolloutDataset(Dataset):
         padded_ids, padded_logp, legal = padded_ids[:, :width], padded_logp[:, :width], legal[:, :width]
         padded_ids[~legal], padded_logp[~legal] = 0, -np.inf
         return padded_ids, padded_logp, legal
+
+
+def with_mass(logp: np.ndarray, mass: np.ndarray) -> np.ndarray:
+    """Shift each row of log-probs so that its probabilities sum to ``mass``.
+
+    The cache holds log-probs in float16, whose rounding (1e-4 of mass and more) would drown the mass outside A_p, and what A_p
+    keeps of the mass in float32. One shift for all candidates of a state is at most the largest of their rounding errors. After it they
+    and the tail are one distribution again, so that no divergence can be below 0.
+
+    Args:
+        logp: [T, K], −inf where there is no candidate.
+        mass: [T], of the candidates of each row, in (0, 1].
+
+    Raises:
+        CacheError: a shift beyond what float16 can have rounded away: the two are not of the same token.
+    """
+    shift = np.log(np.clip(mass, np.finfo(np.float32).tiny, 1.0)) - np.log(np.exp(logp).sum(-1))
+    allowed = np.spacing(np.abs(logp).max(-1, where=np.isfinite(logp), initial=1.0).astype(np.float16)).astype(np.float64)
+    wrong = np.flatnonzero(~(np.abs(shift) <= allowed))
+    if len(wrong):
+        raise CacheError(
+            f"The cache says that the candidates of token {wrong[0]} of a response have the mass {mass[wrong[0]]:.6g}, but their "
+            f"log-probs sum to {np.exp(logp[wrong[0]]).sum():.6g}: it is damaged or was written by something else. Roll out again."
+        )
+    return logp + shift[:, None]
 
 
 def _array(scalar: Any, dtype: Any) -> np.ndarray:

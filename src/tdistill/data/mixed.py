@@ -10,6 +10,7 @@ from torch.utils.data import Dataset
 
 from tdistill.data.corpus import PackedCorpus
 from tdistill.data.dataset import RolloutDataset
+from tdistill.errors import ConfigError
 from tdistill.rollout.prompts import TokenizedPrompt
 
 # (round, its prompts) → what the student, as it is when asked, wrote for them, scored by the teacher.
@@ -25,15 +26,26 @@ class Mixture:
         refresh_steps: optimizer steps between roll-outs of the student as it then is; None: once, by the start.
         replay: from the roll-outs of how many rounds the responses are drawn. Each is used about so many times, and a round rolls
             out so many times fewer.
+
+    Raises:
+        ConfigError: a value is out of range.
     """
 
     lmbda: float
     refresh_steps: int | None = None
     replay: int = 1
 
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.lmbda <= 1.0:
+            raise ConfigError(f"lmbda must lie in [0, 1], got {self.lmbda}: it is the student's share of the responses.")
+        if self.replay < 1 or (self.refresh_steps is not None and self.refresh_steps < 1):
+            raise ConfigError(f"refresh_steps and replay must be 1 or more, got {self.refresh_steps} and {self.replay}.")
+
 
 class MixedDataset(Dataset):
     """A whole run's examples, one after the other: example k is that of step k // batch_size. Read it in order.
+
+    ``DistillTrainer`` takes the length of its run from it. An epoch is, as without a mixture, as many steps as one pass over ``expert``.
 
     A round of the student's roll-outs is asked for when its first example is read. The data loader reads one batch ahead, so that
     round is rolled out by the student of one step earlier. All else is fixed when the data set is made.
@@ -46,6 +58,9 @@ class MixedDataset(Dataset):
         batch_size: examples an optimizer step.
         seed: of the draws.
         corpus: adds a window of text to every example (``window_ids``), each once before any comes again.
+
+    Raises:
+        ConfigError: no step, no example, or a share of the student's and nobody who makes its roll-outs.
     """
 
     def __init__(
@@ -58,11 +73,16 @@ class MixedDataset(Dataset):
         seed: int,
         corpus: PackedCorpus | None = None,
     ):
+        if steps < 1 or batch_size < 1:
+            raise ConfigError(f"A run needs a step and an example, got steps={steps} and batch_size={batch_size}.")
         self.expert, self.teacher_top_p = expert, expert.teacher_top_p
+        self.steps, self.batch_size = steps, batch_size
         self._roll_out, self._mixture = roll_out, mixture
         self._pools: dict[int, RolloutDataset] = {}
         rng, examples = np.random.default_rng(seed), steps * batch_size
         self._student = rng.random(examples) < mixture.lmbda
+        if roll_out is None and self._student.any():
+            raise ConfigError(f"lmbda={mixture.lmbda} asks for the student's own responses, but roll_out is None: pass StudentRollouts.")
         span = (mixture.refresh_steps or steps) * batch_size
         self._round = np.arange(examples) // span
         self._row = np.zeros(examples, np.int64)  # in the expert's data, or in the round's pool
@@ -88,6 +108,11 @@ class MixedDataset(Dataset):
     def has_other(self) -> bool:
         """Some responses are the student's."""
         return bool(self._student.any())
+
+    @property
+    def has_windows(self) -> bool:
+        """Every example has a window of text."""
+        return self._corpus is not None
 
     def __len__(self) -> int:
         return len(self._row)

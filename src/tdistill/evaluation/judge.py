@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,14 +10,14 @@ from typing import Any
 
 from rich.markup import escape
 
-from tdistill.errors import ConfigError, JudgeError, OutputError
+from tdistill.errors import ConfigError, JudgeError, OutputError, visible
 from tdistill.evaluation.judge_client import ChatClient, EndpointDownError, Retries
 from tdistill.evaluation.judge_journal import Journal
 from tdistill.evaluation.judge_pairs import Answers, Joined, Question, find_prompts, join, questions, read_answers
-from tdistill.evaluation.judge_protocol import DEFAULT_KEY_VARIABLE, check_url, read_key
+from tdistill.evaluation.judge_protocol import DEFAULT_KEY_VARIABLE, check_url, key_warning, read_key
 from tdistill.evaluation.judge_report import RESULT, Cost, result_json, summary_table
 from tdistill.evaluation.judge_score import Summary, parse_verdict, summarise
-from tdistill.files import write_json
+from tdistill.files import read_json, write_json
 from tdistill.locks import Lock, hold
 from tdistill.progress import Bar, bar, say
 from tdistill.report.tables import Table
@@ -57,6 +58,7 @@ class Judging:
     def __init__(self, path_a: Path, path_b: Path, settings: JudgeSettings):
         if (settings.price_input is None) != (settings.price_output is None):
             raise ConfigError("Give both --price-per-million-input and --price-per-million-output, or neither.")
+        _check_numbers(settings)
         self.settings, self.base_url = settings, check_url(settings.base_url)
         self._key = read_key(settings.api_key_env)
         self.a, self.b = read_answers(path_a), read_answers(path_b)
@@ -82,7 +84,8 @@ class Judging:
             "left out  " + (", ".join(f"{n} {name.replace('_', ' ')}" for name, n in left.items() if n) or "none"),
             f"requests  {len(self.to_ask)}, each pair in both orders; {self._kept()} verdicts are in {self.journal.path} already",
         ]
-        return "\n".join(lines + (cost.lines() if self.to_ask else []))
+        warning = key_warning(self.base_url, self._key)
+        return "\n".join(lines + (cost.lines() if self.to_ask else []) + ([warning] if warning and self.to_ask else []))
 
     def run(self) -> Summary:
         """Ask what is open, and write the summary.
@@ -134,9 +137,10 @@ class Judging:
                         failed_in_a_row = 0
                         progress.advance()
                         progress.note(f"no verdict: {without_verdict}" if without_verdict else "")
-            except BaseException:
-                client.stop()
-                pool.shutdown(wait=False, cancel_futures=True)  # leaving the block waits for what is in flight
+            except BaseException as error:
+                pool.shutdown(wait=False, cancel_futures=True)
+                # Leaving the block waits for what is in flight and paid for, but nobody who presses Ctrl-C wants to wait.
+                client.stop() if isinstance(error, JudgeError) else client.abort()
                 raise
 
     def _ask(self, client: ChatClient, question: Question, progress: Bar) -> str | None:
@@ -207,19 +211,35 @@ def lock_output(path: Path) -> Lock:
         raise OutputError(f"Can't make {path.parent} or write there: {error.strerror}. Choose another --output.") from error
 
 
+def _check_numbers(settings: JudgeSettings) -> None:
+    numbers = {
+        "--timeout": settings.timeout_s,
+        "--price-per-million-input": settings.price_input,
+        "--price-per-million-output": settings.price_output,
+    }
+    for option, value in numbers.items():
+        if value is not None and not math.isfinite(value):
+            raise ConfigError(f"{option} must be a number, got {value}.")
+    if not settings.model.strip() or visible(settings.model) != settings.model:
+        raise ConfigError(f"--model must be the name of a model as the server knows it, got {settings.model!r:.80}.")
+
+
 def check_output(path: Path) -> Path:
-    """``path``, where a summary may go.
+    """Return ``path``, where a summary may go.
 
     Raises:
-        ConfigError: it does not end in .json, or holds something else.
+        ConfigError: it does not end in .json, is no possible name, or holds something else.
     """
     if path.suffix != ".json":
         raise ConfigError(f"--output must end in .json (the verdicts go beside it, into .jsonl), got {path}.")
-    if path.exists():
-        try:
-            known = RESULT in json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError, TypeError):
-            known = False
-        if not known:
-            raise ConfigError(f"{path} holds something else than a judge's summary: choose another --output.")
+    try:
+        if not path.exists():
+            return path
+        found = read_json(path, ConfigError)
+    except ConfigError:
+        found = None
+    except OSError as error:
+        raise ConfigError(f"{path} can't be used as --output: {error.strerror}.") from error
+    if not isinstance(found, dict) or RESULT not in found:
+        raise ConfigError(f"{path} holds something else than a judge's summary: choose another --output.")
     return path

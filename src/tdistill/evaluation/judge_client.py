@@ -1,16 +1,19 @@
 """One question, one reply, from a chat endpoint: patient with a busy server, silent about the key."""
 
+import asyncio
 import random
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import CancelledError
 from dataclasses import dataclass
 from typing import Any, Self
+from urllib.parse import quote as url_encoded
 
 import httpx2
 
 from tdistill.errors import JudgeError
-from tdistill.evaluation.judge_protocol import Reply, first_options, quote, read_reply, retry_after_s, without_refused
+from tdistill.evaluation.judge_protocol import LONGEST_BODY, Reply, body_text, first_options, quote, read_reply, retry_after_s, without_refused
 
 OK, BAD_REQUEST, UNAUTHORIZED, FORBIDDEN, NOT_FOUND = 200, 400, 401, 403, 404
 REQUEST_TIMEOUT, UNPROCESSABLE, TOO_MANY, SERVER_ERROR = 408, 422, 429, 500
@@ -67,15 +70,30 @@ class ChatClient:
         self.options = first_options(max_tokens)
         self._stop, self._lock = threading.Event(), threading.Lock()
         self._refusal: JudgeError | None = None
-        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        headers = {"Accept-Encoding": "identity"} | ({"Authorization": f"Bearer {key}"} if key else {})
         limits = httpx2.Limits(max_connections=concurrency, max_keepalive_connections=concurrency)
-        self._http = httpx2.Client(headers=headers, timeout=timeout_s, limits=limits)
+        # No redirects: they would carry the key to another host.
+        self._http = httpx2.AsyncClient(headers=headers, timeout=None, limits=limits, follow_redirects=False)
+        # Requests run in an event loop of their own, because only there can a whole request be given a deadline: a server that sends
+        # one byte a second never exceeds the time-out of a single read.
+        self._loop = asyncio.new_event_loop()
+        self._runner = threading.Thread(target=self._loop.run_forever, daemon=True)
 
     def __enter__(self) -> Self:
+        self._runner.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._http.close()
+        self.abort()
+        asyncio.run_coroutine_threadsafe(self._http.aclose(), self._loop).result()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._runner.join()
+        self._loop.close()
+
+    def abort(self) -> None:
+        """Give up the requests that are on their way: their threads see them as failed."""
+        self.stop()
+        asyncio.run_coroutine_threadsafe(_cancel_others(), self._loop).result()
 
     def stop(self) -> None:
         """Send nothing more: requests that would be tried again are given up."""
@@ -124,16 +142,34 @@ class ChatClient:
     def _post(self, content: str, options: dict[str, Any]) -> tuple[int, str | None, str]:
         body = {"model": self._model, "messages": [{"role": "user", "content": content}], **options}
         try:
-            response = self._http.post(self._url, json=body)
-        except httpx2.TimeoutException:
-            raise _BusyError(f"nothing came within {self._timeout_s:g} s (--timeout)") from None
+            return asyncio.run_coroutine_threadsafe(self._send(body), self._loop).result()
+        except CancelledError:
+            raise EndpointDownError(f"{self._url}: given up") from None
+        except TimeoutError:
+            raise _BusyError(f"no reply within {self._timeout_s:g} s (--timeout)") from None
         except httpx2.RequestError as error:
             raise _BusyError(self._clean(f"{type(error).__name__}: {error}")) from None
-        return response.status_code, response.headers.get("retry-after"), response.text
+
+    async def _send(self, body: dict[str, Any]) -> tuple[int, str | None, str]:
+        async with asyncio.timeout(self._timeout_s), self._http.stream("POST", self._url, json=body) as response:
+            data = bytearray()
+            async for part in response.aiter_raw():
+                data += part
+                if len(data) > LONGEST_BODY:
+                    raise JudgeError(f"{self._url} sent more than {LONGEST_BODY:,} bytes in one reply. Is it a chat endpoint?")
+        text = body_text(bytes(data), response.headers.get("content-encoding", ""), response.headers.get("content-type", ""))
+        if text is None:
+            raise JudgeError(
+                f"{self._url} sent a reply that is packed in a way that was not asked for, or inflates to more than {LONGEST_BODY:,} bytes. "
+                "Switch compression off at the server or the proxy before it."
+            )
+        return response.status_code, response.headers.get("retry-after"), text
 
     def _clean(self, text: str) -> str:
         """A server may send the key back, in an error or in a reply: nothing that it sends is passed on with it."""
-        return text.replace(self._key, HIDDEN) if self._key and len(self._key) >= SHORTEST_SECRET else text
+        if not self._key or len(self._key) < SHORTEST_SECRET:
+            return text
+        return text.replace(self._key, HIDDEN).replace(url_encoded(self._key, safe=""), HIDDEN)
 
     def _adapt(self, sent: dict[str, Any], text: str) -> bool:
         """Whether the request is worth sending again, an option that the server does not know left out."""
@@ -156,3 +192,10 @@ class ChatClient:
         if status in (UNAUTHORIZED, FORBIDDEN):
             return " Check the key and what it may use." if self._key else " No key was sent: export OPENAI_API_KEY, or name --api-key-env."
         return " Check --model, and --base-url, which often ends in /v1." if status == NOT_FOUND else ""
+
+
+async def _cancel_others() -> None:
+    waiting = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+    for task in waiting:
+        task.cancel()
+    await asyncio.gather(*waiting, return_exceptions=True)

@@ -8,7 +8,7 @@ from typing import Any
 
 from tdistill.errors import DataError, OutputError
 from tdistill.evaluation.judge_pairs import read_json_lines
-from tdistill.evaluation.judge_score import CUT_OFF
+from tdistill.evaluation.judge_score import CUT_OFF, VERDICTS
 
 COLUMNS = ("key", "verdict", "failure", "served_model", "max_tokens", "options")
 
@@ -39,7 +39,30 @@ class Journal:
             raise DataError(f"{path} holds no whole line: choose another --output, or remove it.")
         if whole < len(content):
             os.truncate(path, whole)
-        self.rows = {row["key"]: row for row in rows}
+        for number, row in enumerate(rows, start=1):
+            self._check(number, row)
+            self.rows[row["key"]] = row
+
+    def _check(self, number: int, row: dict[str, Any]) -> None:
+        """Refuse a row that no judge wrote: a verdict that is none would count as something."""
+        where, verdict, failure = f"{self.path}, row {number}", row["verdict"], row["failure"]
+        judged = isinstance(verdict, str) and verdict in VERDICTS and failure is None
+        failed = verdict is None and isinstance(failure, str)
+        right = (
+            (judged or failed)
+            and isinstance(row["key"], str)
+            and isinstance(row["served_model"], str | None)
+            and isinstance(row["options"], dict)
+            and type(row["max_tokens"]) is int
+            and all(row.get(name) is None or type(row[name]) is int for name in ("prompt_tokens", "completion_tokens"))
+        )
+        if not right:
+            raise DataError(
+                f"{where} is no judge's verdict: {row!r:.200}. Remove that line, and its question is asked again; or choose another --output."
+            )
+        before = self.rows.get(row["key"])
+        if before is not None and before["verdict"] not in (None, verdict):
+            raise DataError(f"{where} contradicts an earlier verdict on the same question: remove one of the two (key {row['key']!r:.40}).")
 
     def answers(self, key: str, max_tokens: int) -> bool:
         """Whether a question need not be asked: it has a reply, and not one that was cut off at fewer tokens than now allowed."""

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tdistill.errors import DataError
+from tdistill.files import read_json
+from tdistill.parse import parse_json
 from tdistill.rollout.prompts import Prompt, load_prompts
 
 Order = Literal["AB", "BA"]
@@ -81,10 +83,7 @@ def read_json_lines(path: Path, columns: Sequence[str], content: bytes | None = 
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise DataError(f"{path}, line {number}: not JSON ({error}).") from None
+        row = parse_json(line, f"{path}, line {number}", DataError)
         missing = [c for c in columns if c not in row] if isinstance(row, dict) else list(columns)
         if missing:
             raise DataError(f"{path}, line {number}: expected an object with {', '.join(columns)}; {', '.join(missing)} missing.")
@@ -122,10 +121,14 @@ def find_prompts(answers: Sequence[Answers], given: str | None) -> str:
     for own in answers:
         stage = own.path.resolve().parent.parent / STAGE_FILE
         if stage.is_file():
+            advice = "Give the file that the prompts come from with --prompts."
             try:
-                return json.loads(stage.read_text(encoding="utf-8"))["provenance"]["recipe"]["data"]["test"]
-            except (ValueError, KeyError, TypeError):
-                raise DataError(f"{stage} is no evaluation's: give the file that the prompts come from with --prompts.") from None
+                source = read_json(stage, DataError, advice)["provenance"]["recipe"]["data"]["test"]
+            except (KeyError, TypeError):
+                source = None
+            if not isinstance(source, str):
+                raise DataError(f"{stage} is no evaluation's. {advice}")
+            return source
     raise DataError(
         f"Answers name their prompts by id only, and no evaluation's {STAGE_FILE} stands beside {answers[0].path.parent} to say where "
         "these come from: give the file with --prompts."

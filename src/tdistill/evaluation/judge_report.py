@@ -22,25 +22,28 @@ class Cost:
     input_tokens: int
     output_tokens: int
     money: float | None
+    uncounted: int = 0  # replies of which the server gave no count: the sums lack them
 
     @classmethod
-    def of(cls, input_tokens: int, output_tokens: int, price_input: float | None, price_output: float | None) -> Self:
-        """Tokens times prices per million."""
+    def of(cls, input_tokens: int, output_tokens: int, prices: tuple[float | None, float | None], uncounted: int = 0) -> Self:
+        """Multiply tokens by prices per million."""
+        price_input, price_output = prices
         known = price_input is not None and price_output is not None
         money = (input_tokens * (price_input or 0.0) + output_tokens * (price_output or 0.0)) / MILLION if known else None
-        return cls(input_tokens, output_tokens, money)
+        return cls(input_tokens, output_tokens, money, uncounted)
 
     @classmethod
     def estimated(cls, contents: Sequence[str], max_tokens: int, price_input: float | None, price_output: float | None) -> Self:
-        """Before asking: the input by its bytes, the output at its limit."""
+        """Estimate before asking: the input by its bytes, the output at its limit."""
         input_tokens = sum(math.ceil(len(c.encode()) / BYTES_PER_TOKEN) for c in contents)
-        return cls.of(input_tokens, max_tokens * len(contents), price_input, price_output)
+        return cls.of(input_tokens, max_tokens * len(contents), (price_input, price_output))
 
     @classmethod
     def reported(cls, rows: Iterable[Mapping[str, Any]], price_input: float | None, price_output: float | None) -> Self:
-        """Afterwards: what the server counted, where it does."""
-        counts = [(row.get("prompt_tokens") or 0, row.get("completion_tokens") or 0) for row in rows]
-        return cls.of(sum(i for i, _ in counts), sum(o for _, o in counts), price_input, price_output)
+        """Add up what the server counted, and count the replies that it did not."""
+        counts = [(row.get("prompt_tokens"), row.get("completion_tokens")) for row in rows]
+        input_tokens, output_tokens = (sum(pair[i] or 0 for pair in counts) for i in (0, 1))
+        return cls.of(input_tokens, output_tokens, (price_input, price_output), sum(None in pair for pair in counts))
 
     def lines(self) -> list[str]:
         """The estimate, for people who are to agree to it."""
@@ -99,7 +102,8 @@ def summary_table(title: str, model: str, summary: Summary, cost: Cost) -> Table
         "pairs whose orders disagree": _percent(summary.inconsistent_share),
         "… by the same place chosen twice": _percent(summary.same_position_share),
         "decisions for the first place": _percent(summary.first_position_share),
-        "tokens in / out": f"{cost.input_tokens:,} / {cost.output_tokens:,}",
+        "tokens in / out": f"{cost.input_tokens:,} / {cost.output_tokens:,}"
+        + (f" (without {cost.uncounted} replies that the server did not count)" if cost.uncounted else ""),
         "cost": MISSING if cost.money is None else money_text(cost.money),
     }
     caption = (

@@ -35,6 +35,7 @@ _STATEMENT = re.compile(
     r"(?:^|(?<=[.!?;:] ))(?:(?:my|the) )?(?:final )?verdict(?: is)? ?[:=–—-]? ?(?:answer )?(a|b|(?:a )?tie)(?= ?[.!]?$| ?[.!] )"
 )
 _VERDICTS: dict[str, Verdict] = {"a": "A", "b": "B", "tie": "tie"}
+VERDICTS = frozenset(_VERDICTS.values())
 
 
 def parse_verdict(reply: Reply) -> tuple[Verdict | None, str | None]:

@@ -1,6 +1,7 @@
 """Evaluate every system of a run on the test prompts; what is already measured is kept."""
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tdistill.config import EvaluationConfig
 from tdistill.data.dataset import RolloutDataset
+from tdistill.errors import ModelError
 from tdistill.evaluation.answers import EVALUATION_SEED_OFFSET, answer_metrics, write_answers
 from tdistill.evaluation.held_out import held_out_metrics
 from tdistill.evaluation.sparsity import measure_sparsity, summary
@@ -18,6 +20,7 @@ from tdistill.rollout.prompts import TokenizedPrompt
 
 # Responses whose [T, V] log-probs are in memory at once, of teacher and student: 50 of them took 10 GB.
 SCORED_AT_ONCE = 8
+MAY_BE_UNDEFINED = "distinct_2"
 SCORES, ANSWERS, SPARSITY = "scores", "answers", "sparsity.json"
 
 
@@ -84,6 +87,7 @@ def evaluate_systems(
         held_out = held_out_metrics(model, teacher, protocol.held_out, vocab, SCORED_AT_ONCE, f"{system.name}: divergences")
         if system.name == "teacher":
             held_out = {"student_mass": held_out["student_mass"]}
+        check_finite(held_out, system.name)
         record = {
             "name": system.name,
             "description": system.description,
@@ -104,7 +108,24 @@ def answer_scores(
         write_jsonl(path, write_answers(model, protocol.tokenizer, protocol.prompts, *how, f"{title or name}: answers"))
     records, vocab = read_jsonl(path), len(protocol.tokenizer)
     shared = (protocol.prompts, protocol.references, teacher, protocol.eos_ids, vocab, SCORED_AT_ONCE)
-    return answer_metrics(records, *shared, f"{title or name}: scores")
+    scores = answer_metrics(records, *shared, f"{title or name}: scores")
+    check_finite(scores, name)
+    return scores
+
+
+def check_finite(scores: dict[str, dict[str, float]], name: str) -> None:
+    """Check that every score is a finite number, before it is written down as a result.
+
+    Raises:
+        ModelError: one is not. Only distinct-2 may be undefined, for an answer of fewer than two words.
+    """
+    for metric, values in scores.items():
+        for prompt_id, value in values.items():
+            if not math.isfinite(value) and metric != MAY_BE_UNDEFINED:
+                raise ModelError(
+                    f"{metric} of {name} on prompt {prompt_id!r} is {value}: the log-probs of {name} or of the teacher are not finite there. "
+                    "No scores were written. Look at that model's weights, or evaluate with evaluation.dtype: float32."
+                )
 
 
 def read_scores(directory: Path, name: str) -> dict:

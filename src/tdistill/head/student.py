@@ -9,8 +9,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from tdistill.adapters import is_adapted, load_adapter_weights
+from tdistill.adapters import bare_model, is_adapted, load_adapter_weights
 from tdistill.errors import ModelError
+from tdistill.head.precision import at_least_float32
 from tdistill.head.value import ValueHead
 from tdistill.padding import positions
 
@@ -50,8 +51,39 @@ class StudentModel(nn.Module):
         """The language model's configuration."""
         return self.lm.config
 
+    # accelerate and DeepSpeed ask a model how to cut it into shards, by the names that transformers gave these members.
+    base_model_prefix = "base_model"
+
+    @property
+    def base_model(self) -> nn.Module:
+        """Return the body below the language model's head. accelerate looks for the last norm among its children."""
+        return bare_model(self.lm).base_model
+
+    @property
+    def _no_split_modules(self) -> list[str]:
+        """Return the class names of the layers, each of which is a unit of FSDP. A class that this model has no layer of is left out."""
+        present = {type(module).__name__ for module in self.lm.modules()}
+        return sorted(present & set(bare_model(self.lm)._no_split_modules or ()))
+
+    def get_input_embeddings(self) -> nn.Module:
+        """Return the language model's input embeddings."""
+        return self.lm.get_input_embeddings()
+
+    def get_output_embeddings(self) -> nn.Module:
+        """Return the language model's head."""
+        return self.lm.get_output_embeddings()
+
+    def tie_weights(self) -> None:
+        """Tie the weights that the language model ties."""
+        bare_model(self.lm).tie_weights()
+
+    @property
+    def is_activation_checkpointing(self) -> bool:
+        """Return True where the language model recomputes its activations."""
+        return self.lm.is_activation_checkpointing
+
     def activation_checkpointing_enable(self, **kwargs: Any) -> None:
-        """As the language model's: the Trainer calls it."""
+        """Make the language model recompute its activations. The Trainer calls it."""
         self.lm.activation_checkpointing_enable(**kwargs)
 
     def forward(
@@ -65,7 +97,9 @@ class StudentModel(nn.Module):
         vocab_size: int | None = None,
         diagnostics: bool = False,
     ) -> dict[str, Tensor]:
-        """Logits at the candidates, and what ``needs`` asks for beside them. float32 whatever the model computes in.
+        """Return the logits at the candidates, and what ``needs`` asks for beside them: in float32 whatever the model computes in.
+
+        A model in float64 gives float64.
 
         Args:
             input_ids: [B, L] the prompt and all response tokens but the last; the last T columns score the T steps.
@@ -78,7 +112,7 @@ class StudentModel(nn.Module):
             diagnostics: add ``student_mass`` and ``entropy`` [B, T], without gradient.
         """
         logits, hidden = self._logits(input_ids, attention_mask, taken_ids.shape[1], bool(VALUES & needs))
-        logits = logits[..., :vocab_size].float()
+        logits = at_least_float32(logits[..., :vocab_size])
         out = {"q_t": logits if candidate_ids is None else logits.gather(-1, candidate_ids)}
         if "log_z" in needs:
             out["log_z_t"] = logits.logsumexp(-1)
@@ -97,6 +131,10 @@ class StudentModel(nn.Module):
         if diagnostics:
             out |= full_vocabulary_metrics(logits.detach(), out["q_t"].detach(), legal)
         return out
+
+    def run_lm(self, **inputs: Any) -> Any:
+        """Run the language model alone. FSDP2 gathers the weights around it as around ``forward``."""
+        return self.lm(**inputs)
 
     def _values(self, hidden: Float[Tensor, "B T D"], needs: frozenset[str]) -> dict[str, Tensor]:
         if not self.offers(needs):
@@ -123,13 +161,21 @@ class StudentModel(nn.Module):
 
         ``state_dict`` is this module's own, gathered from shards, where the caller has it.
         """
-        own = None if state_dict is None else {k.removeprefix("lm."): v for k, v in state_dict.items() if k.startswith("lm.")}
+        own = None if state_dict is None else self._of_lm(state_dict)
         self.lm.save_pretrained(directory, state_dict=own, safe_serialization=True)  # of adapters: these alone
         if self.value_head is not None:
             weights = self.value_head.state_dict()
             if state_dict is not None:
                 weights = {k: state_dict[f"value_head.{k}"] for k in weights}
             save_file({k: v.contiguous() for k, v in weights.items()}, Path(directory) / VALUE_HEAD_FILE)
+
+    def _of_lm(self, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return the language model's part. Tied weights are one tensor again, which is saved once."""
+        own = {k.removeprefix("lm."): v for k, v in state_dict.items() if k.startswith("lm.")}
+        first: dict[int, str] = {}
+        for name, parameter in self.lm.named_parameters(remove_duplicate=False):
+            own[name] = own[first.setdefault(id(parameter), name)]
+        return own
 
     def load_weights(self, directory: str | Path) -> None:
         """Read back what ``save_pretrained`` wrote, in place.
@@ -160,9 +206,8 @@ class StudentModel(nn.Module):
 def full_vocabulary_metrics(
     logits: Float[Tensor, "B T V"], q_t: Float[Tensor, "B T K"], legal: Bool[Tensor, "B T K"] | None
 ) -> dict[str, Tensor]:
-    """The student's mass on A_p, and its entropy in nats, per step."""
+    """Return the student's mass on A_p, and its entropy in nats, per step. A logit of −inf counts as a probability of 0."""
     log_z = logits.logsumexp(-1, keepdim=True)
-    logp = logits - log_z
     in_support = (q_t - log_z).exp()
     mass = (in_support if legal is None else torch.where(legal, in_support, 0.0)).sum(-1)
-    return {"student_mass": mass, "entropy": -(logp.exp() * logp).sum(-1)}
+    return {"student_mass": mass, "entropy": torch.special.entr((logits - log_z).exp()).sum(-1)}

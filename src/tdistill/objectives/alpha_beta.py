@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tdistill.errors import ConfigError
 from tdistill.mdp.steps import Steps
-from tdistill.objectives.contract import Finite, Objective, ObjectiveOutput, Positive
+from tdistill.objectives.contract import Finite, FinitePositive, Objective, ObjectiveOutput
 from tdistill.objectives.support import Support, check_temperature, distributions, support_needs
 
 # exp goes on as its tangent above e^20: only p^α q^β with a negative exponent gets there, for a ratio of 5e8 and more.
@@ -19,7 +19,7 @@ ZERO_EXPONENT = 1e-30
 
 
 def alpha_beta(
-    steps: Steps, *, alpha: Finite = 0.2, beta: Finite = 0.7, support: Support = "tail", loss_temperature: Positive = 1.0
+    steps: Steps, *, alpha: Finite = 0.2, beta: Finite = 0.7, support: Support = "tail", loss_temperature: FinitePositive = 1.0
 ) -> ObjectiveOutput:
     """loss_t = −1/(αβ) Σ_a [p^α q^β − α/(α+β)·p^(α+β) − β/(α+β)·q^(α+β)], p the teacher, q the student (Wang et al. 2025).
 

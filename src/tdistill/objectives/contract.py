@@ -13,7 +13,8 @@ from tdistill.mdp.steps import Steps
 
 UnitInterval = Annotated[float, Field(ge=0.0, le=1.0)]
 Gamma = UnitInterval
-Positive = Annotated[float, Field(gt=0.0)]
+Positive = Annotated[float, Field(gt=0.0)]  # inf too: no clip, no bound, or a linear φ
+FinitePositive = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 

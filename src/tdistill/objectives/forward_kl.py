@@ -1,11 +1,11 @@
 """Forward KL to the teacher: classic knowledge distillation, on the candidates or on the whole vocabulary."""
 
 from tdistill.mdp.steps import Steps
-from tdistill.objectives.contract import Objective, ObjectiveOutput, Positive
+from tdistill.objectives.contract import FinitePositive, Objective, ObjectiveOutput
 from tdistill.objectives.support import Support, check_temperature, distributions, kl, support_needs
 
 
-def forward_kl(steps: Steps, *, support: Support = "tail", loss_temperature: Positive = 1.0) -> ObjectiveOutput:
+def forward_kl(steps: Steps, *, support: Support = "tail", loss_temperature: FinitePositive = 1.0) -> ObjectiveOutput:
     """loss_t = KL(p‖q) = Σ_a p(a)·(log p(a) − log q(a)), p the teacher, q the student (Hinton et al. 2015).
 
     Args:

@@ -1,5 +1,6 @@
 """Top-p inverse soft Q-learning: Bellman Distill (Yu, Li & Zhang, AAAI 2026), with every knob that changes its answer."""
 
+import math
 from typing import Literal
 
 import torch
@@ -47,9 +48,11 @@ def iq_learn(
     Args:
         alpha: scale of φ in nats, ∞ is linear. The paper's .1 weighs r² far above the likelihood.
         phi: see ``phi_alpha``.
-        value_term: ``value_expert`` V − γV' at the expert's steps, others contribute 0; ``v0`` w_t·(−φ(r_t) + [t=0]·V_p(s_0)), see
-            ``discount_weights``, for finished responses; ``value_mix`` V − γV' at all steps, φ at the expert's only.
-        phi_on: ``all`` puts the curvature of χ², r²/(4α), on all steps; what is linear in φ stays on the expert's.
+        value_term: ``value_expert`` V − γV' at the expert's steps, others contribute 0; ``v0`` w_t·(−φ(r_t) + [t=0]·V_p(s_0)) where all
+            steps of a response count, see ``value_part`` and ``discount_weights``; ``value_mix`` V − γV' at all steps, φ at the
+            expert's only.
+        phi_on: ``all`` puts the curvature of χ², r²/(4α), on all steps; what is linear in φ stays on the expert's. ``value_mix`` needs it,
+            or a Q that is bounded on both sides: max_support, or q_min under max or lse.
         gauge: c(s) in Q = ℓ − c, see ``gauged_q``.
         estimator: φ at the token taken (``sampled``), or averaged over proj_p π* (``expected``), which lets untaken tokens share
             the successor of the token taken: less noise; biased for nonlinear φ.
@@ -66,7 +69,7 @@ def iq_learn(
     reward_t = bellman_error(take(q_t, steps.a_t), v_tp1, gamma)
     rewards = reward_t.unsqueeze(-1) if estimator == "sampled" else bellman_error(q_t, v_tp1.unsqueeze(-1), gamma)
     first = _first_term(rewards, expert_t.unsqueeze(-1), phi, alpha, phi_on)
-    loss_t = -_mean(first, steps, estimator) + value_part(v_t, v_tp1, expert_t, steps.mask_t, gamma, value_term)
+    loss_t = -_mean(first, steps, estimator) + value_part(v_t, v_tp1, steps, expert_t, gamma, value_term)
     weight_t = discount_weights(steps.mask_t, gamma, v_t.dtype) if value_term == "v0" else torch.ones_like(v_t)
     loss_t = torch.where(counted(steps), weight_t * loss_t, 0.0)
     if anchor != "none":
@@ -100,7 +103,25 @@ def _needs(*, gauge: Gauge, anchor: Anchor, value_term: ValueTerm, phi_on: PhiOn
     return GAUGE_NEEDS[gauge] | ANCHOR_NEEDS[anchor] | {"expert"} | other
 
 
-def _check(*, terminal: Terminal, phi: Phi, phi_on: PhiOn, alpha: float, gamma: float, **_: object) -> None:
+def _check(
+    *,
+    terminal: Terminal,
+    phi: Phi,
+    phi_on: PhiOn,
+    alpha: float,
+    gamma: float,
+    value_term: ValueTerm,
+    gauge: Gauge,
+    q_min: float | None,
+    **_: object,
+) -> None:
+    bounded = gauge == "max_support" or (gauge in ("max", "lse") and q_min is not None)
+    if value_term == "value_mix" and not bounded and (phi_on == "expert" or math.isinf(alpha)):
+        raise ConfigError(
+            f"value_term='value_mix' with phi_on={phi_on!r}, alpha={alpha}, gauge={gauge!r} and q_min={q_min} has no lower bound: the "
+            "student's steps pay V − γV' and nothing holds V. Use phi_on='all' with a finite alpha, or gauge='max' or 'lse' with a q_min "
+            "(such as -10.0)."
+        )
     if phi_on == "all" and phi != "chi2":
         raise ConfigError(f"phi_on='all' spreads the squared part of χ² over all steps, which phi={phi!r} does not have: use phi='chi2'.")
     if terminal == "absorbing":

@@ -9,11 +9,11 @@ from torch.autograd.function import once_differentiable
 
 from tdistill.errors import ConfigError
 from tdistill.mdp.steps import Steps
-from tdistill.objectives.contract import Finite, Objective, ObjectiveOutput, Positive
+from tdistill.objectives.contract import Finite, FinitePositive, Objective, ObjectiveOutput
 from tdistill.objectives.support import Support, check_temperature, distributions, kl, support_needs
 
 
-def jsd(steps: Steps, *, beta: Finite = 0.5, support: Support = "tail", loss_temperature: Positive = 1.0) -> ObjectiveOutput:
+def jsd(steps: Steps, *, beta: Finite = 0.5, support: Support = "tail", loss_temperature: FinitePositive = 1.0) -> ObjectiveOutput:
     """loss_t = β·KL(p‖M) + (1−β)·KL(q‖M),  M = β·p + (1−β)·q, p the teacher, q the student (Agarwal et al. 2024, GKD).
 
     β = 0 is KL(p‖q) and β = 1 is KL(q‖p), as TRL's GKD trainer has it: the limits of loss/β and of loss/(1−β), since the

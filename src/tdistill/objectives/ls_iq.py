@@ -6,7 +6,7 @@ from pydantic import Field
 
 from tdistill.mdp.steps import Steps
 from tdistill.objectives.anchor import Anchor
-from tdistill.objectives.contract import NonNegative, Objective, ObjectiveOutput, Positive
+from tdistill.objectives.contract import FinitePositive, NonNegative, Objective, ObjectiveOutput
 from tdistill.objectives.gauge import FreeGauge
 from tdistill.objectives.q_regression import Other, RegressionTerminal, q_regression, q_regression_needs
 
@@ -17,7 +17,7 @@ def ls_iq(
     steps: Steps,
     *,
     gamma: Discount = 0.99,
-    c: Positive = 0.5,
+    c: FinitePositive = 0.5,
     other: Other = "untaken",
     gauge: FreeGauge = "none",
     terminal: RegressionTerminal = "absorbing",

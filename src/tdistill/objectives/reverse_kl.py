@@ -1,11 +1,11 @@
 """Reverse KL to the teacher: mode-seeking distillation on fixed data (the offline baseline of MiniLLM)."""
 
 from tdistill.mdp.steps import Steps
-from tdistill.objectives.contract import Objective, ObjectiveOutput, Positive
+from tdistill.objectives.contract import FinitePositive, Objective, ObjectiveOutput
 from tdistill.objectives.support import Support, check_temperature, distributions, kl, support_needs
 
 
-def reverse_kl(steps: Steps, *, support: Support = "tail", loss_temperature: Positive = 1.0) -> ObjectiveOutput:
+def reverse_kl(steps: Steps, *, support: Support = "tail", loss_temperature: FinitePositive = 1.0) -> ObjectiveOutput:
     """loss_t = KL(q‖p) = Σ_a q(a)·(log q(a) − log p(a)), p the teacher, q the student (Gu et al. 2024, offline).
 
     Args:

@@ -1,13 +1,13 @@
 """Skew KL: forward KL to a mixture of student and teacher, which bounds what a missing token can cost."""
 
 from tdistill.mdp.steps import Steps
-from tdistill.objectives.contract import Finite, Objective, ObjectiveOutput, Positive
+from tdistill.objectives.contract import Finite, FinitePositive, Objective, ObjectiveOutput
 from tdistill.objectives.support import Support, check_skew, distributions, kl, support_needs
 
 SKEW = 0.1
 
 
-def skew_kl(steps: Steps, *, skew: Finite = SKEW, support: Support = "tail", loss_temperature: Positive = 1.0) -> ObjectiveOutput:
+def skew_kl(steps: Steps, *, skew: Finite = SKEW, support: Support = "tail", loss_temperature: FinitePositive = 1.0) -> ObjectiveOutput:
     """loss_t = KL(p‖λp + (1−λ)q), p the teacher, q the student, λ = ``skew`` (Ko et al. 2024, DistiLLM).
 
     λ = 0 is ``forward_kl``; for λ > 0 the loss is at most −log λ, however little the student gives to a token.

@@ -3,11 +3,11 @@
 import torch
 
 from tdistill.mdp.steps import Steps
-from tdistill.objectives.contract import Objective, ObjectiveOutput, Positive
+from tdistill.objectives.contract import FinitePositive, Objective, ObjectiveOutput
 from tdistill.objectives.support import Support, check_temperature, distributions, support_needs
 
 
-def tvd(steps: Steps, *, support: Support = "tail", loss_temperature: Positive = 1.0) -> ObjectiveOutput:
+def tvd(steps: Steps, *, support: Support = "tail", loss_temperature: FinitePositive = 1.0) -> ObjectiveOutput:
     """loss_t = ½ Σ_a |p(a) − q(a)|, p the teacher, q the student (Wen et al. 2023, f-distill). Symmetric, in [0, 1].
 
     Its gradient does not shrink as q → p (|x| has a kink at 0, where the gradient is taken as 0).

@@ -1,6 +1,5 @@
 """Writes a report: ``report.md`` with its figures beside it, and the self-contained ``report.html``."""
 
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from tdistill.report.tables import (
     stages_table,
     to_markdown,
 )
-from tdistill.report.text import escape_html, escape_markdown, visible
+from tdistill.report.text import escape_html, escape_markdown, fenced
 
 FIGURES = ("quality", "curves", "sparsity", "time")
 
@@ -59,7 +58,7 @@ def markdown_page(data: ReportData, plots: Mapping[str, Plot]) -> str:
         ("The teacher’s sparsity", figure("sparsity") + sparsity),
         ("Time and size", [*figure("time"), to_markdown(stages_table(data.stages))] if data.stages else []),
         ("Sample answers", [block for number, s in enumerate(data.samples, 1) for block in _sample(number, s)]),
-        ("Recipe", [_details("The recipe, resolved", _fenced(data.recipe_yaml, "yaml"))] if data.recipe_yaml.strip() else []),
+        ("Recipe", [_details("The recipe, resolved", fenced(data.recipe_yaml, "yaml"))] if data.recipe_yaml.strip() else []),
     ]
     blocks = [f"# {escape_markdown(data.title)}", bullets(data.facts)]
     for title, body in sections:
@@ -80,20 +79,13 @@ def _quality(data: ReportData) -> list[str]:
 
 
 def _sample(number: int, sample: Sample) -> Sequence[str]:
-    answers = [block for name, text in sample.answers.items() for block in (f"**{escape_markdown(name)}**", _fenced(text))]
-    return [f"### Prompt {number}", _fenced(sample.prompt), *answers]
+    answers = [block for name, text in sample.answers.items() for block in (f"**{escape_markdown(name)}**", fenced(text))]
+    return [f"### Prompt {number}", fenced(sample.prompt), *answers]
 
 
 def bullets(items: Mapping[str, str]) -> str:
     """Terms and what is said of them, as a Markdown list."""
     return "\n".join(f"- **{escape_markdown(term)}:** {escape_markdown(text)}" for term, text in items.items())
-
-
-def _fenced(text: str, language: str = "") -> str:
-    """``text`` as a code block, whose fence is longer than any run of backticks in it."""
-    longest = max(map(len, re.findall("`+", text)), default=0)
-    fence = "`" * max(3, longest + 1)
-    return f"{fence}{language}\n{visible(text).rstrip()}\n{fence}"
 
 
 def _details(summary: str, body: str) -> str:

@@ -6,13 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.state import AcceleratorState
 from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.integrations import TensorBoardCallback, TrackioCallback, WandbCallback
 
 from tdistill.data.dataset import RolloutDataset
 from tdistill.head.student import StudentModel
 from tdistill.processes import is_main_process
-from tdistill.rollout.generate import Sampling, generate_batch
+from tdistill.rollout.generate import Generated, Sampling, generate_batch
+from tdistill.training.sharding import answer_together, check_can_answer, is_sharded
 
 COMPLETIONS = "completions.jsonl"
 
@@ -28,6 +30,9 @@ class LogCompletions(TrainerCallback):
         sampling: how they are answered.
         path: a JSON-lines file.
         trackers: the Trainer's callbacks.
+
+    Raises:
+        ConfigError: DeepSpeed ZeRO-3 shards the student, which generates only with whole weights or under FSDP2.
     """
 
     def __init__(
@@ -40,19 +45,18 @@ class LogCompletions(TrainerCallback):
         path: Path,
         trackers: Sequence[TrainerCallback] = (),
     ):
+        check_can_answer()
         self._student, self._tokenizer, self._sampling, self._path, self._trackers = student, tokenizer, sampling, path, trackers
         self._prompts, self._eos = valid.prompts()[:count], valid.manifest.settings["eos_ids"]
 
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """As the Trainer calls it."""
-        if not is_main_process():
-            return
         training = self._student.training
         self._student.eval()
-        with torch.autocast(args.device.type, torch.bfloat16, enabled=args.bf16):
-            batch = [(prompt, 0) for prompt in self._prompts]
-            rows = generate_batch(self._student.lm, batch, self._sampling, self._eos, len(self._tokenizer))
+        rows = self._answers(args)
         self._student.train(training)
+        if rows is None:  # the first process has them
+            return
         table = [
             {
                 "step": state.global_step,
@@ -66,6 +70,17 @@ class LogCompletions(TrainerCallback):
         with self._path.open("a", encoding="utf-8") as handle:
             handle.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in table)
         _show(table, state.global_step, self._trackers)
+
+    def _answers(self, args: TrainingArguments) -> list[Generated] | None:
+        batch = [(prompt, 0) for prompt in self._prompts]
+
+        def answer(lm: Any) -> list[Generated]:
+            with torch.autocast(args.device.type, torch.bfloat16, enabled=AcceleratorState().mixed_precision == "bf16"):
+                return generate_batch(lm, batch, self._sampling, self._eos, len(self._tokenizer))
+
+        if is_sharded(self._student):
+            return answer_together(self._student, answer)
+        return answer(self._student.lm) if is_main_process() else None
 
 
 def _show(table: Sequence[dict[str, Any]], step: int, callbacks: Sequence[TrainerCallback]) -> None:

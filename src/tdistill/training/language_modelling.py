@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from tdistill.objectives.support import kl
 from tdistill.rollout.score import step_logp
 
 
@@ -47,4 +48,4 @@ def window_losses(
     assert teacher is not None
     # clone: tensors made in inference mode can't be saved for the backward of the loss
     p = step_logp(teacher, read, torch.ones_like(read), targets.shape[1], vocab_size).clone()
-    return ce, (p.exp() * (p - (out["q_t"] - out["log_z_t"].unsqueeze(-1)))).sum(-1)
+    return ce, kl(p, out["q_t"] - out["log_z_t"].unsqueeze(-1), torch.ones_like(p, dtype=torch.bool))

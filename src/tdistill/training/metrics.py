@@ -1,23 +1,30 @@
 """Per-step metrics → one number each, over the steps where they are defined."""
 
+import math
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from tdistill.mdp.bellman import soft_value
 from tdistill.mdp.steps import Steps
 
 # Beside the mean, these are logged under the names given: (suffix of the metric's key, name of the mean, name of the rest).
 WITH_STD = "td/reward"
-WITH_P99 = "candidates/count"
+WITH_P99 = "candidates/count"  # whole numbers ≥ 0
 P99 = 0.99
 
 
 class MetricSums:
-    """Running sums of per-step metrics. NaN means: not defined at this step. One transfer from the device, when read."""
+    """Running sums of per-step metrics. NaN means: not defined at this step. One transfer from the device, when read.
+
+    A metric with a quantile is whole numbers: how often each one occurred is counted, so memory is bounded by the largest of them.
+    """
 
     def __init__(self) -> None:
         self._sums: dict[str, Tensor] = {}  # key → [Σx, Σx², n], float64
-        self._values: dict[str, list[Tensor]] = {}
+        self._counts: dict[str, Tensor] = {}  # key → [largest + 1], how often each number occurred
 
     def add(self, metrics: dict[str, Tensor], mask: Tensor) -> None:
         """Add a batch of [B, T] metrics, over ``mask`` only."""
@@ -27,43 +34,60 @@ class MetricSums:
             sums = torch.stack([x.sum(), x.square().sum(), defined.sum().double()])
             self._sums[key] = self._sums[key] + sums if key in self._sums else sums
             if key.endswith(WITH_P99):
-                self._values.setdefault(key, []).append(value[defined].float())
-
-    def add_row(self, key: str, total: Tensor) -> None:
-        """Add one number that is already a mean, such as the mean length of a batch's responses."""
-        self.add({key: total.reshape(1, 1)}, torch.ones(1, 1, dtype=torch.bool, device=total.device))
+                counts = torch.bincount(value.detach()[defined].long())
+                self._counts[key] = _add_counts(self._counts[key], counts) if key in self._counts else counts
 
     def keys(self) -> list[str]:
         """Keys seen so far, in order: the same on every process, since every process runs the same objective."""
         return list(self._sums)
 
-    def stacked(self) -> Tensor:
-        """[keys, 3] sums, to be added up over processes."""
-        return torch.stack(list(self._sums.values()))
+    def read(self, reduce: Callable[[Tensor], Tensor] | None = None) -> dict[str, float]:
+        """Return means (and the few spreads and quantiles that have names), and start anew.
 
-    def read(self, sums: Tensor | None = None) -> dict[str, float]:
-        """Means (and the few spreads and quantiles that have names), then start anew. ``sums`` replaces this process's own."""
+        Args:
+            reduce: adds a tensor up over processes, padding with zeros those that are shorter along the first axis; None: one process.
+        """
         if not self._sums:
             return {}
-        table = (self.stacked() if sums is None else sums).cpu()
+        whole = reduce or (lambda x: x)
+        table = whole(torch.stack(list(self._sums.values()))).cpu()
         out = {}
         for key, (total, squares, n) in zip(self._sums, table.tolist(), strict=True):
-            mean = total / n if n else float("nan")
+            mean = total / n if n else math.nan
             if key.endswith(WITH_STD):
                 out[f"{key}_mean"] = mean
-                out[f"{key}_std"] = max(squares / n - mean**2, 0.0) ** 0.5 if n else float("nan")
+                out[f"{key}_std"] = max(squares / n - mean**2, 0.0) ** 0.5 if n else math.nan
             elif key.endswith(WITH_P99):
                 base = key.removesuffix("count")
                 out[f"{base}mean"] = mean
-                out[f"{base}p99"] = torch.cat(self._values[key]).quantile(P99).item()
+                out[f"{base}p99"] = quantile_of_counts(whole(self._counts[key]).cpu(), P99)
             else:
                 out[key] = mean
-        self._sums, self._values = {}, {}
+        self._sums, self._counts = {}, {}
         return out
 
 
+def quantile_of_counts(counts: Tensor, q: float) -> float:
+    """Return the q-quantile of whole numbers 0, 1, … that occurred ``counts`` times: exact, linear between neighbours; NaN of none.
+
+    It is ``torch.quantile`` of the numbers themselves, which refuses more than 2²⁴ of them.
+    """
+    up_to = counts.cumsum(0)
+    total = int(up_to[-1]) if len(up_to) else 0
+    if total == 0:
+        return math.nan
+    place = q * (total - 1)
+    below, above = (int(torch.searchsorted(up_to, index, right=True)) for index in (math.floor(place), math.ceil(place)))
+    return below + (above - below) * (place - math.floor(place))
+
+
+def _add_counts(a: Tensor, b: Tensor) -> Tensor:
+    width = max(len(a), len(b))
+    return pad(a, (0, width - len(a))) + pad(b, (0, width - len(b)))
+
+
 def support_metrics(steps: Steps) -> dict[str, Tensor]:
-    """Of the data and its p: the teacher's mass on A_p, and |A_p|, per step."""
+    """Return what depends on the data and its p alone: the teacher's mass on A_p, and |A_p|, per step."""
     return {
         "teacher_mass": soft_value(steps.teacher_logp_t, steps.legal_t).exp(),
         "candidates/count": steps.legal_t.sum(-1).float(),

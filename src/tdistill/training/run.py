@@ -1,9 +1,9 @@
 """One training run, from a start directory and caches to a saved student; a rerun resumes from its last whole checkpoint."""
 
 import json
-import math
-import shutil
 from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,8 @@ from transformers import (
     PreTrainedTokenizerBase,
     PrinterCallback,
     TrainerCallback,
+    TrainerControl,
+    TrainerState,
     TrainingArguments,
 )
 from transformers.integrations import TrackioCallback
@@ -22,20 +24,25 @@ from transformers.integrations import TrackioCallback
 from tdistill.adapters import add_lora
 from tdistill.data.dataset import RolloutDataset
 from tdistill.data.mixed import MixedDataset, Mixture
-from tdistill.files import write_json
+from tdistill.errors import ConfigError
+from tdistill.files import sync_tree, write_json
 from tdistill.head.student import StudentModel
 from tdistill.models import find_model, load_model
 from tdistill.objectives import BoundObjective
-from tdistill.processes import is_main_process, wait_for_everyone
+from tdistill.processes import agreed, is_main_process, wait_for_everyone
 from tdistill.progress import bar, say
+from tdistill.training.checkpoints import drop_checkpoints, drop_unfinished, last_checkpoint
+from tdistill.training.checks import check_early_stopping, unused_value_settings
 from tdistill.training.clock import Clock
 from tdistill.training.completions import COMPLETIONS, LogCompletions
 from tdistill.training.extras import Extras
+from tdistill.training.on_policy import StudentRollouts
+from tdistill.training.schedule import examples_per_step, total_steps
+from tdistill.training.sharding import check_whole_weights
 from tdistill.training.trainer import DistillTrainer
+from tdistill.training.value import ValueSettings
 
 CHECKPOINTS, ROLLOUTS, LOG_FILE = "checkpoints", "rollouts", "log_history.json"
-# Written last into a checkpoint: one without it was cut short and is not resumed from.
-COMPLETE = "tdistill.complete"
 
 # Ours where transformers' own default does not fit; a recipe overrides any of them.
 DEFAULT_ARGUMENTS: dict[str, Any] = {
@@ -100,67 +107,109 @@ def train_student(
     extras = extras or Extras()
     checkpoints = directory / CHECKPOINTS
     args = training_arguments(arguments, checkpoints, seed)
+    check_extras(args, extras, has_teacher=load_teacher is not None)
     torch.manual_seed(seed)
     model: Any = load_model(find_model(str(start)), "float32", extras.trust_remote_code).train()
     if extras.peft is not None:
         model = add_lora(model, extras.peft)
-    student = StudentModel.for_needs(model, objective.needs, extras.value.detach)
+    value = _value_settings(extras.value, objective, title)
+    student = StudentModel.for_needs(model, objective.needs, value.detach)
     teacher = lru_cache(load_teacher) if load_teacher else None
-    steps_total = _total_steps(args, len(train_dataset))
     rollouts = None
     if extras.on_policy is not None and teacher is not None:
         rollouts = extras.on_policy.rollouts(model, teacher, tokenizer, train_dataset, directory / ROLLOUTS, seed)
-    data: RolloutDataset | MixedDataset = train_dataset
-    if rollouts is not None or extras.corpus is not None:
-        mixture = extras.on_policy.mixture if extras.on_policy else Mixture(0.0)
-        data = MixedDataset(train_dataset, rollouts, mixture, steps_total, _examples_per_step(args), seed, extras.corpus)
     online = "dense" in objective.needs or train_dataset.teacher_top_p >= 1.0 or (extras.lm is not None and extras.lm.reads_teacher)
     trainer = DistillTrainer(
         student,
         args,
         objective,
-        data,
+        _training_data(train_dataset, rollouts, args, seed, extras),
         eval_dataset,
         tokenizer,
         teacher_model=teacher() if online and teacher else None,
-        value=extras.value,
+        value=value,
         lm=extras.lm,
-        callbacks=[Clock(), _MarkComplete()],
+        callbacks=[Clock()],
     )
+    if extras.merge:
+        check_whole_weights(trainer.accelerator, "train.peft.merge: true", "set it to false, `evaluate` and `sample` merge when they load")
     if extras.early_stopping_patience is not None:
         trainer.add_callback(EarlyStoppingCallback(extras.early_stopping_patience))
     if extras.log_completions:
         answered, trackers = (eval_dataset, extras.log_completions, extras.sampling), trainer.callback_handler.callbacks
         trainer.add_callback(LogCompletions(student, tokenizer, *answered, directory / COMPLETIONS, trackers))
-    trainer.remove_callback(PrinterCallback)
-    rest = len(data) % _examples_per_step(args)
-    if args.world_size > 1 and rest:
-        say(f"{title}: the last batch of an epoch has {rest} examples of {_examples_per_step(args)}; processes fill it up with earlier ones")
-    if is_main_process():
-        drop_unfinished(checkpoints)
-    wait_for_everyone()
-    resume = last_checkpoint(checkpoints)
-    with bar(title, steps_total, "step", _step_of(resume) if resume else 0) as progress:
-        trainer.add_callback(_ShowProgress(progress))
-        trainer.train(resume_from_checkpoint=str(resume) if resume else None)
-    trainer.remove_callback(TrackioCallback)  # it has finished its run, and would start another for one validation
-    metrics = trainer.evaluate() if eval_dataset is not None else {}
+    _train(trainer, checkpoints, title)
+    metrics = trainer.evaluate()
     if extras.peft is not None and extras.merge:
         student.lm = model.merge_and_unload()
     trainer.save_model(str(directory))
-    history = {
-        "objective": objective.describe(),
+    if is_main_process():
+        sync_tree(directory)  # the log below says that the student is on the disk
+        write_json(directory / LOG_FILE, _history(trainer, metrics, rollouts))
+        if not extras.keep_checkpoints:
+            drop_checkpoints(checkpoints)
+    wait_for_everyone()
+    return metrics
+
+
+def check_extras(args: TrainingArguments, extras: Extras, has_teacher: bool) -> None:
+    """Check that everything in ``extras`` can be done, before a model is loaded.
+
+    Raises:
+        ConfigError: something was asked for that would be left out.
+    """
+    if extras.on_policy is not None and not has_teacher:
+        raise ConfigError("The student's own text (on_policy) is scored by the teacher, and there is none: pass load_teacher, or leave it out.")
+    if (extras.lm is None) != (extras.corpus is None):
+        raise ConfigError("The language-modelling term (lm) and its corpus go together: give both, or neither.")
+    if extras.merge and extras.peft is None:
+        raise ConfigError("merge=True merges adapters, and peft is None: give peft, or leave merge out.")
+    if extras.early_stopping_patience is not None:
+        check_early_stopping(args)
+
+
+def _value_settings(value: ValueSettings, objective: BoundObjective, title: str) -> ValueSettings:
+    """Return the settings that this objective reads. A recipe has one section for all of its objectives, so the rest is said, not refused."""
+    unused = unused_value_settings(value, objective.needs)
+    if unused:
+        say(f"{title}: train.value sets {', '.join(unused)}, which {objective.name} does not read: it has no value head or target network")
+    default = ValueSettings()
+    return replace(value, **{name: getattr(default, name) for name in unused})
+
+
+def _training_data(
+    expert: RolloutDataset, rollouts: StudentRollouts | None, args: TrainingArguments, seed: int, extras: Extras
+) -> RolloutDataset | MixedDataset:
+    if rollouts is None and extras.corpus is None:
+        return expert
+    mixture = extras.on_policy.mixture if extras.on_policy else Mixture(0.0)
+    return MixedDataset(expert, rollouts, mixture, total_steps(args, len(expert)), examples_per_step(args), seed, extras.corpus)
+
+
+def _train(trainer: DistillTrainer, checkpoints: Path, title: str) -> None:
+    """Train to the end, from the newest whole checkpoint where there is one, with a progress bar."""
+    trainer.remove_callback(PrinterCallback)
+    args, rest = trainer.args, len(trainer.train_dataset) % examples_per_step(trainer.args)
+    if args.world_size > 1 and rest and not args.dataloader_drop_last:
+        say(f"{title}: the last batch of an epoch has {rest} examples of {examples_per_step(args)}; processes fill it up with earlier ones")
+    if is_main_process():
+        drop_unfinished(checkpoints)
+    wait_for_everyone()
+    resume = agreed("the last checkpoint", last_checkpoint(checkpoints))
+    with ExitStack() as stack:
+        trainer.add_callback(_ShowProgress(title, stack))
+        trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+    trainer.remove_callback(TrackioCallback)  # it has finished its run, and would start another for one validation
+
+
+def _history(trainer: DistillTrainer, metrics: dict[str, float], rollouts: StudentRollouts | None) -> dict[str, Any]:
+    return {
+        "objective": trainer.objective.describe(),
         "best_step": trainer.state.best_global_step,
         "validation": metrics,
         "history": trainer.state.log_history,
         "rollouts": rollouts.log if rollouts else [],
     }
-    if is_main_process():
-        write_json(directory / LOG_FILE, history)
-        if not extras.keep_checkpoints:
-            drop_checkpoints(checkpoints)
-    wait_for_everyone()
-    return metrics
 
 
 def read_history(directory: Path) -> dict[str, Any]:
@@ -168,54 +217,21 @@ def read_history(directory: Path) -> dict[str, Any]:
     return json.loads((directory / LOG_FILE).read_text(encoding="utf-8"))
 
 
-def drop_checkpoints(directory: Path) -> None:
-    """Remove all checkpoints, and the directory unless a tracker has its logs there."""
-    for path in directory.glob("checkpoint-*"):
-        shutil.rmtree(path)
-    if directory.exists() and not any(directory.iterdir()):
-        directory.rmdir()
-
-
-def drop_unfinished(directory: Path) -> None:
-    """Remove the checkpoints that a kill cut short."""
-    for path in directory.glob("checkpoint-*"):
-        if not (path / COMPLETE).exists():
-            shutil.rmtree(path)
-
-
-def last_checkpoint(directory: Path) -> Path | None:
-    """The newest whole checkpoint."""
-    return max((p for p in directory.glob("checkpoint-*") if (p / COMPLETE).exists()), key=_step_of, default=None)
-
-
-def _step_of(path: Path) -> int:
-    return int(path.name.rsplit("-", 1)[1])
-
-
-def _total_steps(args: TrainingArguments, examples: int) -> int:
-    if args.max_steps > 0:
-        return args.max_steps
-    return math.ceil(args.num_train_epochs * math.ceil(examples / _examples_per_step(args)))
-
-
-def _examples_per_step(args: TrainingArguments) -> int:
-    return args.per_device_train_batch_size * args.gradient_accumulation_steps * max(args.world_size, 1)
-
-
-class _MarkComplete(TrainerCallback):
-    def on_save(self, args: TrainingArguments, state: Any, control: Any, **_: Any) -> None:
-        if state.is_world_process_zero:
-            (Path(args.output_dir) / f"checkpoint-{state.global_step}" / COMPLETE).write_text("")
-
-
 class _ShowProgress(TrainerCallback):
-    def __init__(self, progress: Any):
-        self._progress = progress
+    """Shows a bar over the Trainer's own number of steps; ``stack`` closes it."""
+
+    def __init__(self, title: str, stack: ExitStack):
+        self._title, self._stack = title, stack
         self._note: dict[str, float] = {}
 
-    def on_step_end(self, args: TrainingArguments, state: Any, control: Any, **_: Any) -> None:
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self._progress = self._stack.enter_context(bar(self._title, state.max_steps, "step", state.global_step))
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self._progress.advance(1)
 
-    def on_log(self, args: TrainingArguments, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, float] | None = None, **_: Any
+    ) -> None:
         self._note |= {k: v for k, v in (logs or {}).items() if k in ("loss", "eval_loss", "eval_forward_kl")}
         self._progress.note("  ".join(f"{k} {v:.3f}" for k, v in self._note.items()))

@@ -1,57 +1,46 @@
 """``DistillTrainer``: a ``transformers.Trainer`` that knows batches and ``Steps``, and no algorithm."""
 
-import json
 import math
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel, Trainer, TrainerControl, TrainingArguments
-from transformers.trainer import TRAINER_STATE_NAME
+from torch.utils.data import DataLoader, Dataset, Sampler
+from transformers import PreTrainedModel, TrainerControl, TrainingArguments
+from transformers.trainer_utils import IntervalStrategy
 
 from tdistill.data.collate import DistillCollator
 from tdistill.data.dataset import RolloutDataset
 from tdistill.data.mixed import MixedDataset
-from tdistill.errors import ConfigError, NonFiniteLossError, TrainingError
+from tdistill.errors import ConfigError, NonFiniteLossError
 from tdistill.head.student import StudentModel
 from tdistill.mdp.steps import Steps
 from tdistill.objectives import BoundObjective, bind
 from tdistill.training.batch import build_steps, student_inputs, teacher_online
+from tdistill.training.checks import check_constructor, check_windows, own_arguments, unused_value_settings
+from tdistill.training.finite import non_finite_metric
 from tdistill.training.language_modelling import LanguageModelling, window_losses
 from tdistill.training.metrics import MetricSums, overlap_ratio, support_metrics
-from tdistill.training.on_policy import check_in_order
+from tdistill.training.resumable import ResumableTrainer
+from tdistill.training.schedule import InOrder, steps_per_epoch
+from tdistill.training.sharding import check_devices, check_sharding, check_whole_weights, keep_float32, shard_value_head
 from tdistill.training.target import FollowStudent, TargetNetwork
-from tdistill.training.value import ValueSettings, ValueWarmup, own_rate
+from tdistill.training.value import ValueSettings, clear_gradients, own_rate
 
 # What every run is validated by, whatever it trains on: comparable across objectives.
 VALIDATION = {"nll": bind("nll"), "forward_kl": bind("forward_kl"), "reverse_kl": bind("reverse_kl")}
 
 
-def check_same_length(checkpoint: Path, args: TrainingArguments) -> None:
-    """A run goes on only where its schedule does: the learning rate of a step depends on how many there are.
-
-    Raises:
-        TrainingError: the checkpoint is of a run of another length.
-    """
-    key = "max_steps" if args.max_steps > 0 else "num_train_epochs"
-    there, here = json.loads((checkpoint / TRAINER_STATE_NAME).read_text(encoding="utf-8"))[key], math.ceil(getattr(args, key))
-    if there != here:
-        raise TrainingError(
-            f"{checkpoint} is of a run with {key}={there}, this one has {here}, so its learning rate would go another way. Resume with "
-            f"{key}={there}, or start from that checkpoint's weights as a new run."
-        )
-
-
-class DistillTrainer(Trainer):
+class DistillTrainer(ResumableTrainer):
     """Train a student on roll-outs by any objective.
 
     Args:
         model: a causal LM, or a ``StudentModel`` around one (which is what ``trainer.model`` is afterwards).
-        args: ``TrainingArguments``; ``remove_unused_columns`` is set to False, and a non-finite loss stops the run.
+        args: ``TrainingArguments``. The trainer works on a copy. A non-finite loss, gradient, metric or weight stops the run.
         objective: from ``bind``.
-        train_dataset: a ``RolloutDataset``, or a ``MixedDataset``, which is read in order, by one process without workers.
+        train_dataset: a ``RolloutDataset``; or a ``MixedDataset``, which is read in order, by one process without workers, and says
+            how many steps the run has, whatever ``num_train_epochs`` is.
         eval_dataset: a ``RolloutDataset``.
         processing_class: the tokenizer; saved with checkpoints, and its length is the vocabulary size.
         teacher_model: needed if the objective or a data set with p = 1 wants every logit; never under autograd.
@@ -59,7 +48,7 @@ class DistillTrainer(Trainer):
         value: how the value head learns, and how fast a target network follows.
 
     Raises:
-        ConfigError: the objective needs what model, teacher or data do not offer.
+        ConfigError: the objective needs what model, teacher or data do not offer, or something was asked for that has no effect.
     """
 
     # The loss is divided by the global count of valid steps here, so the Trainer must not divide it again.
@@ -78,9 +67,19 @@ class DistillTrainer(Trainer):
         lm: LanguageModelling | None = None,
         **kwargs: Any,
     ):
-        student = model if isinstance(model, StudentModel) else StudentModel.for_needs(model, objective.needs)
+        check_constructor(kwargs)
+        check_windows(lm, train_dataset)
+        args = own_arguments(args, train_dataset)
+        self.value = value or ValueSettings()
+        if unused := unused_value_settings(self.value, objective.needs):
+            raise ConfigError(
+                f"{objective.name} has no value head or target network that would read {', '.join(unused)}: leave it out of value."
+            )
+        student = model if isinstance(model, StudentModel) else StudentModel.for_needs(model, objective.needs, self.value.detach)
         if not student.offers(objective.needs):
             raise ConfigError(f"{objective.name} needs a value head: pass StudentModel.for_needs(lm, objective.needs).")
+        if value is not None and student.detach_value != value.detach:
+            raise ConfigError(f"value.detach is {value.detach}, but the StudentModel was made with {student.detach_value}: make them equal.")
         if "other" in objective.needs and train_dataset is not None and not train_dataset.has_other:
             raise ConfigError(
                 f"{objective.name} learns from steps that are not the expert's, and the training data have none: mix in the student's "
@@ -93,12 +92,7 @@ class DistillTrainer(Trainer):
             raise ConfigError(f"{objective.name} on this data needs the teacher online: pass teacher_model.")
         self.vocab_size = len(processing_class) if processing_class is not None else student.config.vocab_size
         self._metrics = MetricSums()
-        if isinstance(train_dataset, MixedDataset):
-            if train_dataset.has_other:
-                check_in_order(args)
-            args.train_sampling_strategy = "sequential"
-        args.remove_unused_columns = False  # the collator reads columns that no forward takes
-        args.logging_nan_inf_filter = False  # a non-finite loss is an error here, not an average
+        self._last_batch: dict[str, Any] | None = None
         super().__init__(
             model=student,
             args=args,
@@ -108,17 +102,35 @@ class DistillTrainer(Trainer):
             data_collator=kwargs.pop("data_collator", DistillCollator()),
             **kwargs,
         )
+        check_devices(self.args)
+        check_sharding(self.accelerator, student)
+        if self.is_fsdp_enabled:
+            keep_float32(self.accelerator.state.fsdp_plugin)
+        self._head_groups: list[dict[str, Any]] = []  # of the optimizer, while accelerate shards the student
         # Makes the Trainer count the labels over all micro-batches and processes of a step.
         self.model_accepts_loss_kwargs = True
-        self.value = value or ValueSettings()
         self.target = self._make_target(self.value.target_tau) if "target" in objective.needs else None
-        if student.value_head is not None and self.value.warmup_steps:
-            self.add_callback(ValueWarmup(student.lm, self.value.warmup_steps))
+        if self.value.warmup_steps and self.is_deepspeed_enabled:
+            raise ConfigError("value.warmup_steps needs gradients that DeepSpeed keeps to itself: set it to 0, or use DDP or FSDP.")
         self.teacher_model = teacher_model.to(self.args.device).requires_grad_(False).eval() if teacher_model is not None else None
 
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
+        data = train_dataset if train_dataset is not None else self.train_dataset
+        if not isinstance(data, MixedDataset):
+            return super()._get_train_sampler(data)
+        per_epoch = steps_per_epoch(self.args, len(data.expert))
+        return InOrder(per_epoch * data.batch_size, len(data), lambda: self.state.global_step // per_epoch)
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
+        """Return the loader of all validation examples, ``dataloader_drop_last`` or not."""
+        drop, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
+        try:
+            return super().get_eval_dataloader(eval_dataset)
+        finally:
+            self.args.dataloader_drop_last = drop
+
     def _make_target(self, tau: float) -> TargetNetwork:
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
-            raise ConfigError("target_network=True keeps a whole copy of the student, which FSDP and DeepSpeed shard: use DDP or one process.")
+        check_whole_weights(self.accelerator, "target_network=True", "use DDP or one process")
         target = TargetNetwork(self.model, tau)
         self.add_callback(FollowStudent(target, lambda: self.accelerator.unwrap_model(self.model)))
         return target
@@ -130,7 +142,19 @@ class DistillTrainer(Trainer):
         head = self.accelerator.unwrap_model(model if model is not None else self.model).value_head
         if is_new and head is not None and self.value.learning_rate is not None:
             own_rate(optimizer, list(head.parameters()), self.value.learning_rate)
+        if is_new and head is not None and self.is_fsdp_enabled:
+            self._head_groups = shard_value_head(head, self.accelerator, optimizer)
         return optimizer
+
+    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
+        """Create the learning rate's schedule. By now accelerate has sharded the student, so the value head joins its optimizer."""
+        while self._head_groups:
+            self.optimizer.add_param_group(self._head_groups.pop(0))
+        return super().create_scheduler(num_training_steps, optimizer)
+
+    def _prepare_input(self, data: Any) -> Any:
+        # Under DeepSpeed the Trainer casts floats to the compute type. Ours are the teacher's log-probs, which no module reads.
+        return data.to(self.args.device) if isinstance(data, Tensor) else super()._prepare_input(data)
 
     def compute_loss(
         self,
@@ -139,27 +163,45 @@ class DistillTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        """Σ loss_t·mask_t ÷ the global count of valid steps, times the number of processes (DDP averages, the count is global)."""
-        wants_diagnostics = (self.state.global_step + 1) % max(int(self.args.logging_steps), 1) == 0
-        steps, out = self._steps(model, inputs, self.objective.needs, wants_diagnostics)
+        """Return Σ loss_t·mask_t ÷ the count of valid steps of the whole optimizer step, and the language-modelling term.
+
+        DDP averages gradients over processes. So where the count is over all of them (``average_tokens_across_devices``), this part is
+        multiplied by their number; where it is each process's own, the processes' means are averaged as they are.
+        """
+        steps, out = self._steps(model, inputs, self.objective.needs, self._logs_this_step())
         output = self.objective(steps)
         count = steps.mask_t.sum() if num_items_in_batch is None else num_items_in_batch
         loss = torch.where(steps.mask_t, output.loss_t, 0.0).sum() / count
-        if self.lm is not None:
-            loss = loss + self._lm_loss(model, inputs["window_ids"])
         if self.args.average_tokens_across_devices and num_items_in_batch is not None:
             loss = loss * self.accelerator.num_processes
+        if self.lm is not None:
+            loss = loss + self._lm_loss(model, inputs["window_ids"])
         self._record(steps, out, output.metrics)
         return (loss, out) if return_outputs else loss
 
     def _lm_loss(self, model: nn.Module, windows: Tensor) -> Tensor:
-        """This micro-batch's part: Σ over its windows ÷ the steps of all windows of the optimizer step, of which all are whole."""
+        """Return this micro-batch's part of the mean over the windows that this process reads in the optimizer step.
+
+        All windows are equally long and all processes read equally many, so the average that DDP takes over processes is the mean of all.
+        """
         assert self.lm is not None
         ce, kd = window_losses(model, windows, self.lm, self.teacher_model, self.vocab_size)
         self._metrics.add({"lm/cross_entropy": ce} | ({"lm/kd": kd} if self.lm.reads_teacher else {}), torch.ones_like(ce, dtype=torch.bool))
-        per_step = self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps * self.accelerator.num_processes
         mixed = (1.0 - self.lm.kd_ratio) * ce + self.lm.kd_ratio * kd
-        return self.lm.lm_coef * mixed.sum() / (per_step * ce.shape[1])
+        windows_per_step = self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps
+        return self.lm.lm_coef * mixed.mean(-1).sum() / windows_per_step
+
+    def _logs_this_step(self) -> bool:
+        """Tell whether the Trainer logs after the optimizer step that this micro-batch belongs to: then diagnostics are worth their time."""
+        step, strategy = self.state.global_step + 1, self.args.logging_strategy
+        if step == 1 and self.args.logging_first_step:
+            return True
+        if strategy == IntervalStrategy.STEPS:
+            return step % self.state.logging_steps == 0  # args.logging_steps may be a share of the run
+        if strategy == IntervalStrategy.EPOCH and self.callback_handler.train_dataloader is not None:
+            batches = len(self.callback_handler.train_dataloader)
+            return step == self.state.max_steps or step % math.ceil(batches / self.args.gradient_accumulation_steps) == 0
+        return False
 
     def _steps(
         self, model: nn.Module, inputs: dict[str, Tensor], needs: frozenset[str], diagnostics: bool = False
@@ -173,7 +215,8 @@ class DistillTrainer(Trainer):
         steps = build_steps(inputs, out, self.vocab_size, teacher_logp, needs)
         if self.target is not None:
             with self.accelerator.autocast():
-                steps = replace(steps, target=build_steps(inputs, self.target(**given), self.vocab_size, teacher_logp, needs))
+                averaged = self.target(**given)
+            steps = replace(steps, target=build_steps(inputs, averaged, self.vocab_size, teacher_logp, needs))
         return steps, out
 
     @torch.no_grad()
@@ -182,7 +225,8 @@ class DistillTrainer(Trainer):
         if "student_mass" in out:
             seen |= {"student_mass": out["student_mass"], "entropy": out["entropy"], "overlap_ratio": overlap_ratio(steps)}
         self._metrics.add(seen, steps.mask_t)
-        self._metrics.add_row("completions/mean_length", steps.mask_t.sum(-1).float().mean())
+        lengths = steps.mask_t.sum(-1, keepdim=True)
+        self._metrics.add({"completions/mean_length": lengths.float()}, lengths > 0)
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
         """One micro-batch, forward and backward.
@@ -190,12 +234,25 @@ class DistillTrainer(Trainer):
         Raises:
             NonFiniteLossError: before the optimizer touches a weight.
         """
+        self._last_batch = inputs
         loss = super().training_step(model, inputs, num_items_in_batch)
         if not torch.isfinite(loss):
             self._fail("loss", loss.item(), inputs)
         return loss
 
+    def _clip_grad_norm(self, model: nn.Module) -> Any:
+        self._hold_language_model(model)
+        return super()._clip_grad_norm(model)
+
+    def _hold_language_model(self, model: nn.Module) -> None:
+        """Remove the language model's gradient while the value head has its head start, before the norm is measured and clipped."""
+        student = self.accelerator.unwrap_model(model)
+        if student.value_head is not None and self.state.global_step < self.value.warmup_steps:
+            clear_gradients(student.lm)
+
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        if grad_norm is None:  # max_grad_norm is 0, so nothing was clipped
+            self._hold_language_model(model)
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)
         if norm is not None and not math.isfinite(float(norm)):
             self._fail("gradient norm", float(norm), None)
@@ -206,16 +263,19 @@ class DistillTrainer(Trainer):
         if inputs is not None and self.train_dataset is not None:
             batch = " on prompts " + ", ".join(self.train_dataset.prompt_id(int(i)) for i in inputs["row"])
         raise NonFiniteLossError(
-            f"The {what} became {value} at step {step}{batch}. No weight was changed by it, and the checkpoints in "
-            f"{self.args.output_dir} are kept. Lower the learning rate, or look at alpha, q_min and the anchor of the objective."
+            f"The {what} became {value} at step {step}{batch}. No weight was changed by it. {self._kept()} Lower the learning rate, or look "
+            "at alpha, q_min and the anchor of the objective."
         )
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """As the Trainer's, with the objective's metrics since the last training log."""
         if "loss" in logs and self._metrics.keys():
-            sums = self._metrics.stacked()
-            logs |= self._metrics.read(self.accelerator.reduce(sums, "sum") if self.accelerator.num_processes > 1 else sums)
+            logs |= self._metrics.read(self._over_processes if self.accelerator.num_processes > 1 else None)
         super().log(logs, start_time)
+
+    def _over_processes(self, sums: Tensor) -> Tensor:
+        """Return the sum over processes of tensors that may differ in length along the first axis."""
+        return self.accelerator.reduce(self.accelerator.pad_across_processes(sums, dim=0), "sum")
 
     @torch.no_grad()
     def evaluate(self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval") -> dict[str, float]:
@@ -240,37 +300,27 @@ class DistillTrainer(Trainer):
         model.train(was_training)
         count = totals.pop("steps")
         metrics = {f"{metric_key_prefix}_{k}": (v / count).item() for k, v in totals.items()}
+        if wrong := non_finite_metric(metrics):
+            raise NonFiniteLossError(
+                f"{wrong} of {int(count)} validation steps is {metrics[wrong]} after step {self.state.global_step}: this student is not one to "
+                f"save. {self._kept()} Lower the learning rate, or look at the objective."
+            )
         self.log(metrics)
         self.control: TrainerControl = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
-        directory = Path(output_dir or self.args.output_dir)
-        directory.mkdir(parents=True, exist_ok=True)
-        self.accelerator.unwrap_model(self.model).save_pretrained(directory, state_dict)
-        if self.processing_class is not None:
-            self.processing_class.save_pretrained(directory)
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        check_same_length(Path(resume_from_checkpoint), self.args)
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-        else:
-            self.accelerator.unwrap_model(model or self.model).load_weights(resume_from_checkpoint)
-
-    # The target network is training state, like the optimizer's.
-    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        super()._save_optimizer_and_scheduler(output_dir)
-        if self.target is not None and self.args.should_save:
-            self.target.save(Path(output_dir))
-
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        super()._load_optimizer_and_scheduler(checkpoint)
-        if self.target is not None and checkpoint is not None:
-            self.target.load(Path(checkpoint))
-
-    def _load_best_model(self) -> None:
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
-            super()._load_best_model()
-        else:
-            self.accelerator.unwrap_model(self.model).load_weights(self.state.best_model_checkpoint)
+    @torch.no_grad()
+    def _check_student(self) -> None:
+        """Check the weights, and the loss that they give on the last batch: after the last step nobody else looks at either."""
+        super()._check_student()
+        if self._last_batch is None:
+            return
+        model = self._wrap_model(self.model, training=False)
+        was_training = model.training
+        model.eval()
+        with self.compute_loss_context_manager():
+            steps, _ = self._steps(model, self._prepare_inputs(self._last_batch), self.objective.needs)
+            loss = torch.where(steps.mask_t, self.objective(steps).loss_t, 0.0).sum()
+        model.train(was_training)
+        if not torch.isfinite(loss):
+            self._refuse_to_save(f"The loss ({loss.item()})")

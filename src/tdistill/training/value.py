@@ -1,11 +1,9 @@
 """How the value head learns: a rate of its own, and a head start."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import nn
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from tdistill.training.target import TARGET_TAU
 
@@ -17,7 +15,8 @@ class ValueSettings:
     Args:
         learning_rate: of the value head; None is the student's. The schedule is the same.
         warmup_steps: first steps in which the value head alone learns. It starts at 0, and until it has learnt the level of
-            the returns, an advantage measured from it says that every token was a bad one.
+            the returns, an advantage measured from it says that every token was a bad one. The gradient norm, and so its clip, is
+            then that of the value head alone.
         detach: the head reads the hidden states without gradient: its loss does not move the language model.
         target_tau: how fast a target network follows the student.
     """
@@ -28,17 +27,10 @@ class ValueSettings:
     target_tau: float = TARGET_TAU
 
 
-class ValueWarmup(TrainerCallback):
-    """Keeps the language model as it is in the first ``steps`` optimizer steps."""
-
-    def __init__(self, lm: nn.Module, steps: int):
-        self._lm, self._steps = lm, steps
-
-    def on_pre_optimizer_step(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """As the Trainer calls it: a parameter without gradient is not touched, by weight decay neither."""
-        if state.global_step < self._steps:
-            for p in self._lm.parameters():
-                p.grad = None
+def clear_gradients(module: nn.Module) -> None:
+    """Remove the gradients of all parameters: the optimizer leaves them as they are, and weight decay does not touch them."""
+    for p in module.parameters():
+        p.grad = None
 
 
 def own_rate(optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter], rate: float) -> None:

@@ -1,0 +1,124 @@
+"""Refuse what a ``DistillTrainer`` is asked for and can't do: nothing that somebody set is left out without a word."""
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from transformers import EarlyStoppingCallback, TrainerCallback, TrainingArguments
+
+from tdistill.data.dataset import RolloutDataset
+from tdistill.data.mixed import MixedDataset
+from tdistill.errors import ConfigError
+from tdistill.head.student import VALUES
+from tdistill.training.language_modelling import LanguageModelling
+from tdistill.training.on_policy import check_in_order
+from tdistill.training.schedule import examples_per_step, total_steps
+from tdistill.training.value import ValueSettings
+
+# Arguments of the Trainer's constructor for losses and metrics of one's own: both are the objective's here.
+NOT_TAKEN = ("compute_metrics", "compute_loss_func", "preprocess_logits_for_metrics")
+_OFF = {
+    "label_smoothing_factor": "the objective defines the loss",
+    "auto_find_batch_size": "it changes the number of steps while training; set per_device_train_batch_size",
+    "bf16_full_eval": "validation computes as training does; set bf16",
+    "fp16_full_eval": "validation computes as training does; set fp16",
+}
+
+
+def own_arguments(args: TrainingArguments, train_dataset: RolloutDataset | MixedDataset | None) -> TrainingArguments:
+    """Return a copy of ``args`` for one trainer. The caller's object stays as it is.
+
+    ``remove_unused_columns`` and ``logging_nan_inf_filter`` are False in it, and a ``MixedDataset`` sets ``max_steps``.
+
+    Raises:
+        ConfigError: an argument has no effect here, or contradicts the data set.
+    """
+    for name, why in _OFF.items():
+        if getattr(args, name):
+            raise ConfigError(f"{name}={getattr(args, name)} has no place here: {why}.")
+    if args.save_only_model and args.save_strategy != "no":
+        raise ConfigError("save_only_model=True writes checkpoints that no run can go on from: leave it out, or set save_strategy to 'no'.")
+    own = copy.copy(args)
+    own.remove_unused_columns = False  # the collator reads columns that no forward takes
+    own.logging_nan_inf_filter = False  # a non-finite loss is an error here, not an average
+    if isinstance(train_dataset, MixedDataset):
+        _check_mixed(own, train_dataset)
+        own.max_steps = train_dataset.steps
+    elif train_dataset is not None:
+        total_steps(own, len(train_dataset))
+    return own
+
+
+def _check_mixed(args: TrainingArguments, data: MixedDataset) -> None:
+    if data.has_other:
+        check_in_order(args)
+    if args.train_sampling_strategy not in ("random", "sequential"):
+        raise ConfigError(
+            f"A MixedDataset is read in order, so train_sampling_strategy={args.train_sampling_strategy} has no place: leave it out."
+        )
+    if args.ignore_data_skip:
+        raise ConfigError("A MixedDataset is read in order, and ignore_data_skip=True would read a part of it twice: leave it out.")
+    if args.max_steps > 0 and args.max_steps != data.steps:
+        raise ConfigError(
+            f"The MixedDataset holds {data.steps} steps, but max_steps is {args.max_steps}: make them equal, or leave max_steps out."
+        )
+    if data.batch_size != (asked := examples_per_step(args)):
+        raise ConfigError(
+            f"The MixedDataset has {data.batch_size} examples a step, but the arguments ask for {asked} ({args.train_batch_size} × "
+            f"{args.gradient_accumulation_steps} accumulated × {max(args.world_size, 1)} processes): make them equal."
+        )
+
+
+def check_constructor(given: Mapping[str, Any]) -> None:
+    """Check the arguments that go on to ``transformers.Trainer``.
+
+    Raises:
+        ConfigError: one of them would have no effect.
+    """
+    for name in NOT_TAKEN:
+        if given.get(name) is not None:
+            raise ConfigError(f"DistillTrainer takes no {name}: the objective defines the loss, and evaluate() its own metrics. Leave it out.")
+
+
+def check_windows(lm: LanguageModelling | None, train_dataset: RolloutDataset | MixedDataset | None) -> None:
+    """Check that a language-modelling term has text, and that text has a term.
+
+    Raises:
+        ConfigError: one is there without the other.
+    """
+    has_windows = isinstance(train_dataset, MixedDataset) and train_dataset.has_windows
+    if lm is not None and train_dataset is not None and not has_windows:
+        raise ConfigError("The language-modelling term (lm) reads a corpus, and the training data have none: give a MixedDataset with corpus=.")
+    if lm is None and has_windows:
+        raise ConfigError("The MixedDataset has a corpus that nothing reads: pass lm=LanguageModelling(…), or leave the corpus out.")
+
+
+def unused_value_settings(value: ValueSettings, needs: frozenset[str]) -> list[str]:
+    """Return the names of settings that differ from their defaults, though the objective has no value head or no target network."""
+    default = ValueSettings()
+    names = [] if needs & VALUES else ["learning_rate", "warmup_steps", "detach"]
+    names += [] if "target" in needs else ["target_tau"]
+    return [name for name in names if getattr(value, name) != getattr(default, name)]
+
+
+def check_callbacks(args: TrainingArguments, callbacks: Sequence[TrainerCallback]) -> None:
+    """Check that early stopping has validations to look at.
+
+    Raises:
+        ConfigError: it has none.
+    """
+    if any(isinstance(callback, EarlyStoppingCallback) for callback in callbacks):
+        check_early_stopping(args)
+
+
+def check_early_stopping(args: TrainingArguments) -> None:
+    """Check that the arguments ask for validations and say which metric counts.
+
+    Raises:
+        ConfigError: they don't.
+    """
+    if args.eval_strategy == "no" or args.metric_for_best_model is None:
+        raise ConfigError(
+            f"Early stopping looks at validations, but eval_strategy is {str(args.eval_strategy)!r} and metric_for_best_model is "
+            f"{args.metric_for_best_model!r}: set both, or leave early stopping out."
+        )

@@ -1,0 +1,69 @@
+"""Count the steps of a run in one place: how many a data set and ``TrainingArguments`` give, and which examples an epoch reads."""
+
+import math
+from collections.abc import Callable, Iterator
+
+from torch.utils.data import Sampler
+from transformers import TrainingArguments
+
+from tdistill.errors import ConfigError
+
+
+def examples_per_step(args: TrainingArguments) -> int:
+    """Return how many examples one optimizer step reads: micro-batch × accumulation × processes."""
+    return args.train_batch_size * args.gradient_accumulation_steps * max(args.world_size, 1)
+
+
+def steps_per_epoch(args: TrainingArguments, examples: int) -> int:
+    """Return how many optimizer steps the Trainer takes for one pass over ``examples``.
+
+    The last step of an epoch may have fewer examples. ``dataloader_drop_last`` drops a last short batch, and batches that not every
+    process has.
+
+    Raises:
+        ConfigError: ``dataloader_drop_last`` drops every batch.
+    """
+    processes = max(args.world_size, 1)
+    if args.dataloader_drop_last:
+        batches = examples // args.train_batch_size // processes
+    else:
+        batches = math.ceil(math.ceil(examples / args.train_batch_size) / processes)
+    if batches == 0:
+        raise ConfigError(
+            f"dataloader_drop_last leaves no batch: {examples} training examples are fewer than {args.train_batch_size} for each of "
+            f"{processes} processes. Lower per_device_train_batch_size, or set dataloader_drop_last to false."
+        )
+    return math.ceil(batches / args.gradient_accumulation_steps)
+
+
+def total_steps(args: TrainingArguments, examples: int) -> int:
+    """Return the optimizer steps of a whole run over a data set of ``examples``: ``max_steps``, else ``num_train_epochs`` epochs.
+
+    Raises:
+        ConfigError: there is no step to take.
+    """
+    per_epoch = steps_per_epoch(args, examples)
+    steps = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * per_epoch)
+    if steps < 1:
+        raise ConfigError(f"num_train_epochs={args.num_train_epochs} is no step of training: give a number above 0, or max_steps.")
+    return steps
+
+
+class InOrder(Sampler[int]):
+    """Yield the examples of one epoch of a data set that holds a whole run, in order.
+
+    Args:
+        per_epoch: examples of a whole epoch. The last epoch may end earlier, with the data set.
+        total: examples of the run.
+        epoch: returns the number of the epoch that begins, from 0.
+    """
+
+    def __init__(self, per_epoch: int, total: int, epoch: Callable[[], int]):
+        self._per_epoch, self._total, self._epoch = per_epoch, total, epoch
+
+    def __len__(self) -> int:
+        return self._per_epoch
+
+    def __iter__(self) -> Iterator[int]:
+        first = self._epoch() * self._per_epoch
+        return iter(range(first, min(first + self._per_epoch, self._total)))

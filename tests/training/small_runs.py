@@ -1,0 +1,96 @@
+"""Runs that take a second: a cache of a few prompts, a student of two layers, and what a kill leaves of a run."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+from tdistill.data.corpus import PackedCorpus
+from tdistill.data.dataset import RolloutDataset
+from tdistill.data.mixed import Mixture
+from tdistill.models import find_model, load_model, load_tokenizer
+from tdistill.objectives import BoundObjective, bind
+from tdistill.prune import prune_layers
+from tdistill.rollout.generate import Sampling
+from tdistill.rollout.prompts import Prompt, tokenize_prompts
+from tdistill.rollout.run import Capture, roll_out
+from tdistill.training.extras import Extras, OnPolicy
+from tdistill.training.language_modelling import LanguageModelling
+from tdistill.training.on_policy import StudentSampling
+from tdistill.training.run import train_student
+
+NLL = bind("nll")
+EVERY_TWO = {"max_steps": 6, "eval_steps": 2, "save_steps": 2, "logging_steps": 1, "per_device_train_batch_size": 4}
+# The default schedule ends at rate 0, which hides a step too many.
+CONSTANT = {"learning_rate": 1e-2, "lr_scheduler_type": "constant"}
+
+
+class World:
+    """A teacher, its tokenizer, ten responses of its, a start for students, and a corpus."""
+
+    def __init__(self, teacher: Path, directory: Path, prompts: int = 10):
+        self.teacher: Any = load_model(find_model(str(teacher)))
+        self.tokenizer: Any = load_tokenizer(find_model(str(teacher)))
+        conversations = [Prompt(f"p{i}", ({"role": "user", "content": f"question {i}" + "?" * (i % 5)},)) for i in range(prompts)]
+        tokenized, _ = tokenize_prompts(conversations, self.tokenizer, 128, "refuse")
+        sampling, capture = Sampling(top_p=0.9, max_completion_length=12, seed=1), Capture(0.9, None, 1, 4, 1)
+        prints, eos = {"teacher": "tiny", "tokenizer": "t", "template": "t"}, [self.tokenizer.eos_token_id]
+        roll_out(lambda: self.teacher, self.tokenizer, tokenized, directory / "cache", sampling, capture, prints, eos)
+        self.data = RolloutDataset(directory / "cache")
+        self.start = directory / "start"
+        self.student().save_pretrained(self.start)
+        (directory / "corpus.txt").write_text("\n\n".join(f"Paragraph {i} of the corpus." for i in range(40)))
+        self.corpus = PackedCorpus(str(directory / "corpus.txt"), self.tokenizer, 16)
+
+    def student(self) -> Any:
+        return prune_layers(self.teacher, [0, 3]).train()
+
+    def extras(self, kind: str, **given: Any) -> Extras:
+        """``kind``: plain, lm, own text, or both."""
+        own = OnPolicy(Mixture(0.5, refresh_steps=2), StudentSampling(), torch.float32) if kind in ("own text", "both") else None
+        lm = {"lm": LanguageModelling(0.5), "corpus": self.corpus} if kind in ("lm", "both") else {}
+        return Extras(on_policy=own, **lm, **given)
+
+    def train(
+        self,
+        directory: Path,
+        kind: str = "plain",
+        arguments: dict[str, Any] | None = None,
+        objective: BoundObjective = NLL,
+        load_teacher: Callable[[], Any] | None = None,
+        **extras: Any,
+    ) -> dict[str, float]:
+        """Train a student into ``directory``; ``arguments`` beside those of ``EVERY_TWO`` and ``CONSTANT``."""
+        given = {**EVERY_TWO, **CONSTANT, **(arguments or {})}
+        loader = load_teacher or (lambda: self.teacher)
+        asked = self.extras(kind, **extras)
+        return train_student(self.start, directory, objective, self.data, self.data, self.tokenizer, given, 3, "t", loader, asked)
+
+
+def weights(directory: Path) -> dict[str, torch.Tensor]:
+    return {f"{path.name}: {k}": v for path in sorted(directory.glob("*.safetensors")) for k, v in load_file(path).items()}
+
+
+def assert_same_weights(found: Path, wanted: Path) -> None:
+    mine, theirs = weights(found), weights(wanted)
+    assert mine.keys() == theirs.keys()
+    assert [name for name in mine if not torch.equal(mine[name], theirs[name])] == []
+
+
+def left_by_a_kill(whole: Path, directory: Path, step: int, refresh_steps: int = 2) -> Path:
+    """Copy what is there when a run is killed after its checkpoint at ``step``, from a run that has kept all of its own."""
+    for source in (whole / "checkpoints").glob("checkpoint-*"):
+        if int(source.name.rsplit("-", 1)[1]) <= step:
+            shutil.copytree(source, directory / "checkpoints" / source.name)
+    for source in (whole / "rollouts").glob("round-*"):
+        if int(source.name[6:10]) <= step // refresh_steps:
+            (shutil.copytree if source.is_dir() else shutil.copy)(source, _parent(directory / "rollouts") / source.name)
+    return directory
+
+
+def _parent(directory: Path) -> Path:
+    directory.mkdir(parents=True, exist_ok=True)
+    return directory

@@ -1,0 +1,194 @@
+"""A run that is killed and goes on: the same steps, the same student, bit by bit, wherever the kill was."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import small_runs
+import torch
+from transformers import EarlyStoppingCallback, TrainerCallback
+
+from tdistill.errors import TrainingError
+from tdistill.objectives import BoundObjective, bind
+from tdistill.training.checkpoints import find_checkpoints, last_checkpoint
+from tdistill.training.run import read_history, training_arguments
+from tdistill.training.trainer import DistillTrainer
+
+TARGET = bind("csil", target_network=True, anchor="tail")
+
+
+@pytest.fixture(scope="module")
+def world(tiny_teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> small_runs.World:
+    return small_runs.World(tiny_teacher, tmp_path_factory.mktemp("world"))
+
+
+def no_step(objective: BoundObjective) -> BoundObjective:
+    """Fails at a training step; validations pass."""
+
+    def call(steps: Any) -> Any:
+        assert not torch.is_grad_enabled(), "a step was taken"
+        return objective(steps)
+
+    return replace(objective, call=call)
+
+
+def counted(directory: Path, step: int) -> set[float]:
+    """The numbers of steps that Adam has counted."""
+    state = torch.load(directory / "checkpoints" / f"checkpoint-{step}" / "optimizer.pt", weights_only=True)
+    return {float(s["step"]) for s in state["state"].values()}
+
+
+def losses(directory: Path) -> list[tuple[int, float]]:
+    return [(e["step"], e["loss"]) for e in read_history(directory)["history"] if "loss" in e]
+
+
+LENGTHS: dict[str, dict[str, Any]] = {
+    "steps": {"max_steps": 5},
+    "epochs": {"max_steps": -1, "num_train_epochs": 2},
+    "accumulated": {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2},
+}
+
+
+@pytest.mark.parametrize("kind", ["plain", "both"])
+@pytest.mark.parametrize("lengths", LENGTHS.values(), ids=LENGTHS)
+def test_a_kill_after_any_checkpoint_changes_nothing(kind: str, lengths: dict[str, Any], world: small_runs.World, tmp_path: Path) -> None:
+    whole = tmp_path / "whole"
+    keep = {"save_total_limit": None, **lengths}
+    world.train(whole, kind, keep, keep_checkpoints=True)
+    saved = [int(path.name[11:]) for path in find_checkpoints(whole / "checkpoints")]
+    assert len(saved) >= 3
+    for step in saved:
+        killed = small_runs.left_by_a_kill(whole, tmp_path / str(step), step)
+        world.train(killed, kind, keep, keep_checkpoints=True)
+        small_runs.assert_same_weights(killed, whole)
+        assert losses(killed) == losses(whole)
+        assert counted(killed, saved[-1]) == {float(saved[-1])}
+        assert find_checkpoints(killed / "checkpoints")[-1].name == f"checkpoint-{saved[-1]}", "there was no step after the last"
+
+
+@pytest.mark.parametrize("best", ["best loaded", "last kept"])
+def test_a_run_killed_before_its_student_is_saved_takes_no_step_however_often(best: str, world: small_runs.World, tmp_path: Path) -> None:
+    whole, last = tmp_path / "whole", {"max_steps": 5, "load_best_model_at_end": best == "best loaded", "learning_rate": 3.0}
+    world.train(whole, arguments=last, objective=TARGET, keep_checkpoints=True)
+    killed = small_runs.left_by_a_kill(whole, tmp_path / "killed", 5)
+    for _ in range(3):
+        world.train(killed, arguments=last, objective=no_step(TARGET), keep_checkpoints=True)
+        small_runs.assert_same_weights(killed, whole)
+        assert read_history(killed)["validation"] == read_history(whole)["validation"]
+        assert losses(killed) == losses(whole)
+        assert counted(killed, 5) == {5.0}
+
+
+@pytest.mark.parametrize("strategy", [{}, {"max_steps": -1, "num_train_epochs": 9, "eval_strategy": "epoch", "save_strategy": "epoch"}])
+def test_early_stopping_goes_on_counting_after_a_kill(strategy: dict[str, Any], world: small_runs.World, tmp_path: Path) -> None:
+    worse = {"max_steps": 20, "learning_rate": 3.0, "save_total_limit": None, **strategy}
+    whole = tmp_path / "whole"
+    world.train(whole, arguments=worse, early_stopping_patience=2, keep_checkpoints=True)
+    history = read_history(whole)
+    stopped = max(e["step"] for e in history["history"] if "eval_loss" in e)
+    saved = [int(path.name[11:]) for path in find_checkpoints(whole / "checkpoints")]
+    assert stopped == saved[-1] < (27 if strategy else 20), "it stopped early, and its last checkpoint is there"
+    assert saved.index(history["best_step"]) == len(saved) - 3
+    for step in saved:
+        killed = small_runs.left_by_a_kill(whole, tmp_path / str(step), step)
+        objective = no_step(small_runs.NLL) if step == stopped else small_runs.NLL
+        world.train(killed, arguments=worse, objective=objective, early_stopping_patience=2, keep_checkpoints=True)
+        small_runs.assert_same_weights(killed, whole)
+        assert losses(killed) == losses(whole)
+        assert read_history(killed)["best_step"] == history["best_step"]
+
+
+def trainer(world: small_runs.World, directory: Path, *callbacks: TrainerCallback, **given: Any) -> DistillTrainer:
+    args = training_arguments({**small_runs.EVERY_TWO, **small_runs.CONSTANT, **given}, directory, 3)
+    return DistillTrainer(world.student(), args, small_runs.NLL, world.data, world.data, world.tokenizer, callbacks=list(callbacks))
+
+
+def test_a_validation_that_a_kill_left_out_is_made_up_for(world: small_runs.World, tmp_path: Path) -> None:
+    """Saved by steps, validated by epochs: a checkpoint at the end of an epoch is written before the epoch's validation."""
+    given = {"max_steps": 9, "save_steps": 3, "eval_strategy": "epoch", "load_best_model_at_end": False, "save_total_limit": None}
+    whole = trainer(world, tmp_path / "whole", **given)
+    whole.train()
+
+    def validated(run: DistillTrainer) -> list[tuple[int, float]]:
+        return [(e["step"], e["eval_loss"]) for e in run.state.log_history if "eval_loss" in e]
+
+    assert [step for step, _ in validated(whole)] == [3, 6, 9]
+    again = trainer(world, tmp_path / "again", **given)
+    again.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-3"))
+    assert validated(again) == validated(whole)
+
+
+def test_true_resumes_from_the_newest_whole_checkpoint(world: small_runs.World, tmp_path: Path) -> None:
+    first = trainer(world, tmp_path / "out")
+    first.train()
+    (tmp_path / "out" / "checkpoint-6" / "tdistill.complete").unlink()  # as a kill while it is written leaves it
+    (tmp_path / "out" / "checkpoint-best").mkdir()
+    second = trainer(world, tmp_path / "out")
+    second.train(resume_from_checkpoint=True)
+    assert second.state.global_step == 6
+    assert [e["step"] for e in second.state.log_history if "loss" in e] == [1, 2, 3, 4, 5, 6]
+    for a, b in zip(first.model.parameters(), second.model.parameters(), strict=True):
+        assert torch.equal(a, b)
+    with pytest.raises(TrainingError, match="There is no whole checkpoint in .*: leave resume_from_checkpoint out"):
+        trainer(world, tmp_path / "empty").train(resume_from_checkpoint=True)
+
+
+def test_a_moved_run_finds_its_best_checkpoint_again(world: small_runs.World, tmp_path: Path) -> None:
+    given = {"learning_rate": 3.0, "save_total_limit": None}
+    whole = trainer(world, tmp_path / "whole", **given)
+    whole.train()
+    assert whole.state.best_global_step < 6
+    shutil.move(tmp_path / "whole", tmp_path / "moved")
+    again = trainer(world, tmp_path / "moved", **given)
+    again.train(resume_from_checkpoint=True)
+    for a, b in zip(whole.model.parameters(), again.model.parameters(), strict=True):
+        assert torch.equal(a, b)
+    best = f"checkpoint-{whole.state.best_global_step}"
+    shutil.rmtree(tmp_path / "moved" / best)
+    with pytest.raises(TrainingError, match=f"names {best} as the best so far, which is not beside it"):
+        trainer(world, tmp_path / "moved", **given).train(resume_from_checkpoint=True)
+
+
+def test_the_best_is_loaded_though_it_was_validated_between_two_saves(world: small_runs.World, tmp_path: Path) -> None:
+    run = trainer(world, tmp_path / "out", eval_steps=1, save_steps=3, learning_rate=3.0)
+    run.train()
+    validated = {e["step"]: e["eval_loss"] for e in run.state.log_history if "eval_loss" in e}
+    best = min(validated, key=lambda step: validated[step])
+    assert best % 3
+    assert run.state.best_global_step == best
+    assert run.evaluate()["eval_loss"] == pytest.approx(validated[best], rel=1e-6)
+
+
+def test_a_resumed_run_does_not_validate_at_its_start_again(world: small_runs.World, tmp_path: Path) -> None:
+    stopping = EarlyStoppingCallback(1)
+    given = {"eval_on_start": True, "learning_rate": 3.0, "save_total_limit": None}
+    whole = trainer(world, tmp_path / "out", EarlyStoppingCallback(1), **given)
+    whole.train()
+    again = trainer(world, tmp_path / "again", stopping, **given)
+    again.train(resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-2"))
+    steps = [[e["step"] for e in run.state.log_history if "eval_loss" in e] for run in (whole, again)]
+    assert steps[0] == steps[1]
+    assert again.args.eval_on_start
+
+
+@pytest.mark.parametrize("limit", [1, 2, 3])
+def test_there_is_a_whole_checkpoint_at_every_moment(limit: int, world: small_runs.World, tmp_path: Path) -> None:
+    """Older ones go only once the new one is on the disk."""
+    seen: list[Path | None] = []
+
+    class Looking(DistillTrainer):
+        def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+            seen.append(last_checkpoint(Path(self.args.output_dir)))
+            super()._save_optimizer_and_scheduler(output_dir)
+
+    given = {**small_runs.EVERY_TWO, **small_runs.CONSTANT, "save_total_limit": limit, "load_best_model_at_end": False, "max_steps": 8}
+    args = training_arguments(given, tmp_path, 3)
+    run = Looking(world.student(), args, small_runs.NLL, world.data, world.data, world.tokenizer)
+    run.train()
+    assert [path.name if path else None for path in seen] == [None, "checkpoint-2", "checkpoint-4", "checkpoint-6"]
+    left = [path.name for path in find_checkpoints(tmp_path)]
+    assert left == [f"checkpoint-{step}" for step in (2, 4, 6, 8)[-limit:]]
+    assert json.loads((tmp_path / "checkpoint-8" / "trainer_state.json").read_text())["global_step"] == 8
