@@ -1,15 +1,18 @@
 """The command line: parse, call, exit. Nothing heavy is imported before it is needed."""
 
+import io
 import os
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
-from tdistill.errors import TdistillError, shown
+from tdistill.errors import OutputError, TdistillError, shown
+from tdistill.stops import keeping, watched
 
-EXIT_USAGE = 2
+EXIT_USAGE, EXIT_BROKEN_PIPE = 2, 141  # 128 + SIGPIPE, as for other programs
 
 app = typer.Typer(
     help="Distil a language model: prompts → teacher roll-outs → student → evaluation → report.\n\n"
@@ -69,21 +72,30 @@ def evaluate(
     lm_eval_include_path: Annotated[Path | None, typer.Option(help="a directory of lm-eval tasks of your own")] = None,
 ) -> None:
     """Measure teacher, start, SFT student, baselines and distilled student on the test prompts, at other temperatures, on named tasks."""
+    from tdistill.disks import disk_errors
     from tdistill.evaluation.lm_eval import LmEvalOptions, LmEvalRun
     from tdistill.evaluation.task_run import TaskOptions, TaskRun
     from tdistill.evaluation.temperatures import TemperatureRun
+    from tdistill.kept import kept_of_stage
 
     if split is not None and temperatures is None:
         raise TdistillError(
             "--split says on which prompts --temperatures are measured: give both, such as --temperatures 0.5,0.7,1 --split valid."
         )
     current = _open(recipe, overrides)
-    own = [TaskRun(current, TaskOptions(tasks or "", data_dir, seeds, limit, max_prompt_length))] if {tasks, data_dir} != {None} else []
-    sweep = [TemperatureRun(current, temperatures, split or "test")] if temperatures is not None else []
-    harness = [LmEvalRun(current, LmEvalOptions(lm_eval, lm_eval_include_path, limit))] if lm_eval is not None else []
+    measures: dict[str, Any] = {}
+    if {tasks, data_dir} != {None}:
+        measures["tasks"] = TaskRun(current, TaskOptions(tasks or "", data_dir, seeds, limit, max_prompt_length))
+    if temperatures is not None:
+        measures["temperatures"] = TemperatureRun(current, temperatures, split or "test")
+    if lm_eval is not None:
+        measures["lm-eval"] = LmEvalRun(current, LmEvalOptions(lm_eval, lm_eval_include_path, limit))
     current.execute("evaluate")
-    for measure in [*(x.report for x in sweep), *(x.report for x in own), *(x.report for x in harness)]:
-        typer.echo(f"\n{measure()}")
+    for name in ("temperatures", "tasks", "lm-eval"):
+        if name in measures:
+            measure = measures[name]
+            with disk_errors(measure.directory), keeping(partial(kept_of_stage, name, current.root, measure.directory)):
+                typer.echo(f"\n{measure.report()}")
 
 
 @app.command()
@@ -246,18 +258,68 @@ def _show(current: Any) -> None:
 
 
 def main() -> None:
-    """Entry point: errors a user can act on are printed without a traceback, with exit status 2."""
+    """Run the command line: errors a user can act on are printed without a traceback, with exit status 2; stops have 128 + the signal."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal without a letter must not cost the result
+            stream.reconfigure(errors="backslashreplace")
+    with watched():
+        try:
+            _run_app()
+        except TdistillError as error:
+            from tdistill.processes import process_label
+
+            typer.echo(f"tdistill: error{process_label()}: {shown(str(error))}", err=True)
+            sys.exit(EXIT_USAGE)
+
+
+def _run_app() -> None:
+    """Run the command. A closed standard output ends it quietly, a full one with a message: what was made is kept."""
+    from tdistill.disks import FAILING, FULL
+    from tdistill.locks import release_all
+
+    status: Any = 0
     try:
         app()
-    except TdistillError as error:
-        from tdistill.processes import process_label
+    except SystemExit as stop:
+        if stop.code == 1 and isinstance(stop.__context__, BrokenPipeError):  # how typer and rich end
+            _silence_output()
+            sys.exit(EXIT_BROKEN_PIPE)
+        status = stop.code
+    except OSError as error:
+        if error.filename is not None or error.errno not in (*FULL, *FAILING):  # what writes files says so itself
+            raise
+        raise _output_error(error) from error
+    finally:
+        release_all()
+    _flush_output()
+    sys.exit(status)
 
-        typer.echo(f"tdistill: error{process_label()}: {shown(str(error))}", err=True)
-        sys.exit(EXIT_USAGE)
+
+def _flush_output() -> None:
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        _silence_output()
+        sys.exit(EXIT_BROKEN_PIPE)
+    except OSError as error:
+        raise _output_error(error) from error
+
+
+def _output_error(error: OSError) -> OutputError:
+    _silence_output()
+    return OutputError(f"Can't write to standard output: {error.strerror}. What was made is kept.")
+
+
+def _silence_output() -> None:
+    # Otherwise the interpreter tries again at its end, and complains.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 if __name__ == "__main__":
-    main()
+    from tdistill.__main__ import main as entry
+
+    entry()

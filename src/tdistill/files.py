@@ -1,18 +1,22 @@
 """Write files whole or not at all: a file that has its name is complete, after a kill as after a full disk."""
 
+import errno
 import json
 import lzma
 import os
 import secrets
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from tdistill.errors import OutputError, TdistillError
 from tdistill.parse import parse_json
+from tdistill.stops import before_end
 
 PARTIAL = ".partial"  # ends the name of a file that is being written
+NO_FSYNC = (errno.EINVAL, errno.ENOTSUP, errno.EBADF)  # some file systems can't do it to a directory
+_writing: set[Path] = set()
 
 
 @contextmanager
@@ -25,6 +29,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         OSError: the disk is full or can't be written.
     """
     temporary = path.with_name(f"{path.name}.{secrets.token_hex(6)}{PARTIAL}")
+    _writing.add(temporary)
     try:
         with temporary.open("xb") as handle:
             yield handle
@@ -33,7 +38,20 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         temporary.replace(path)
         sync_directory(path.parent)
     finally:
-        temporary.unlink(missing_ok=True)
+        # Not found, or its directory is gone: then an error of its own is on its way.
+        with suppress(FileNotFoundError, NotADirectoryError):
+            temporary.unlink()
+        _writing.discard(temporary)
+
+
+def drop_partial() -> None:
+    """Remove the files that this process is writing just now. It must end without writing on."""
+    for path in list(_writing):
+        with suppress(OSError):
+            path.unlink()
+
+
+before_end(drop_partial)
 
 
 def sync_directory(directory: Path) -> None:
@@ -41,18 +59,24 @@ def sync_directory(directory: Path) -> None:
     handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(handle)
+    except OSError as error:
+        if error.errno not in NO_FSYNC:
+            raise
     finally:
         os.close(handle)
 
 
 def sync_tree(directory: Path) -> None:
-    """Put every file below a directory on the disk, for what other libraries wrote there."""
+    """Put every file below a directory on the disk, for what other libraries wrote there. A link's target is not followed."""
     for path in sorted(directory.rglob("*")):
-        if path.is_dir():
-            sync_directory(path)
-        elif path.is_file():
-            with path.open("rb") as handle:
-                os.fsync(handle.fileno())
+        with suppress(FileNotFoundError):  # a tracker may be tidying up its logs
+            if path.is_symlink():
+                continue
+            if path.is_dir():
+                sync_directory(path)
+            elif path.is_file():
+                with path.open("rb") as handle:
+                    os.fsync(handle.fileno())
     sync_directory(directory)
 
 
@@ -63,9 +87,9 @@ def remove_partial(directory: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write UTF-8 with Unix line ends."""
+    """Write UTF-8 with Unix line ends. Half of a surrogate pair, which has no UTF-8, is written as ``\\udXXX``: in JSON that is itself."""
     with replacing(path) as handle:
-        handle.write(text.encode("utf-8"))
+        handle.write(text.encode("utf-8", "backslashreplace"))
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -75,7 +99,7 @@ def write_json(path: Path, value: Any) -> None:
 
 def write_jsonl(path: Path, rows: Iterable[Any]) -> None:
     """Write one JSON value a line, compressed if the name ends in ``.xz``."""
-    text = "".join(json.dumps(row, sort_keys=True, ensure_ascii=False) + "\n" for row in rows).encode("utf-8")
+    text = "".join(json.dumps(row, sort_keys=True, ensure_ascii=False) + "\n" for row in rows).encode("utf-8", "backslashreplace")
     with replacing(path) as handle:
         handle.write(lzma.compress(text) if path.suffix == ".xz" else text)
 

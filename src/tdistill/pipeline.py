@@ -4,39 +4,37 @@ Every stage writes into ``output_dir/STAGE/KEY``, where KEY is a hash of all tha
 complete for the same settings, other settings never overwrite anything, and going back to old ones finds the old results.
 """
 
-import errno
 import hashlib
 import json
-import os
 import platform
 import resource
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
-
-from safetensors import SafetensorError
 
 import tdistill
 from tdistill import run_files
 from tdistill.config import Recipe
-from tdistill.errors import ConfigError, OutputError
-from tdistill.files import write_json
+from tdistill.disks import disk_errors, staying
+from tdistill.errors import ConfigError, visible
+from tdistill.files import remove_partial, sync_tree, write_json, write_text
+from tdistill.kept import kept_of_run, kept_of_stage
+from tdistill.locks import LOCK, Lock, hold
 from tdistill.models import ModelSource, find_model, model_fingerprint
 from tdistill.processes import is_main_process, process_count, wait_for_everyone
 from tdistill.progress import say
 from tdistill.recipe_text import dump_yaml
 from tdistill.run_files import STAGE_FILE, read_stage_file, sealed
 from tdistill.secrets_guard import without_secrets
+from tdistill.stops import keeping
 
-MARKER = ".tdistill"
-# torch.save does not say why it could not write.
-TORCH_CANT_WRITE = ("PytorchStreamWriter failed writing", "inline_container.cc", "iostream error")
+MARKER, RECIPE_FILE = ".tdistill", "recipe.yaml"
+GIT_SECONDS = 10.0  # a slower git is done without
 
 
 @dataclass(frozen=True)
@@ -55,7 +53,8 @@ class Run:
 
     def __init__(self, recipe: Recipe):
         self.recipe = recipe
-        self.root = Path(recipe.output_dir).expanduser()
+        self.root = _expanded(recipe.output_dir)
+        self._lock: Lock | None = None
         self._keys: dict[str, str] = {}
         self._records: dict[str, dict[str, Any]] = {}  # of complete stages
 
@@ -110,48 +109,77 @@ class Run:
         return False
 
     def prepare(self) -> None:
-        """Claim the output directory and save the resolved recipe.
+        """Claim the output directory for this process and save the resolved recipe. The claim ends with this object.
 
         Raises:
             ConfigError: the directory holds something else, or can't be made.
+            OutputError: another process is writing there.
         """
-        if self.root.exists() and (not self.root.is_dir() or (any(self.root.iterdir()) and not (self.root / MARKER).exists())):
-            raise ConfigError(f"output_dir {self.root} holds something else. Choose an empty or new directory: output_dir=runs/NAME")
-        if not is_main_process():
-            return
         try:
+            if self.root.is_symlink() and not self.root.exists():
+                raise ConfigError(
+                    f"output_dir {self.root} is a link to {self.root.readlink()}, which does not exist. Make that directory first."
+                )
+            if self.root.exists() and (not self.root.is_dir() or not self._is_ours()):
+                raise ConfigError(f"output_dir {self.root} holds something else. Choose an empty or new directory: output_dir=runs/NAME")
+            if not is_main_process():
+                return
             self.root.mkdir(parents=True, exist_ok=True)
-            (self.root / MARKER).write_text("An output directory of tdistill.\n")
-        except OSError as error:
-            raise ConfigError(f"Can't write to output_dir {self.root}: {error.strerror}.") from error
-        (self.root / "recipe.yaml").write_text(resolved_yaml(self.recipe), encoding="utf-8")
+            self._lock = hold(self.root / LOCK, f"output_dir {self.root}")
+            if not (self.root / MARKER).exists():
+                write_text(self.root / MARKER, "An output directory of tdistill.\n")
+            write_text(self.root / RECIPE_FILE, resolved_yaml(self.recipe))
+        except (OSError, ValueError) as error:  # a ValueError: a NUL byte
+            reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+            raise ConfigError(f"Can't write to output_dir {visible(str(self.root))}: {reason}. Choose another: output_dir=runs/NAME") from error
+
+    def _is_ours(self) -> bool:
+        # A kill may have left the directory before it got its marker.
+        names = [path.name for path in self.root.iterdir()]
+        return MARKER in names or all(name.startswith(MARKER) for name in names)
 
     def execute(self, stage: str) -> bool:
         """Run one stage unless it is complete; False if it was skipped.
 
         Raises:
             ConfigError: a stage that it reads has not run.
+            OutputError: the disk is full, can't be written, or the directory was deleted in between.
         """
-        spec, directory = self.stages[stage], self.directory(stage)
-        for before in spec.after:
+        directory = self.directory(stage)
+        with disk_errors(directory), keeping(partial(kept_of_run, self.root)):
+            self._check_inputs(stage)
+            if self.is_complete(stage):
+                say(f"{stage}: complete, skipped ({directory})")
+                return False
+            self._check_processes(stage)
+            say(f"{stage} → {directory}")
+            self._work(stage, directory)
+            return True
+
+    def _check_inputs(self, stage: str) -> None:
+        for before in self.stages[stage].after:
             if before in self.stages and not self.is_complete(before):
                 raise ConfigError(
                     f"`{stage}` reads what `{before}` makes, which is not complete: "
                     f"`tdistill {_command(before)} RECIPE` first, or `tdistill run RECIPE`."
                 )
-        if self.is_complete(stage):
-            say(f"{stage}: complete, skipped ({directory})")
-            return False
-        if process_count() > 1 and not spec.parallel:
+
+    def _check_processes(self, stage: str) -> None:
+        if process_count() > 1 and not self.stages[stage].parallel:
             raise ConfigError(
                 f"`{stage}` runs in one process, and this is one of {process_count()}: complete it without `accelerate launch` first "
                 f"(`tdistill {_command(stage)} RECIPE`), then launch `tdistill train RECIPE`."
             )
-        say(f"{stage} → {directory}")
+
+    def _work(self, stage: str, directory: Path) -> None:
         directory.mkdir(parents=True, exist_ok=True)
-        started = time.perf_counter()
-        with disk_errors(directory):
-            notes = spec.work(self, directory)
+        if is_main_process():
+            remove_partial(directory)
+        facts, started = provenance(self.recipe), time.perf_counter()
+        with keeping(partial(kept_of_stage, stage, self.root, directory)), staying(directory, stage):
+            notes = self.stages[stage].work(self, directory)
+            if is_main_process():
+                sync_tree(directory)
         record = {
             "stage": stage,
             "key": self.key(stage),
@@ -159,12 +187,11 @@ class Run:
             "seconds": time.perf_counter() - started,
             "peak_memory_bytes": peak_memory_bytes(),
             "notes": notes,
-            "provenance": provenance(self.recipe),
+            "provenance": facts,
         }
         if is_main_process():
             write_json(directory / STAGE_FILE, sealed(record, directory))
         wait_for_everyone()
-        return True
 
     def read_stage(self, stage: str) -> dict[str, Any]:
         """Return what a complete stage noted.
@@ -177,33 +204,17 @@ class Run:
         return self._records[stage]
 
 
-def _command(stage: str) -> str:
-    return "rollout" if stage == "models" else stage
-
-
-@contextmanager
-def disk_errors(directory: Path) -> Iterator[None]:
-    """Turn a full disk, in whose words it may come, into ``OutputError``."""
+def _expanded(output_dir: str) -> Path:
     try:
-        yield
-    except (OSError, RuntimeError, SafetensorError) as error:
-        if not _disk_is_full(error):
-            raise
-        raise OutputError(
-            f"The disk is full: can't write to {directory} ({error}). Free some space, or move output_dir, and run again: what is "
-            "complete is kept, and training goes on from its last whole checkpoint."
+        return Path(output_dir).expanduser()
+    except RuntimeError as error:
+        raise ConfigError(
+            f"output_dir {output_dir!r:.300} names the home of a user who does not exist. Write ./~… for a name with ~."
         ) from error
 
 
-def _disk_is_full(error: Exception) -> bool:
-    # safetensors and torch.save say in words of their own what an OSError says by number.
-    numbers = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
-    text = str(error)
-    return (
-        (isinstance(error, OSError) and error.errno in numbers)
-        or any(f"os error {n}" in text or os.strerror(n) in text for n in numbers)
-        or any(words in text for words in TORCH_CANT_WRITE)
-    )
+def _command(stage: str) -> str:
+    return "rollout" if stage == "models" else stage
 
 
 def resolved_yaml(recipe: Recipe) -> str:
@@ -243,8 +254,8 @@ def _device() -> str:
 def _git_commit() -> str:
     try:
         found = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=12"], capture_output=True, text=True, timeout=10, check=False
+            ["git", "describe", "--always", "--dirty", "--abbrev=12"], capture_output=True, errors="replace", timeout=GIT_SECONDS, check=False
         )
-    except OSError:
+    except (OSError, subprocess.SubprocessError):  # no git, or a slow disk
         return "unknown"
     return found.stdout.strip() or "unknown"

@@ -1,7 +1,10 @@
 """Progress bars with rates and time left; one line per stage where there is no terminal."""
 
+import io
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from typing import TextIO, cast
 
 from rich.console import Console
 from rich.progress import (
@@ -18,7 +21,33 @@ from rich.text import Text
 
 from tdistill.processes import is_main_process
 
-console = Console(stderr=True, highlight=False, quiet=not is_main_process())
+
+class _StandardError(io.TextIOBase):
+    """Standard error as it is now; where it was closed, as a terminal or a pipe may be, the work goes on without a word."""
+
+    encoding = "utf-8"
+
+    def write(self, text: str) -> int:
+        with suppress(OSError, ValueError):  # a ValueError: a closed file, or letters it can't encode
+            if sys.stderr is not None:
+                sys.stderr.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with suppress(OSError, ValueError):
+            if sys.stderr is not None:
+                sys.stderr.flush()
+
+    def isatty(self) -> bool:
+        return sys.stderr is not None and not sys.stderr.closed and sys.stderr.isatty()
+
+    def fileno(self) -> int:
+        if sys.stderr is None:
+            raise io.UnsupportedOperation("no standard error")
+        return sys.stderr.fileno()
+
+
+console = Console(file=cast(TextIO, _StandardError()), highlight=False, quiet=not is_main_process())
 
 
 class _Rate(ProgressColumn):

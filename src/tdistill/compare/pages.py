@@ -14,7 +14,8 @@ from tdistill.compare.pool import pooled
 from tdistill.compare.run import Comparison
 from tdistill.errors import OutputError
 from tdistill.files import write_jsonl
-from tdistill.pipeline import MARKER, disk_errors
+from tdistill.outputs import claimed
+from tdistill.pipeline import MARKER
 from tdistill.report.document import Section, write_document
 from tdistill.report.svg import Plot
 from tdistill.report.tables import MISSING, Cell, Table
@@ -31,13 +32,10 @@ def write(comparison: Comparison, output: Path) -> tuple[Path, Path]:
     """
     if (output / MARKER).exists():
         raise OutputError(f"{output} is the output directory of a run: choose another --output.")
-    try:
-        (output / "figures").mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"Can't write to {output}: {error.strerror}. Choose another --output.") from error
     drawn = (cost_plot(comparison.methods, comparison.quality), _frontier(comparison), validation_plot(comparison.methods))
     plots = {p.key: p for p in drawn if p is not None}
-    with disk_errors(output):
+    with claimed(output, "--output", None, "compare"):
+        (output / "figures").mkdir(exist_ok=True)
         for key in set(FIGURES) - plots.keys():
             (output / "figures" / f"{key}.svg").unlink(missing_ok=True)
         title = f"{sum(not m.first.is_reference for m in comparison.methods)} methods compared"

@@ -18,8 +18,10 @@ from tdistill.evaluation.judge_protocol import DEFAULT_KEY_VARIABLE, check_url, 
 from tdistill.evaluation.judge_report import RESULT, Cost, result_json, summary_table
 from tdistill.evaluation.judge_score import Summary, parse_verdict, summarise
 from tdistill.files import read_json, write_json
+from tdistill.locks import Lock, hold
 from tdistill.progress import Bar, bar, say
 from tdistill.report.tables import Table
+from tdistill.stops import keeping
 
 MAX_TOKENS = 512  # of a reply: three sentences and a verdict
 TIMEOUT_S, CONCURRENCY = 120.0, 4
@@ -64,6 +66,7 @@ class Judging:
         self.joined: Joined = join(self.a, self.b, self.prompts_source, settings.limit)
         self.questions = questions(self.joined.pairs, settings.model)
         self.output = check_output(settings.output or default_output(self.a, self.b, settings.model))
+        self._lock = lock_output(self.output)  # before the journal is read: its last line may be cut
         self.journal = Journal(self.output.with_suffix(".jsonl"))
         open_questions = (q for q in self.questions if not self.journal.answers(q.key, settings.max_tokens))
         self.to_ask: list[Question] = list({q.key: q for q in open_questions}.values())
@@ -91,10 +94,6 @@ class Judging:
             JudgeError: the endpoint refuses, or is down; verdicts that came are kept.
             OutputError: the disk is full or can't be written.
         """
-        try:
-            self.output.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise OutputError(f"Can't make {self.output.parent}: {error.strerror}. Choose another --output.") from error
         if self.to_ask:
             self._ask_all()
         summary = summarise(self.questions, self.journal.rows)
@@ -112,13 +111,11 @@ class Judging:
         s = self.settings
         client = ChatClient(self.base_url, s.model, self._key, s.max_tokens, s.timeout_s, s.concurrency, RETRIES)
         try:
-            with client, bar("judge", len(self.questions), "verdicts", len(self.questions) - len(self.to_ask)) as progress:
+            done = len(self.questions) - len(self.to_ask)
+            with client, keeping(self._rest), bar("judge", len(self.questions), "verdicts", done) as progress:
                 self._watch(client, progress)
         except JudgeError as error:
             raise JudgeError(f"{str(error).rstrip('.')}. {self._rest()}") from None
-        except KeyboardInterrupt:
-            say(self._rest())
-            raise
         for name in sorted({"temperature", "seed"} - client.options.keys()):
             say(f"The server does not take `{name}`: it was left out.")
 
@@ -199,6 +196,19 @@ def default_output(a: Answers, b: Answers, model: str) -> Path:
     """``runs/judge/A-vs-B-KEY.json``, KEY of the model and of both files' answers: no other comparison overwrites it."""
     content = repr([model, sorted(a.texts.items()), sorted(b.texts.items())])
     return OUTPUT_DIRECTORY / f"{a.name}-vs-{b.name}-{hashlib.sha256(content.encode()).hexdigest()[:DIGEST_LENGTH]}.json"
+
+
+def lock_output(path: Path) -> Lock:
+    """Make a summary's directory, and take the summary and its verdicts for this process.
+
+    Raises:
+        OutputError: another process writes them, or they can't be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return hold(path.with_name(f".{path.stem}.lock"), f"--output {path}")
+    except OSError as error:
+        raise OutputError(f"Can't make {path.parent} or write there: {error.strerror}. Choose another --output.") from error
 
 
 def _check_numbers(settings: JudgeSettings) -> None:

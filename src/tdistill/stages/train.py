@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 from tdistill.config import BaselineConfig, OnPolicyConfig, TrainConfig
 from tdistill.data.corpus import PackedCorpus
 from tdistill.data.mixed import Mixture
-from tdistill.files import write_json
+from tdistill.files import sync_tree, write_json
 from tdistill.model_card import write_model_card
 from tdistill.models import DTYPES
 from tdistill.objectives import bind
@@ -70,6 +70,7 @@ def make_students(run: Run, directory: Path) -> dict[str, Any]:
             continue
         notes[name] = _train_one(run, start_directory(run), target, name, system, run.recipe.train)
         if is_main_process():
+            sync_tree(target)  # before the mark that says it is all there
             write_json(target / DONE, notes[name])
     return notes
 

@@ -13,6 +13,7 @@ from torch import Generator
 
 import tdistill
 from tdistill.errors import ConfigError
+from tdistill.outputs import claimed
 from tdistill.progress import Bar, bar
 from tdistill.theory.compounding import METHODS
 from tdistill.theory.estimator_rows import estimator_rows, n_checks
@@ -41,17 +42,20 @@ def run_theory(output_dir: Path, settings: TheorySettings) -> dict[str, Rows]:
 
     Raises:
         ConfigError: the directory holds something else, or the settings are impossible.
+        OutputError: another process is writing there, or the disk can't be written.
     """
     if min(settings.instances, settings.mdps, settings.bias_mdps, settings.seeds, settings.steps, *settings.horizons) < 1:
         raise ConfigError("instances, mdps, seeds, steps and horizons must be at least 1.")
-    if output_dir.exists() and (not output_dir.is_dir() or (any(output_dir.iterdir()) and not (output_dir / ROWS_FILE).exists())):
-        raise ConfigError(f"OUTPUT_DIR {output_dir} holds something else. Choose an empty or new directory.")
+    with claimed(output_dir, "OUTPUT_DIR", ROWS_FILE, "theory"):
+        return _run(output_dir, settings)
+
+
+def _run(output_dir: Path, settings: TheorySettings) -> dict[str, Rows]:
     started = time.perf_counter()
     n_curves = len(GAMMAS) + len(BIAS_GAMMAS) * len(BIAS_PS) + n_checks()
     with one_thread(), bar("theory", N_BATCHES + n_curves + len(METHODS) * len(settings.horizons), unit="checks") as progress:
         data = measure(settings, progress)
     facts = provenance(settings) | {"seconds": round(time.perf_counter() - started, 1)}
-    output_dir.mkdir(parents=True, exist_ok=True)
     write_theory(data, facts, output_dir)
     return data
 

@@ -1,0 +1,78 @@
+"""What of a finished run must not depend on whether it was killed on the way."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+# Times differ from run to run. The Trainer's own `train_loss` is a mean over the steps of the last process; nothing reads it.
+TIMED = ("seconds", "runtime", "per_second", "train_loss")
+WEIGHTS = ("models/*/start/model.safetensors", "sft/*/model.safetensors", "train/*/*/model.safetensors")
+FILES = ("rollout/*/*/shard-*.parquet", "evaluate/*/answers/*.jsonl", *WEIGHTS)
+VALUES = (
+    "rollout/*/*/manifest.json",
+    "evaluate/*/scores/*.json",
+    "evaluate/*/sparsity.json",
+    "*/*/log_history.json",
+    "train/*/*/log_history.json",
+)
+MARKS = ("*/*/stage.json", "train/*/*/done.json")
+PAGES = ("report/*/report.html", "report/*/report.md")
+LEFTOVERS = ("**/*.partial", "**/checkpoint-*")
+
+
+def results(root: Path) -> dict[str, Any]:
+    """Return name → content of everything that must be the same: checksums of bytes, and parsed JSON without times."""
+    found: dict[str, Any] = {}
+    for pattern in FILES:
+        for path in root.glob(pattern):
+            found[_name(path, root)] = hashlib.sha256(path.read_bytes()).hexdigest()
+    for pattern in VALUES:
+        for path in root.glob(pattern):
+            found[_name(path, root)] = untimed(json.loads(path.read_text(encoding="utf-8")))
+    for path in root.glob(MARKS[0]):
+        record = json.loads(path.read_text(encoding="utf-8"))
+        found[_name(path, root)] = untimed({k: record[k] for k in ("stage", "key", "after", "notes")})
+    for path in root.glob(MARKS[1]):
+        found[_name(path, root)] = untimed(json.loads(path.read_text(encoding="utf-8")))
+    for pattern in PAGES:
+        for path in root.glob(pattern):
+            found[_name(path, root)] = path.stat().st_size > 1000
+    for pattern in LEFTOVERS:
+        for path in root.glob(pattern):
+            found[f"left over: {_name(path, root)}"] = True
+    return found
+
+
+def differences(expected: dict[str, Any], got: dict[str, Any]) -> list[str]:
+    """Return a line for each result that differs, with where in it."""
+    lines = []
+    for name in sorted(expected.keys() | got.keys()):
+        if name not in got:
+            lines.append(f"{name}: missing")
+        elif name not in expected:
+            lines.append(f"{name}: not in the undisturbed run")
+        elif expected[name] != got[name]:
+            lines.append(f"{name}: {_first_difference(expected[name], got[name])}")
+    return lines
+
+
+def untimed(value: Any) -> Any:
+    """Leave out what was measured in seconds."""
+    if isinstance(value, dict):
+        return {k: untimed(v) for k, v in value.items() if not any(word in k for word in TIMED)}
+    return [untimed(v) for v in value] if isinstance(value, list) else value
+
+
+def _name(path: Path, root: Path) -> str:
+    return str(path.relative_to(root))
+
+
+def _first_difference(a: Any, b: Any, at: str = "") -> str:
+    if isinstance(a, dict) and isinstance(b, dict) and a.keys() == b.keys():
+        key = next(k for k in a if a[k] != b[k])
+        return _first_difference(a[key], b[key], f"{at}.{key}")
+    if isinstance(a, list) and isinstance(b, list) and len(a) == len(b):
+        index = next(i for i in range(len(a)) if a[i] != b[i])
+        return _first_difference(a[index], b[index], f"{at}[{index}]")
+    return f"{at or 'content'} is {b!s:.120}, undisturbed {a!s:.120}"
