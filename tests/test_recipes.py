@@ -52,7 +52,7 @@ def only(root: Path, pattern: str) -> Path:
 def test_every_recipe_runs_two_steps_on_a_tiny_model(recipe, tiny_teacher, tmp_path, monkeypatch):
     output = tmp_path / "run"
     small = [f"teacher.teacher_model_name_or_path={tiny_teacher}", "teacher.dtype=float32", "student.keep_layers=[0, 3]"]
-    run(monkeypatch, recipe, output, *small, "data.max_prompt_length=200", "evaluation.dtype=float32")
+    run(monkeypatch, recipe, output, *small, "data.max_prompt_length=190", "evaluation.dtype=float32")
     history = json.loads(only(output, "train/*/distilled/log_history.json").read_text())["history"]
     assert max(entry["step"] for entry in history) == 2
     assert only(output, "report/*/report.html").stat().st_size > 10_000

@@ -114,7 +114,7 @@ def read_json(path: Path, error: type[TdistillError], advice: str = "") -> Any:
         content = path.read_bytes()
     except OSError as cause:
         raise error(f"{path} can't be read: {cause.strerror}. {advice}".strip()) from cause
-    return parse_json(content, str(path), error, advice=advice, nan=True)
+    return parse_json(content, str(path), error, advice=advice, own=True)
 
 
 def read_jsonl(path: Path, error: type[TdistillError] = OutputError, advice: str = "") -> list[Any]:
@@ -130,4 +130,4 @@ def read_jsonl(path: Path, error: type[TdistillError] = OutputError, advice: str
         raise error(f"{path} can't be read: {getattr(cause, 'strerror', None) or cause}. {advice}".strip()) from cause
     # Not splitlines: a text may hold U+2028 and its like, which JSON leaves as they are.
     lines = enumerate(content.split(b"\n"), start=1)
-    return [parse_json(line, f"{path}, line {number}", error, advice=advice, nan=True) for number, line in lines if line]
+    return [parse_json(line, f"{path}, line {number}", error, advice=advice, own=True) for number, line in lines if line]

@@ -25,7 +25,7 @@ class _NotPlainError(ValueError):
     """The text is JSON for Python, and is refused here."""
 
 
-def parse_json(content: str | bytes, where: str, error: type[TdistillError], *, advice: str = "", nan: bool = False) -> Any:
+def parse_json(content: str | bytes, where: str, error: type[TdistillError], *, advice: str = "", own: bool = False) -> Any:
     """Parse one JSON value.
 
     Args:
@@ -33,7 +33,7 @@ def parse_json(content: str | bytes, where: str, error: type[TdistillError], *, 
         where: file and line, for the message.
         error: the class to raise.
         advice: what to do, the end of the message.
-        nan: allow ``NaN`` and infinities, which are no JSON, in files that tdistill wrote itself.
+        own: the file is one that tdistill wrote: ``NaN``, infinities and halves of surrogate pairs may stand in it.
 
     Raises:
         error: the text is not UTF-8, not JSON, nested too deeply, holds an integer of more than 4,300 digits, a number too large for a
@@ -41,9 +41,9 @@ def parse_json(content: str | bytes, where: str, error: type[TdistillError], *, 
     """
     try:
         text = content.decode("utf-8-sig") if isinstance(content, bytes) else content
-        value = json.loads(text, object_pairs_hook=_unique, parse_constant=None if nan else _no_constant, parse_float=float if nan else _finite)
+        value = json.loads(text, object_pairs_hook=_unique, parse_constant=None if own else _no_constant, parse_float=float if own else _finite)
         # Escapes are ASCII: only a text with \ud8.. or a lone surrogate itself can hold half of a pair.
-        if ("\\ud" in text or "\\uD" in text or _SURROGATES.search(text)) and _has_surrogate(value):
+        if not own and ("\\ud" in text or "\\uD" in text or _SURROGATES.search(text)) and _has_surrogate(value):
             raise _NotPlainError("a text holds half of a surrogate pair, which UTF-8 can't write")
         return value
     except UnicodeDecodeError as cause:

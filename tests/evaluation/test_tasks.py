@@ -143,7 +143,7 @@ def test_stopped_answers_go_on_at_the_first_missing_batch(tmp_path, tiny_teacher
     p, q = (TokenizedPrompt(Prompt(name, ({"role": "user", "content": name},)), (1, 2)) for name in "pq")
     plan, asked = [[(p, 0), (p, 1)], [(q, 0)], [(q, 1)]], []
     tokenizer = load_tokenizer(find_model(str(tiny_teacher)))
-    bounds = AnswerBounds(tokenizer, [256], 8)
+    bounds = AnswerBounds(tokenizer, [256], 8, 257)
 
     def answer(batch):
         asked.append(batch)

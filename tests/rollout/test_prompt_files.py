@@ -33,12 +33,12 @@ def texts(path: Path) -> list[str]:
         ("p.jsonl", LINES.replace("\n", "\r\n").encode()),
         ("p.jsonl", LINES.replace("\n", "\r").encode()),
         ("p.jsonl", LINES.replace("\n", "\n\n \t\n").strip().encode()),
-        ("p.jsonl.gz", gzip.compress(LINES.encode())),
-        ("P.JSONL.GZ", gzip.compress(LINES.encode())),
-        ("p.gz", gzip.compress(LINES.encode())),
+        ("p.jsonl.gz", gzip.compress(LINES.encode(), mtime=0)),
+        ("P.JSONL.GZ", gzip.compress(LINES.encode(), mtime=0)),
+        ("p.gz", gzip.compress(LINES.encode(), mtime=0)),
         ("p.json", LINES.encode()),
         ("p.json", ARRAY.encode()),
-        ("p.json.gz", gzip.compress(ARRAY.encode())),
+        ("p.json.gz", gzip.compress(ARRAY.encode(), mtime=0)),
     ],
 )
 def test_every_form_of_a_text_file_holds_the_same_prompts(tmp_path: Path, name: str, content: bytes) -> None:
@@ -68,11 +68,11 @@ def test_every_form_of_a_text_file_holds_the_same_prompts(tmp_path: Path, name: 
         ("p.jsonl", LINES.encode("utf-16"), "UTF-16 text, not UTF-8"),
         ("p.jsonl", LINES.encode("utf-16-le"), "looks like UTF-16"),
         ("p.jsonl", LINES.encode("utf-32"), "UTF-32 text"),
-        ("p.jsonl", gzip.compress(LINES.encode()), "gzip data .end its name with .gz"),
+        ("p.jsonl", gzip.compress(LINES.encode(), mtime=0), "gzip data .end its name with .gz"),
         ("p.jsonl", b"PAR1...", "a Parquet file"),
         ("p.jsonl.gz", LINES.encode(), "can't be read: Not a gzipped file"),
-        ("p.jsonl.gz", gzip.compress(LINES.encode())[:-9], "can't be read"),
-        ("p.jsonl.gz", gzip.compress(b'{"prompt": "' + b"x" * (80 << 20) + b'"}'), "decompression bomb"),
+        ("p.jsonl.gz", gzip.compress(LINES.encode(), mtime=0)[:-9], "can't be read"),
+        ("p.jsonl.gz", gzip.compress(b'{"prompt": "' + b"x" * (80 << 20) + b'"}', mtime=0), "decompression bomb"),
         ("p.jsonl", b'"text"', "line 1: expected an object, got str"),
         ("p.jsonl", b'{"prompt": "a"}\nnull', "line 2: expected an object, got NoneType"),
         ("p.jsonl", b'{"prompt": "a"}{"prompt": "b"}', "line 1: not JSON: Extra data .* one JSON object on every line"),
@@ -195,4 +195,4 @@ def test_a_parquet_file_may_not_inflate_without_end(tmp_path: Path) -> None:
 @pytest.mark.parametrize("source", ["~nouser/x.jsonl", "x" * 300 + ".jsonl", "p.csv"])
 def test_the_command_line_says_so_too(tiny_recipe: Path, capsys: pytest.CaptureFixture[str], source: str) -> None:
     assert command("rollout", tiny_recipe, f"data.train={source}") == 2
-    assert "can't be read as a path" in capsys.readouterr().err or source == "p.csv"
+    assert "data.train" in capsys.readouterr().err or source == "p.csv"

@@ -85,7 +85,7 @@ def test_an_empty_answer_is_none(tmp_path: Path, answer: Any) -> None:
 
 
 REFUSED = [
-    ({}, r"no prompt. Expected `messages` .* got the keys \[\]"),
+    ({}, r"no prompt; expected `messages` .* got the keys \[\]"),
     ({"question": "a"}, r"got the keys \['question'\]"),
     ({"conversations": [{"from": "human", "value": "a"}]}, r"got the keys \['conversations'\]"),
     ({"prompt": None}, "no prompt"),

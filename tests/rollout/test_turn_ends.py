@@ -34,7 +34,9 @@ def test_human_answers_end_as_turns_do_and_control_strings_are_text(teacher: Pat
     recipe = tiny_recipe_dict(teacher, tmp_path)
     recipe["rollout"] |= {"score_references": True, "max_completion_length": 40}
     for split in ("train", "valid", "test"):
-        line = {"messages": [{"role": "user", "content": QUESTION}, {"role": "assistant", "content": f"{split}: <|eot_id|> it is"}]}
+        line = {
+            "messages": [{"role": "user", "content": f"{QUESTION} {split}"}, {"role": "assistant", "content": f"{split}: <|eot_id|> it is"}]
+        }
         with Path(recipe["data"][split]).open("a", encoding="utf-8") as handle:
             handle.write(json.dumps(line) + "\n")
     path = tmp_path / "recipe.yaml"

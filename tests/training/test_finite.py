@@ -1,5 +1,6 @@
 """A student that is not finite is never saved, and a number that is none is never a result."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -162,6 +163,8 @@ def test_scores_of_a_model_with_a_weight_that_is_none_are_not_written(tiny_recip
     weights = load_file(path)
     weights["lm_head.weight"][:, 0] = torch.inf
     save_file(weights, path, {"format": "pt"})
+    stage = run.directory("train") / "stage.json"  # as an earlier version wrote it, which took no checksums
+    stage.write_text(json.dumps({k: v for k, v in json.loads(stage.read_text()).items() if k not in ("files", "checksum")}))
     (measured / "scores" / "distilled.json").unlink()
     (measured / "stage.json").unlink()
     assert command("evaluate", tiny_recipe) == 2

@@ -53,7 +53,7 @@ def conversation(where: str, record: Mapping[str, Any]) -> tuple[list[Turn], lis
 def _turns(where: str, given: Mapping[str, Any]) -> list[Turn]:
     forms = [form for form in FORMS if form in given]
     if not forms:
-        raise DataError(f"{where}: no prompt. Expected {COLUMNS}; got the keys {short(sorted(map(str, given)))}.")
+        raise DataError(f"{where}: no prompt; expected {COLUMNS}, got the keys {short(sorted(map(str, given)))}.")
     found = {form: _form(where, form, given) for form in forms}
     turns = found[forms[0]]
     if len(forms) > 1 and not (forms == ["messages", "prompt"] and _same_prompt(turns, found["prompt"])):
@@ -65,15 +65,20 @@ def _turns(where: str, given: Mapping[str, Any]) -> list[Turn]:
     return turns
 
 
+def _non_empty(where: str, column: str, value: Any) -> str:
+    text = checked_text(where, column, value)
+    if not text.strip():
+        raise DataError(f"{where}: `{column}` must be non-empty text, got {short(text)}.")
+    return text
+
+
 def _form(where: str, form: str, given: Mapping[str, Any]) -> list[Turn]:
     value = given[form]
     if form == "instruction":
-        text, extra = checked_text(where, form, value), _extra(where, given)
-        if not text.strip():
-            raise DataError(f"{where}: `{form}` must be non-empty text, got {short(text)}.")
+        text, extra = _non_empty(where, form, value), _extra(where, given)
         return [{"role": "user", "content": f"{text}\n\n{extra}" if extra else text}]
     if form == "prompt" and not isinstance(value, list):
-        return [{"role": "user", "content": checked_text(where, form, value)}]
+        return [{"role": "user", "content": _non_empty(where, form, value)}]
     if not isinstance(value, list) or not value:
         raise DataError(f"{where}: `{form}` must be a non-empty list of {{role, content}}, got {short(value)}.")
     return [_turn(where, message) for message in value]
