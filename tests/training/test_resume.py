@@ -9,10 +9,14 @@ from typing import Any
 import pytest
 import small_runs
 import torch
+from conftest import command
 from transformers import EarlyStoppingCallback, TrainerCallback
 
 from tdistill.errors import TrainingError
 from tdistill.objectives import BoundObjective, bind
+from tdistill.pipeline import Run
+from tdistill.recipe import load_recipe
+from tdistill.stages import train as train_stage
 from tdistill.training.checkpoints import find_checkpoints, last_checkpoint
 from tdistill.training.run import read_history, training_arguments
 from tdistill.training.trainer import DistillTrainer
@@ -192,3 +196,33 @@ def test_there_is_a_whole_checkpoint_at_every_moment(limit: int, world: small_ru
     left = [path.name for path in find_checkpoints(tmp_path)]
     assert left == [f"checkpoint-{step}" for step in (2, 4, 6, 8)[-limit:]]
     assert json.loads((tmp_path / "checkpoint-8" / "trainer_state.json").read_text())["global_step"] == 8
+
+
+@pytest.mark.parametrize("stage", ["sft", "train"])
+def test_a_student_keeps_its_checkpoints_until_it_has_its_mark(stage: str, tiny_recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kill between the last file of a student and its mark costs no step."""
+    run = Run(load_recipe(tiny_recipe))
+    for before in ("rollout", "sft")[: 1 if stage == "sft" else 2]:
+        assert command(before, tiny_recipe) == 0
+    student = run.directory("sft") if stage == "sft" else run.directory("train") / "sft_continued"
+    last = student / "checkpoints" / ("checkpoint-4" if stage == "sft" else "checkpoint-3")
+
+    def killed(path: Path, *_: object) -> None:
+        raise KeyboardInterrupt(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train_stage, "write_json", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run.execute(stage)
+    assert last.is_dir()
+    assert (student / "model.safetensors").is_file()
+    assert not (student / "done.json").exists()
+    with monkeypatch.context() as patch:
+        patch.setattr(DistillTrainer, "training_step", None)  # a step would fail
+        if stage == "sft":
+            assert run.execute(stage)
+        else:
+            patch.setattr(train_stage, "train_systems", lambda _: {"sft_continued": run.recipe.train.baselines["sft_continued"]})
+            train_stage.make_students(run, run.directory("train"))
+    assert (student / "done.json").is_file()
+    assert not last.exists()

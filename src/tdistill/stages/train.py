@@ -1,6 +1,7 @@
 """``sft`` and ``train``: students from the cache."""
 
 import os
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,13 +22,14 @@ from tdistill.run_files import read_run_file
 from tdistill.run_forms import TrainedForm
 from tdistill.stages.models import load_teacher, student_tokenizer, student_trust, vocab_size
 from tdistill.stages.rollout import cache, content_hash
+from tdistill.training.checkpoints import drop_checkpoints
 from tdistill.training.extras import Extras, OnPolicy
 from tdistill.training.language_modelling import LanguageModelling
 from tdistill.training.on_policy import StudentSampling
-from tdistill.training.run import train_student
+from tdistill.training.run import CHECKPOINTS, train_student
 from tdistill.training.value import ValueSettings
 
-DONE = "done.json"  # written last by a student of the train stage
+DONE = "done.json"  # written last by a student
 
 
 def sft_settings(run: Run) -> dict[str, Any]:
@@ -62,17 +64,8 @@ def start_directory(run: Run) -> Path:
 
 def make_students(run: Run, directory: Path) -> dict[str, Any]:
     """Train baselines and the distilled student from the same start; what is done is kept."""
-    notes = {}
-    for name, system in train_systems(run).items():
-        target = directory / name
-        if os.path.lexists(target / DONE):
-            notes[name] = read_run_file(target / DONE, TrainedForm)
-            continue
-        notes[name] = _train_one(run, start_directory(run), target, name, system, run.recipe.train)
-        if is_main_process():
-            sync_tree(target)  # before the mark that says it is all there
-            write_json(target / DONE, notes[name])
-    return notes
+    start, config = start_directory(run), run.recipe.train
+    return {name: _train_one(run, start, directory / name, name, system, config) for name, system in train_systems(run).items()}
 
 
 def on_policy(config: OnPolicyConfig | None, dtype: str) -> OnPolicy | None:
@@ -103,6 +96,20 @@ def training_extras(run: Run, config: TrainConfig, system: BaselineConfig, token
 
 
 def _train_one(run: Run, start: Path, directory: Path, name: str, system: BaselineConfig, config: TrainConfig) -> dict[str, Any]:
+    """Train a student unless it is done, and return its notes. Its checkpoints go when it has its mark, so no kill costs a step twice."""
+    if os.path.lexists(directory / DONE):
+        notes = read_run_file(directory / DONE, TrainedForm)
+    else:
+        notes = _trained(run, start, directory, name, system, config)
+        if is_main_process():
+            sync_tree(directory)  # before the mark that says it is all there
+            write_json(directory / DONE, notes)
+    if is_main_process() and not config.monitor.keep_checkpoints:
+        drop_checkpoints(directory / CHECKPOINTS)
+    return notes
+
+
+def _trained(run: Run, start: Path, directory: Path, name: str, system: BaselineConfig, config: TrainConfig) -> dict[str, Any]:
     p, rule = config.teacher_top_p, config.candidate_rule
     origins, bound, tokenizer = list(config.origins), bind(system.objective), student_tokenizer(run)
     metrics = train_student(
@@ -116,7 +123,7 @@ def _train_one(run: Run, start: Path, directory: Path, name: str, system: Baseli
         run.recipe.seed,
         name,
         load_teacher=partial(load_teacher, run),
-        extras=training_extras(run, config, system, tokenizer),
+        extras=replace(training_extras(run, config, system, tokenizer), keep_checkpoints=True),  # until the student has its mark
     )
     if is_main_process():
         write_model_card(directory, run, name, bound.describe(), metrics)
