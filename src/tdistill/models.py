@@ -212,7 +212,7 @@ def load_model(
 
 def _auto_class(source: ModelSource) -> Any:
     """Return the class that loads a model: some that read images too (Qwen2-VL) are no causal LM by transformers' list, and work as one."""
-    kind = None if source.gguf_file else read_config(source.directory).get("model_type")
+    kind = None if source.gguf_file else str(read_config(source.directory).get("model_type"))
     reads_images = kind in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES and kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
     return AutoModelForImageTextToText if reads_images else AutoModelForCausalLM
 

@@ -7,8 +7,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from safetensors import safe_open
 from transformers import PreTrainedModel
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
+from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from tdistill.errors import ModelError, TdistillError
 from tdistill.files import read_json
@@ -19,6 +20,13 @@ PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.bin.index.json")
 PICKLE_BEGINNINGS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 DISTRIBUTED = re.compile(r"^shard-\d{5}-model-\d{5}-of-\d{5}\.safetensors$")
 SHOWN_KEYS = 4
+# Names of sizes in configurations: those that count layers, and those that are a dimension of some tensor.
+LAYERS = frozenset({"num_hidden_layers", "num_layers", "n_layer", "n_layers", "num_decoder_layers", "decoder_layers"})
+WIDTHS = frozenset(
+    {"vocab_size", "hidden_size", "n_embd", "d_model", "intermediate_size", "n_inner", "ffn_dim", "num_attention_heads", "n_head", "n_heads"}
+    | {"num_key_value_heads", "head_dim", "num_experts", "num_local_experts", "n_routed_experts", "moe_intermediate_size"}
+)
+SPARE_WIDTH = 8  # quantised weights are packed, up to 8 numbers in one
 
 
 @contextmanager
@@ -91,6 +99,42 @@ def _check_is_safetensors(path: Path) -> None:
         raise ModelError(f"{path} is a pickle under the name of a safetensors file. Pickles can run code: convert it to safetensors.")
 
 
+def check_plausible(directory: Path, files: Sequence[Path]) -> None:
+    """Refuse a configuration that asks for far more than its weights hold: building such a model would take all memory, or never end.
+
+    A model has no more layers than tensors, and its widths and its vocabulary are dimensions of its tensors.
+
+    Args:
+        directory: a model directory.
+        files: its weights.
+
+    Raises:
+        ModelError: a number in ``config.json`` is no size of these weights, or the weights can't be read.
+    """
+    path = directory / CONFIG_NAME
+    tensors, widest = 0, 1
+    for file in files:
+        with foreign(f"{file} can't be read"), safe_open(file, "pt") as handle:
+            shapes = [handle.get_slice(key).get_shape() for key in sorted(handle.keys())]
+        tensors, widest = tensors + len(shapes), max([widest, *(max(shape, default=1) for shape in shapes)])
+    for section in _sections(read_json(path, ModelError, "Save the model again.")):
+        for keys, most, what in ((LAYERS, tensors, "tensors"), (WIDTHS, SPARE_WIDTH * widest, "as the largest width")):
+            for key in keys & section.keys():
+                if type(section[key]) is int and section[key] > most:
+                    raise ModelError(
+                        f"{path}: {key} is {section[key]!s:.40}, but the weights beside it allow {most} at most ({what}). Correct the file, "
+                        "or save the model again."
+                    )
+
+
+def _sections(config: Any) -> Iterator[dict[str, Any]]:
+    """Return a configuration and those inside it, such as ``text_config``."""
+    if isinstance(config, dict):
+        yield config
+        for value in config.values():
+            yield from _sections(value)
+
+
 def load_whole(auto_class: Any, directory: Path, name: str, **kwargs: Any) -> PreTrainedModel:
     """Load a model with every one of its tensors, as ``auto_class.from_pretrained`` does.
 
@@ -104,7 +148,7 @@ def load_whole(auto_class: Any, directory: Path, name: str, **kwargs: Any) -> Pr
         ModelError: the files can't be read, or lack tensors, or hold them in other shapes.
     """
     if "gguf_file" not in kwargs:
-        weight_files(directory)
+        check_plausible(directory, weight_files(directory))
         kwargs["use_safetensors"] = True
         _say_what_is_not_read(directory)
     with foreign(f"Can't load {name!r} as a causal language model"):

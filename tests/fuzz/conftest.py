@@ -49,6 +49,6 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
             if name == "fuzz":
                 totals.setdefault(value["kind"], Counter()).update({k: value.get(k, 0) for k in OUTCOMES})
     if totals:
-        terminalreporter.section("fuzz: tracebacks 0, silently accepted 0")
+        terminalreporter.section("fuzz: inputs of the tests that passed (a traceback, or a wrong one accepted, fails its test)")
         for kind, counts in sorted(totals.items()):
             terminalreporter.write_line(f"{kind:<24}" + "  ".join(f"{k} {counts[k]:>6}" for k in OUTCOMES))

@@ -260,3 +260,17 @@ def test_the_configuration_and_the_fingerprint_of_a_model_follow_its_files(direc
     assert read_config(directory)["num_hidden_layers"] == 4
     rewrite(directory, lambda t: t | {LAYER: t[LAYER] + 1})
     assert model_fingerprint(find_model(str(directory))) != before
+
+
+@pytest.mark.parametrize("nested", [False, True])
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("num_hidden_layers", 5 * 10**9), ("num_hidden_layers", 2**70), ("hidden_size", 70_000), ("vocab_size", 2**62), ("num_experts", 10**9)],
+)
+def test_a_configuration_beyond_its_weights_is_refused_before_a_model_is_built(key: str, value: int, nested: bool, tmp_path: Path) -> None:
+    directory = save_tiny_model(tmp_path / "model")
+    path = directory / "config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps(config | ({"text_config": {key: value}} if nested else {key: value})))
+    with pytest.raises(ModelError, match=rf"config\.json: {key} is {value}, but the weights beside it allow"):
+        load_model(find_model(str(directory)))
