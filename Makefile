@@ -20,14 +20,17 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)
 	.venv/bin/tdistill run recipes/quickstart.yaml $(ARGS)
 
+# A worker per core, and one thread each: models of the tests are tiny.
+test test-slow test-all: export OMP_NUM_THREADS := 1
+
 test: $(STAMP)
-	$(PY) -m pytest -m "not slow"
+	$(PY) -m pytest -m "not slow" -n auto --dist loadfile
 
 test-slow: $(STAMP)
-	$(PY) -m pytest -m slow
+	$(PY) -m pytest -m slow -n auto --dist worksteal
 
 test-all: $(STAMP)
-	$(PY) -m pytest
+	$(PY) -m pytest -n auto --dist loadfile
 
 lint: $(STAMP)
 	.venv/bin/ruff check .

@@ -174,6 +174,7 @@ def test_what_is_there_is_kept_and_the_same_name_with_other_settings_is_refused(
         call(bench.objectives, *own)
 
 
+@pytest.mark.slow
 def test_rows_of_another_machine_count_and_so_do_roll_outs_that_came_along(scripts, models, monkeypatch, tmp_path, capsys):
     _, bench = scripts
     # A bench folder with roll-outs in it, as another machine would have left them, and the rows of one of two methods.

@@ -41,6 +41,7 @@ class Page(HTMLParser):
             self.in_heading = False
 
 
+@pytest.mark.slow
 def test_the_command_writes_a_report_its_figures_and_its_rows(tmp_path, monkeypatch, capsys):
     out = tmp_path / "theory"
     code, printed, errors = call(monkeypatch, capsys, out, *SMALL)
