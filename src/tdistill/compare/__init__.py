@@ -1,1 +1,1 @@
-"""``tdistill compare``: finished runs against each other, by what they cost."""
+"""Compare finished runs by quality and cost (``tdistill compare``)."""

@@ -1,4 +1,6 @@
-"""Output directories of ``tdistill run`` → students. Only complete stages are read, and neither models nor prompts are needed."""
+"""Read the students out of the output directories of ``tdistill run``. Only complete stages are read, and neither models nor prompts are
+needed.
+"""
 
 import hashlib
 import math
@@ -37,7 +39,7 @@ VALIDATION = "eval_loss"  # every validation logs it
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One complete evaluation of a run."""
+    """Hold one complete evaluation of a run."""
 
     directory: Path
     run: Path
@@ -50,7 +52,7 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Collected:
-    """Everything the pages show."""
+    """Hold everything that the pages show."""
 
     students: list[Student]
     evaluations: list[Evaluation]
@@ -80,7 +82,7 @@ def collect(runs: Sequence[Path]) -> Collected:
 
 
 def _evaluations(run: Path, notes: list[str]) -> list[Evaluation]:
-    """Of an output directory, the newest first; or the one that is named as RUN/evaluate/KEY."""
+    """Return the evaluations of an output directory, the newest first, or the single one that is named as RUN/evaluate/KEY."""
     if run.parent.name == "evaluate" and is_complete(run):
         return [_read_evaluation(run, run.parent.parent)]
     if not (run / MARKER).is_file():
@@ -97,7 +99,7 @@ def _evaluations(run: Path, notes: list[str]) -> list[Evaluation]:
 
 
 def _shaping(recipe: dict[str, Any]) -> dict[str, Any]:
-    """A recipe without what changes no number."""
+    """Return the sections of a recipe that change a number."""
     evaluation = {k: v for k, v in recipe["evaluation"].items() if k not in FREE}
     return {k: recipe[k] for k in SECTIONS["train"]} | {"evaluation": evaluation}
 
@@ -156,7 +158,7 @@ def _students(evaluation: Evaluation) -> Iterator[Student]:
 
 
 def _sweep(evaluation: Evaluation) -> dict[str, dict[float, Scores]]:
-    """System → decoding temperature → scores, measured beside the evaluation on the same prompts and by the same protocol."""
+    """Return system → decoding temperature → scores, measured beside the evaluation on the same prompts and by the same protocol."""
     found: dict[str, dict[float, Scores]] = {}
     for path in sorted(evaluation.run.glob(f"{TEMPERATURES}/*/{SWEEP}")):
         about = read_run_file(path, SweepForm)
@@ -173,7 +175,9 @@ def _but_temperature(recipe: dict[str, Any]) -> dict[str, Any]:
 
 
 def _shared_settings(run: Path, recipe: dict[str, Any]) -> dict[str, Any]:
-    """What shapes all students of a run beside its seed and their own objectives; prompts and teacher by content, not by path."""
+    """Return the settings that all students of a run share, without seed and objective. Prompts and teacher are identified by content, not by
+    path.
+    """
     manifests = {split: _manifest(run, recipe, split) for split in ("train", "valid")}
     return {
         "student": recipe["student"],
@@ -197,12 +201,12 @@ def _own_settings(train: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 def _saves_best(arguments: dict[str, Any]) -> bool:
-    """The student that was saved is the best checkpoint, not the last one."""
+    """Tell whether the saved student is the best checkpoint and not the last one."""
     return arguments.get("load_best_model_at_end", True) and "no" not in (arguments.get(k) for k in ("eval_strategy", "save_strategy"))
 
 
 def _costs(history: Sequence[dict[str, float]], best_step: int | None) -> tuple[Cost, Cost]:
-    """Until the checkpoint that was saved, and in all; from the last entry of a step, which is its validation."""
+    """Return the cost up to the saved checkpoint and the total cost. Both come from the last log entry of a step, its validation."""
     timed = [e for e in history if SECONDS in e]
     last = max(e["step"] for e in history)
     best = best_step or last
@@ -225,7 +229,7 @@ def _manifest(run: Path, recipe: dict[str, Any], split: str) -> dict[str, Any]:
 
 
 def _stage(run: Path, name: str, recipe: dict[str, Any]) -> Path:
-    """The newest complete directory of a stage whose content comes from the same sections of a recipe."""
+    """Return the newest complete directory of a stage that was made from the same sections of a recipe."""
     wanted = [recipe[k] for k in SECTIONS[name]]
     for path in sorted(run.glob(f"{name}/*/{STAGE_FILE}"), key=lambda p: p.stat().st_mtime, reverse=True):
         own = _recipe(read_stage_file(path.parent, copied=True)["provenance"]["recipe"], path)

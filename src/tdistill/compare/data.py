@@ -1,4 +1,4 @@
-"""What is compared, as plain values: students, and methods, which are students that differ by their seed alone."""
+"""Hold what is compared as plain values: students, and methods, which are students that differ only by their seed."""
 
 import json
 import math
@@ -20,7 +20,7 @@ Scores = dict[str, dict[str, float]]  # metric → prompt → value
 
 @dataclass(frozen=True)
 class Cost:
-    """What training took until some moment; NaN where it was not recorded."""
+    """Hold what training cost up to a given step; NaN where it was not recorded."""
 
     seconds: float = math.nan
     tokens: float = math.nan
@@ -29,7 +29,7 @@ class Cost:
 
 @dataclass(frozen=True)
 class Student:
-    """One model: of one run, trained with one seed."""
+    """Hold one model of one run, trained with one seed."""
 
     name: str
     objective: str
@@ -45,44 +45,44 @@ class Student:
 
     @property
     def is_reference(self) -> bool:
-        """Not trained by the train stage."""
+        """Tell whether the train stage did not make this model."""
         return self.name in REFERENCES
 
     @cached_property
     def method(self) -> str:
-        """Equal for students that differ by their seed alone."""
+        """Return a key that is equal for students that differ only by their seed."""
         return json.dumps([self.name, self.settings], sort_keys=True)
 
 
 @dataclass(frozen=True)
 class Method:
-    """Students that differ by their seed alone, under a name that no other method has."""
+    """Hold the students that differ only by their seed, under a name that no other method has."""
 
     label: str
     students: list[Student]  # by seed
 
     @property
     def first(self) -> Student:
-        """Has what they share: name, objective, settings."""
+        """Return the first student, for what all share: name, objective, settings."""
         return self.students[0]
 
     @property
     def seeds(self) -> list[int]:
-        """In order."""
+        """Return the seeds in ascending order."""
         return [s.seed for s in self.students]
 
     @property
     def curve(self) -> Curve:
-        """By decoding temperature, of those at which all seeds were measured."""
+        """Return the scores by decoding temperature, for the temperatures at which all seeds were measured."""
         return curve_of({s.seed: s.by_temperature for s in self.students})
 
     def cost(self, which: str, key: str) -> float:
-        """Mean over seeds of the cost ``key``, of the ``best`` checkpoint or in ``total``; NaN unless all seeds have it."""
+        """Return the mean over seeds of the cost ``key``, of the ``best`` checkpoint or in ``total``; NaN unless all seeds have it."""
         return sum(getattr(getattr(s, which), key) for s in self.students) / len(self.students)
 
 
 def methods(students: Sequence[Student]) -> list[Method]:
-    """Students grouped by method, in the order in which methods appear."""
+    """Group students by method, in the order in which the methods appear."""
     groups: dict[str, list[Student]] = {}
     for student in students:
         groups.setdefault(student.method, []).append(student)
@@ -91,7 +91,7 @@ def methods(students: Sequence[Student]) -> list[Method]:
 
 
 def labels(students: Sequence[Student]) -> list[str]:
-    """Each one's name; where several have the same, with the fewest settings that tell them apart, the objective's first."""
+    """Return a label for each student. Equal names get the fewest settings that tell them apart, the objective's first."""
     out = [s.name for s in students]
     for name in dict.fromkeys(out):
         places = [i for i, s in enumerate(students) if s.name == name]

@@ -1,4 +1,4 @@
-"""The figures of a comparison: quality by cost, and validation by time."""
+"""Draw the figures of a comparison: quality by cost, and validation by time."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -26,17 +26,17 @@ POINTS_PER_INCH = 72
 
 
 def lines(methods: Sequence[Method]) -> dict[str, Line]:
-    """How each method that has a cost is drawn."""
+    """Return label → line style, for each method that a train stage made."""
     return {m.label: Line(m.label, COLOURS[i % len(COLOURS)], DASHES[i // len(COLOURS) % len(DASHES)]) for i, m in enumerate(trained(methods))}
 
 
 def trained(methods: Sequence[Method]) -> list[Method]:
-    """Those that a train stage made."""
+    """Return the methods that a train stage made."""
     return [m for m in methods if not m.first.is_reference]
 
 
 def cost_plot(methods: Sequence[Method], quality: Quality) -> Plot | None:
-    """Every metric by every cost: a point a method, at what the checkpoint took that was saved, and a line on to the end of training."""
+    """Plot every metric by every cost. A method has a point at the cost of its saved checkpoint, and a line on to the end of training."""
     drawn = lines(methods)
     shown = [(metric, key) for metric in METRICS for key in COSTS if _known(trained(methods), quality, metric, key)]
     panels = [_cost_panel(metric, key, methods, quality, drawn) for metric, key in shown]
@@ -88,7 +88,7 @@ def _far_apart(values: Sequence[float]) -> bool:
 
 
 def _levels(methods: Sequence[Method], quality: Quality, metric: str, shown: Sequence[Method]) -> list[tuple[float, str]]:
-    """(value, dash) of the teacher and of what the students started from, where they leave room for what is shown."""
+    """Return (value, dash) of the teacher and of the students' start, if these values are close enough to what is shown."""
     start = "sft" if any(m.first.name == "sft" for m in methods) else "start"
     dashes = {TEACHER: "--", start: ":"}
     found = [(quality[m.label][metric].mean, dashes[m.first.name]) for m in methods if m.first.name in dashes]
@@ -98,7 +98,7 @@ def _levels(methods: Sequence[Method], quality: Quality, metric: str, shown: Seq
 
 
 def _shifts(at: Mapping[str, float], log: bool) -> dict[str, float]:
-    """How far, in points, each is moved so that those at about the same place can be told apart."""
+    """Return by how many points each label is moved, so that labels at about the same place can be told apart."""
     places = {label: math.log(x) if log else x for label, x in at.items()}
     width = max(places.values()) - min(places.values()) or 1.0
     groups: list[list[str]] = []
@@ -111,7 +111,7 @@ def _shifts(at: Mapping[str, float], log: bool) -> dict[str, float]:
 
 
 def validation_plot(methods: Sequence[Method]) -> Plot | None:
-    """Validation by seconds; the checkpoint that was saved is marked. Own losses share a panel where the objective is the same."""
+    """Plot validation by seconds and mark the saved checkpoint. Own losses share a panel where the objective is the same."""
     drawn, timed = lines(methods), [m for m in trained(methods) if all(s.validations for s in m.students)]
     panels = [_validation_panel(name, key, timed, drawn) for key, name in VALIDATIONS.items() if timed]
     for objective in dict.fromkeys(m.first.objective for m in timed):
@@ -148,7 +148,7 @@ def _validation_panel(name: str, key: str, methods: Sequence[Method], drawn: Map
 
 
 def _mean(method: Method, key: str) -> np.ndarray:
-    """[n, 2] seconds and values, each a mean over seeds, at the steps that all seeds have."""
+    """Return seconds and values as [n, 2]: means over seeds, at the steps that all seeds have."""
     tables = [{v["step"]: (v[SECONDS], v[key]) for v in s.validations} for s in method.students]
     steps = sorted(set.intersection(*(set(t) for t in tables)))
     return np.array([np.mean([t[step] for t in tables], axis=0) for step in steps]).reshape(-1, 2)

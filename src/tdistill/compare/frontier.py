@@ -1,4 +1,4 @@
-"""Methods where their texts are equally spread: each at the temperature at which it has the entropy that the baseline has at one of its own."""
+"""Compare methods at equal entropy: each is read at the temperature where its entropy equals the baseline's at one of its temperatures."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ EXCESS = "excess"
 
 @dataclass(frozen=True)
 class AtBaseline:
-    """A method where its texts are as spread as the baseline's at one temperature; without values where the method doesn't reach that."""
+    """Hold a method at the entropy that the baseline has at one temperature. It has no values if the method does not reach that entropy."""
 
     method: str
     baseline: str
@@ -31,7 +31,7 @@ class AtBaseline:
 
 
 def at_baseline(curves: Mapping[str, Curve], baseline: str, metrics: Sequence[str] = READ) -> list[AtBaseline]:
-    """Every method at every temperature of the baseline, best first by the first metric: see ``evaluation.frontier``.
+    """Read every method at the entropy of each of the baseline's temperatures, best first by the first metric: see ``evaluation.frontier``.
 
     Args:
         curves: by method's name; the baseline's has at least two temperatures.
@@ -54,7 +54,7 @@ def _reached(curve: Curve, metrics: Sequence[str], level: float) -> dict[str, At
 
 
 def _against(own: Mapping[str, AtLevel], base: Mapping[str, AtLevel]) -> tuple[float | None, dict[str, Estimate], dict[str, Compared]]:
-    """The method's temperature, its values, and what they have more than the baseline's."""
+    """Return the method's temperature, its values, and their differences from the baseline's."""
     differences = {m: compared(own[m].values, base[m].values) for m in own if m in base}
     temperature = next((x.temperature for x in own.values()), None)
     return temperature, {m: pooled(x.values) for m, x in own.items()}, {m: d for m, d in differences.items() if d is not None}
@@ -68,7 +68,7 @@ def _order(row: AtBaseline, metric: str) -> tuple[bool, float]:
 
 
 def frontier_table(rows: Sequence[AtBaseline], metrics: Sequence[str] = READ) -> Table:
-    """A line a method and temperature of the baseline."""
+    """Build a table with one line for each method and temperature of the baseline."""
     header = [METRICS[ENTROPY][0], "method", "T", *(x for m in metrics for x in (title(m), "Δ (p)"))]
     lines = [
         [
@@ -89,7 +89,7 @@ def frontier_table(rows: Sequence[AtBaseline], metrics: Sequence[str] = READ) ->
 
 
 def difference_cell(row: AtBaseline, metric: str) -> Cell:
-    """Mean ± standard error and p, or a dash."""
+    """Format mean ± standard error and p, or a dash."""
     found = row.differences.get(metric)
     if found is None:
         return Cell(MISSING)
@@ -97,7 +97,8 @@ def difference_cell(row: AtBaseline, metric: str) -> Cell:
 
 
 def frontier_plot(key: str, caption: str, curves: Mapping[str, Curve]) -> Plot:
-    """Quality against entropy, a line a method through its temperatures: of two lines the better is better at any temperature.
+    """Plot quality against entropy, one line for each method through its temperatures. Where one line is better, that method is better at this
+    entropy.
 
     Teacher NLL rises with the entropy nat by nat, which would hide what lies between two lines: so its excess is drawn.
     """
@@ -113,7 +114,7 @@ def frontier_plot(key: str, caption: str, curves: Mapping[str, Curve]) -> Plot:
 
 
 def _with_excess(scores: Mapping[str, Mapping[str, float]]) -> dict[str, Mapping[str, float]]:
-    """With teacher NLL − entropy, which estimates KL(q‖p) on the method's own text."""
+    """Return the scores with teacher NLL − entropy added. It estimates KL(q‖p) on the method's own text."""
     nll, entropy = scores.get("teacher_nll", {}), scores.get(ENTROPY, {})
     return {**scores, EXCESS: {p: nll[p] - entropy[p] for p in nll.keys() & entropy.keys()}}
 

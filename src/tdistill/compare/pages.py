@@ -1,4 +1,4 @@
-"""Writes a comparison: ``compare.md`` and ``compare.html`` with their figures, and ``compare.jsonl``."""
+"""Write a comparison: ``compare.md`` and ``compare.html`` with their figures, and ``compare.jsonl``."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -101,7 +101,7 @@ def _origin(method: Method) -> tuple[str, str]:
 
 
 def rows(comparison: Comparison) -> Iterator[dict[str, Any]]:
-    """Where it comes from, then one row a student, a method, a difference and a method at equal entropy, with a ``kind`` each."""
+    """Yield one row for the comparison, then one for each student, method, difference, and method at equal entropy. Each has a ``kind``."""
     collected = comparison.collected
     protocol = collected.evaluations[0].protocol | {"test prompts": len(collected.evaluations[0].prompts)}
     places = [str(e.directory) for e in collected.evaluations]
@@ -122,5 +122,5 @@ def rows(comparison: Comparison) -> Iterator[dict[str, Any]]:
 
 
 def _finite(values: dict[str, Any]) -> dict[str, Any]:
-    """JSON has no NaN."""
+    """Replace non-finite numbers by None, since JSON has no NaN."""
     return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}

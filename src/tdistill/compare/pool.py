@@ -1,4 +1,4 @@
-"""Several seeds and the same prompts → one number with its uncertainty: seeds and prompts are both draws from something larger."""
+"""Pool several seeds on the same prompts into one number with its uncertainty. Seeds and prompts both count as random samples."""
 
 import math
 from collections.abc import Hashable, Mapping
@@ -16,7 +16,7 @@ BySeed = Mapping[Hashable, Mapping[str, float]]  # seed → prompt → value
 
 @dataclass(frozen=True)
 class Compared:
-    """A difference of two methods' means, a − b."""
+    """Hold the difference of two methods' means, a − b, and its uncertainty."""
 
     difference: Estimate  # n: prompts
     low: float  # of the 95 % interval
@@ -27,12 +27,12 @@ class Compared:
 
 
 def by_seed(method: Method, metric: str) -> BySeed:
-    """One metric of a method."""
+    """Return one metric of a method as seed → scores."""
     return {s.seed: s.scores[metric] for s in method.students if s.scores.get(metric)}
 
 
 def pooled(values: BySeed) -> Estimate:
-    """Mean over seeds and the prompts on which all have a value, with the standard error that both leave."""
+    """Return the mean over seeds and over the prompts on which all have a value, with its standard error over both."""
     x = _table(values, _shared(values))
     if x.size == 0:
         return Estimate(math.nan, math.nan, 0)
@@ -40,7 +40,7 @@ def pooled(values: BySeed) -> Estimate:
 
 
 def compared(a: BySeed, b: BySeed) -> Compared | None:
-    """a − b by ``hierarchical_bootstrap``; None where there is too little to say anything.
+    """Estimate a − b by ``hierarchical_bootstrap``; None if there are too few seeds and prompts.
 
     Students of one seed have the order of their data and the teacher's text in common, so seeds are paired where both have them.
     """
@@ -58,7 +58,7 @@ def compared(a: BySeed, b: BySeed) -> Compared | None:
 
 
 def _stderr(groups: list[np.ndarray]) -> float:
-    """NaN where one seed and one prompt show no spread."""
+    """Return the standard error of the mean; NaN if there is only one seed and one prompt."""
     return math.sqrt(variance_of_difference(groups)[0]) if max(map(len, groups)) > 1 or groups[0].shape[1] > 1 else math.nan
 
 
@@ -68,5 +68,5 @@ def _shared(values: Mapping) -> list[str]:
 
 
 def _table(values: BySeed, prompts: list[str]) -> np.ndarray:
-    """[seeds, prompts]."""
+    """Return the values as an array [seeds, prompts]."""
     return np.array([[row[p] for p in prompts] for row in values.values()], dtype=np.float64).reshape(len(values), len(prompts))

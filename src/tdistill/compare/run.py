@@ -1,4 +1,4 @@
-"""``tdistill compare``: read runs and pool them; ``pages`` writes what comes out."""
+"""Read runs and pool them (``tdistill compare``); ``pages`` writes the result."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -21,7 +21,7 @@ FEW_SEEDS = 5  # a bootstrap over fewer is rough
 
 @dataclass(frozen=True)
 class Comparison:
-    """Everything that was found out."""
+    """Hold the whole result of a comparison."""
 
     collected: Collected
     methods: list[Method]
@@ -34,7 +34,7 @@ class Comparison:
 
     @property
     def tables(self) -> list[Table]:
-        """Methods, then differences where there is a baseline."""
+        """Return the table of methods, then the table of differences if there is a baseline."""
         found = [methods_table(self.methods, self.quality)]
         return found + ([differences_table(self.differences, self.baseline.label)] if self.baseline and self.differences else [])
 
@@ -60,7 +60,7 @@ def compare(runs: Sequence[Path], baseline: str | None = None) -> Comparison:
 
 
 def choose_baseline(found: Sequence[Method], name: str | None) -> Method | None:
-    """By its name in the table, or by its plain name where only one method has it.
+    """Return the baseline: by its label in the table, or by its plain name if only one method has it.
 
     Raises:
         ConfigError: none, or several, are called so.
@@ -85,7 +85,7 @@ def _differences(found: Sequence[Method], baseline: Method) -> Iterator[Differen
 
 
 def _notes(found: Sequence[Method], baseline: Method | None) -> list[str]:
-    """Limits that a reader should know."""
+    """Return the limits of the comparison that a reader should know."""
     own, notes = trained(found), []
     if baseline is None:
         several = sum(m.first.name == DEFAULT_BASELINE for m in own)

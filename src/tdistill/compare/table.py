@@ -1,4 +1,4 @@
-"""The tables of a comparison."""
+"""Build the tables of a comparison."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -17,7 +17,7 @@ Quality = Mapping[str, Mapping[str, Estimate]]  # method's label → metric → 
 
 @dataclass(frozen=True)
 class Difference:
-    """One metric of a method less the baseline's."""
+    """Hold one metric of a method minus the baseline's."""
 
     method: str
     baseline: str
@@ -26,12 +26,12 @@ class Difference:
 
 
 def title(metric: str) -> str:
-    """With an arrow to better."""
+    """Return the column title with ↑ or ↓: the direction that is better."""
     return TITLES[metric][0] + ARROWS[TITLES[metric][2]]
 
 
 def methods_table(methods: Sequence[Method], quality: Quality) -> Table:
-    """Every method: how good it is, and what that cost."""
+    """Build the table of all methods: quality and cost."""
     best = {metric: _best(methods, quality, metric) for metric in METRICS}
     rows = [
         [
@@ -52,7 +52,7 @@ def methods_table(methods: Sequence[Method], quality: Quality) -> Table:
 
 
 def for_terminal(methods: Sequence[Method], quality: Quality) -> list[Table]:
-    """The same in two tables, which fit a terminal."""
+    """Split the methods table into two tables that fit a terminal."""
     whole, split = methods_table(methods, quality), 2 + len(METRICS)
     return [_columns(whole, [0, *range(2, split)], ""), _columns(whole, [0, 1, *range(split, len(whole.header))], whole.caption)]
 
@@ -84,7 +84,7 @@ def _shown(key: str, value: float) -> str:
 
 
 def differences_table(differences: Sequence[Difference], baseline: str) -> Table:
-    """Every method less the baseline."""
+    """Build the table of every method's differences from the baseline."""
     rows = [
         [
             Cell(d.method),
@@ -106,7 +106,7 @@ def differences_table(differences: Sequence[Difference], baseline: str) -> Table
 
 
 def _interval(value: Compared) -> str:
-    """With as many decimals as two digits of its half-width take."""
+    """Format the interval with the decimals that show two digits of its half-width."""
     half = (value.high - value.low) / 2
     decimals = max(1 - math.floor(math.log10(half)), 0) if half > 0 else None
     return " to ".join(format_number(v, decimals) for v in (value.low, value.high))
@@ -118,7 +118,7 @@ def _size(value: Compared) -> str:
 
 
 def p_value(p: float) -> str:
-    """As shown."""
+    """Format a p-value as it is shown."""
     return f"< {LEAST_P:g}" if p < LEAST_P else f"{p:.3f}"
 
 

@@ -1,1 +1,1 @@
-"""What a student is worth on prompts it never saw."""
+"""Measure a student on prompts that it never saw."""

@@ -1,4 +1,4 @@
-"""What a system writes on prompts it never saw, and what the teacher thinks of it."""
+"""Record what a system writes on prompts that it never saw, and score it with the teacher."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -29,7 +29,7 @@ def write_answers(
     vocab_size: int,
     title: str,
 ) -> list[dict[str, Any]]:
-    """One ``answer_record`` per prompt and sample, in their order."""
+    """Generate one ``answer_record`` for each prompt and sample, in their order."""
     records = []
     plan = batch_plan(prompts, num_generations, batch_size)
     with bar(title, sum(map(len, plan)), "answers") as progress:
@@ -41,7 +41,7 @@ def write_answers(
 
 
 def answer_record(row: Generated, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-    """What is kept of an answer; ``own_logp`` is the sum of its tokens' log-probs under the distribution that it was drawn from."""
+    """Return the record of an answer; ``own_logp`` is the sum of its tokens' log-probs under the distribution that it was drawn from."""
     return {
         "prompt_id": row.prompt.prompt.prompt_id,
         "sample_index": row.sample_index,
@@ -53,8 +53,8 @@ def answer_record(row: Generated, tokenizer: PreTrainedTokenizerBase) -> dict[st
 
 
 def entropy_of(record: dict[str, Any]) -> float | None:
-    """−log q per token of an answer, which estimates the entropy of the q that it was drawn from; None of one that was written before
-    ``own_logp`` was recorded.
+    """Return −log q per token of an answer, which estimates the entropy of the q that it was drawn from; None if the answer has no
+    ``own_logp``.
     """
     return -record["own_logp"] / len(record["tokens"]) if "own_logp" in record else None
 
@@ -69,7 +69,8 @@ def answer_metrics(
     batch_size: int,
     title: str,
 ) -> dict[str, dict[str, float]]:
-    """Per prompt, averaged over its answers: ROUGE-L, teacher NLL per token, entropy per token, distinct-2, length in tokens.
+    """Return metrics for each prompt, averaged over its answers: ROUGE-L, teacher NLL per token, entropy per token, distinct-2, length in
+    tokens.
 
     Teacher NLL includes the end-of-text token, so that stopping where the teacher would counts. The entropy is that of the
     distribution drawn from, by the answer's own log-prob under it: teacher NLL − entropy estimates its KL to the teacher. ROUGE-L

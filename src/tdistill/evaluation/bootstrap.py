@@ -1,4 +1,4 @@
-"""Is one method better than another? A bootstrap over training seeds and over prompts at once, of the difference of two means."""
+"""Compare two methods by a bootstrap of the difference of their means, over training seeds and over prompts at once."""
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ Scores = Mapping[Hashable, Mapping[str, float]]  # training seed → prompt id �
 
 @dataclass(frozen=True)
 class Bootstrapped:
-    """The difference of means a − b with its interval and two-sided p-value: p < 1 − coverage where 0 lies outside (up to a resample)."""
+    """Hold the difference of means a − b with its interval and two-sided p-value: p < 1 − coverage if 0 lies outside (up to one resample)."""
 
     difference: float
     low: float
@@ -76,14 +76,14 @@ def hierarchical_bootstrap(
 
 
 def _shared_prompts(runs: Sequence[Mapping[str, float]]) -> tuple[list[str], int]:
-    """Prompts with a value in every run, in a fixed order, and how many others there are; NaN is no value."""
+    """Return the sorted prompts that have a value in every run, and how many others there are. NaN is no value."""
     defined = [{k for k, v in run.items() if not np.isnan(v)} for run in runs]
     shared = set.intersection(*defined)
     return sorted(shared), len(set.union(*map(set, runs)) - shared)
 
 
 def _groups(a: Scores, b: Scores, prompts: Sequence[str], paired: bool) -> list[np.ndarray]:
-    """Arrays [seeds, prompts] whose means add up to the difference: one if seeds are paired, else a and −b."""
+    """Return arrays [seeds, prompts] whose means add up to the difference: one array if seeds are paired, else a and −b."""
 
     def table(scores: Scores, seeds: Sequence[Hashable]) -> np.ndarray:
         return np.array([[scores[s][p] for p in prompts] for s in seeds], dtype=np.float64)
@@ -95,7 +95,7 @@ def _groups(a: Scores, b: Scores, prompts: Sequence[str], paired: bool) -> list[
 
 
 def resampled_means(groups: Sequence[np.ndarray], resamples: int, seed: int, chunk_entries: int = CHUNK_ENTRIES) -> np.ndarray:
-    """[resamples] sums over groups of the mean of [seeds, prompts], seeds drawn per group and prompts once for all.
+    """Return [resamples] sums over groups of the mean of [seeds, prompts]; seeds are drawn for each group, prompts once for all groups.
 
     The draws of prompts and of each group's seeds come from generators of their own, so that chunks change nothing.
     """
@@ -124,7 +124,7 @@ def _calibrate(deviations: np.ndarray, groups: Sequence[np.ndarray], seed: int) 
 
 
 def variance_of_difference(groups: Sequence[np.ndarray]) -> tuple[float, float]:
-    """Unbiased variance of the sum of the groups' means, training seeds and prompts both random, and its degrees of freedom."""
+    """Return the unbiased variance of the sum of the groups' means, with training seeds and prompts both random, and its degrees of freedom."""
     prompts = groups[0].shape[1]
     rows, residuals, columns = [], [], []  # (variance, degrees of freedom)
     for g in groups:
@@ -145,6 +145,6 @@ def variance_of_difference(groups: Sequence[np.ndarray]) -> tuple[float, float]:
 
 
 def _two_sided(means: np.ndarray) -> float:
-    """Twice the smaller share of resampled differences on either side of 0, counting the observed one in both."""
+    """Return a two-sided p-value: twice the smaller share of resampled differences on either side of 0, the observed one counted in both."""
     beyond = min(int((means <= 0.0).sum()), int((means >= 0.0).sum()))
     return min(1.0, 2.0 * (1 + beyond) / (1 + len(means)))

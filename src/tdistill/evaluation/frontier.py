@@ -1,4 +1,4 @@
-"""Quality at equal entropy: what is left of a difference between methods once each may be decoded at a temperature of its own.
+"""Compare quality at equal entropy: the difference that is left if each method may be decoded at its own temperature.
 
 At one temperature a sharper student writes likelier text, and a lower temperature makes any student sharper. So methods are compared where
 their texts are equally spread. Of the temperatures T that were measured take the two next to each other whose mean entropies v enclose the
@@ -20,21 +20,21 @@ Curve = Mapping[float, Mapping[Hashable, Mapping[str, Mapping[str, float]]]]  # 
 
 
 def curve_of(seeds: Mapping[Hashable, Mapping[float, Mapping[str, Mapping[str, float]]]]) -> Curve:
-    """Training seed → temperature → scores, by temperature, of those at which all seeds were measured."""
+    """Return temperature → training seed → scores, ascending, for the temperatures at which all seeds were measured."""
     shared = set.intersection(*(set(own) for own in seeds.values())) if seeds else set()
     return {t: {seed: own[t] for seed, own in seeds.items()} for t in sorted(shared)}
 
 
 @dataclass(frozen=True)
 class AtLevel:
-    """A method where its texts have a given entropy."""
+    """Hold one metric of a method, read where its texts have a given entropy."""
 
     temperature: float  # the one it is decoded at, interpolated
     values: dict[Hashable, dict[str, float]]  # training seed → prompt → value of the metric
 
 
 def at_level(curve: Curve, metric: str, level: float) -> AtLevel | None:
-    """A metric of one method where the mean entropy is ``level``; None where the temperatures measured do not reach it.
+    """Read a metric of one method where the mean entropy is ``level``; None if the measured temperatures do not reach it.
 
     A value is y = Σ_T w_T·x_T − s·(Σ_T w_T·v_T − L) with s the slope of x over v between the two temperatures. The mean of y over seeds
     and prompts is x(L), and its spread is that of x(L) to first order, the weights' own uncertainty included (the delta method): so
@@ -53,7 +53,7 @@ def at_level(curve: Curve, metric: str, level: float) -> AtLevel | None:
 
 
 def mean_of(curve: Curve, temperature: float, metric: str) -> float:
-    """Over seeds, and the prompts on which all have a value."""
+    """Return the mean of a metric over seeds and over the prompts on which all seeds have a value."""
     seeds = list(curve[temperature].values())
     prompts = set.intersection(*(_defined(scores, metric) for scores in seeds))
     return float(np.mean([[scores[metric][p] for p in sorted(prompts)] for scores in seeds]))

@@ -1,4 +1,4 @@
-"""On held-out teacher text, with the teacher online: exact divergences of a student."""
+"""Compute a student's exact divergences on held-out teacher text, with the teacher online."""
 
 from collections.abc import Iterator
 
@@ -17,7 +17,7 @@ from tdistill.rollout.score import step_logp
 def held_out_metrics(
     student: PreTrainedModel, teacher: PreTrainedModel, dataset: RolloutDataset, vocab_size: int, batch_size: int, title: str
 ) -> dict[str, dict[str, float]]:
-    """Per prompt: mean per token of KL(teacher‖student), KL(student‖teacher), and the student's mass on A_p.
+    """Return for each prompt the mean per token of KL(teacher‖student), KL(student‖teacher), and the student's mass on A_p.
 
     Both KLs are over the whole vocabulary, at temperature 1.
     """
@@ -42,7 +42,7 @@ def held_out_metrics(
 def state_logp(
     model: PreTrainedModel, dataset: RolloutDataset, vocab_size: int, batch_size: int, title: str
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Batch by batch: log-probs [B, T, V] of a model on recorded text, and the mask [B, T] of states that are there."""
+    """Yield for each batch the log-probs [B, T, V] of a model on recorded text, and the mask [B, T] of existing states."""
     for batch in _batches(dataset, batch_size, title):
         yield _logp(model, batch, vocab_size), batch["labels"] != IGNORED_LABEL
 

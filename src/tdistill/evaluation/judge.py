@@ -1,4 +1,4 @@
-"""``tdistill judge``: which of two systems' answers a judge model prefers, asked in both orders."""
+"""Ask a judge model which of two systems' answers it prefers, in both orders (``tdistill judge``)."""
 
 import hashlib
 import json
@@ -33,7 +33,7 @@ NOTE_WIDTH = 60
 
 @dataclass(frozen=True)
 class JudgeSettings:
-    """Which judge, how it is asked, and where the result goes."""
+    """Set which judge is asked, how, and where the result goes."""
 
     base_url: str
     model: str
@@ -49,7 +49,7 @@ class JudgeSettings:
 
 
 class Judging:
-    """Two answer files opened for a judge: what is to be asked is known, nothing is sent.
+    """Open two answer files for a judge. The questions are known, and nothing is sent yet.
 
     Raises:
         TdistillError: the answers, the prompts, the address, the key's variable or the output can't be used.
@@ -72,7 +72,7 @@ class Judging:
         self.to_ask: list[Question] = list({q.key: q for q in open_questions}.values())
 
     def plan(self) -> str:
-        """What will be sent, and what it may cost."""
+        """Describe what will be sent and what it may cost."""
         s, left = self.settings, self.joined.left_out
         cost = Cost.estimated([q.content for q in self.to_ask], s.max_tokens, s.price_input, s.price_output)
         key = f"key from {s.api_key_env}" if self._key else f"no key ({s.api_key_env} is not set)"
@@ -104,7 +104,7 @@ class Judging:
         return summary
 
     def table(self, summary: Summary) -> Table:
-        """The summary for the terminal."""
+        """Return the summary as a table for the terminal."""
         return summary_table(f"{self.a.name} against {self.b.name}", self.settings.model, summary, self._cost())
 
     def _ask_all(self) -> None:
@@ -193,7 +193,7 @@ class Judging:
 
 
 def default_output(a: Answers, b: Answers, model: str) -> Path:
-    """``runs/judge/A-vs-B-KEY.json``, KEY of the model and of both files' answers: no other comparison overwrites it."""
+    """Return ``runs/judge/A-vs-B-KEY.json``. KEY depends on the model and both files' answers, so no other comparison overwrites it."""
     content = repr([model, sorted(a.texts.items()), sorted(b.texts.items())])
     return OUTPUT_DIRECTORY / f"{a.name}-vs-{b.name}-{hashlib.sha256(content.encode()).hexdigest()[:DIGEST_LENGTH]}.json"
 

@@ -1,4 +1,4 @@
-"""One question, one reply, from a chat endpoint: patient with a busy server, silent about the key."""
+"""Send one question to a chat endpoint and return one reply; wait for a busy server, and never show the key."""
 
 import asyncio
 import random
@@ -23,7 +23,7 @@ HIDDEN = "[key]"
 
 @dataclass(frozen=True)
 class Retries:
-    """How long a server is waited for: the wait doubles from ``first_wait_s`` up to ``longest_wait_s``, half of it random."""
+    """Set how long to wait for a server: from ``first_wait_s`` up to ``longest_wait_s``, doubled each time, half of it random."""
 
     attempts: int = 6
     first_wait_s: float = 1.0
@@ -31,7 +31,7 @@ class Retries:
     longest_retry_after_s: float = 300.0  # a server that asks for more is given up
 
     def wait_s(self, failures: int, asked_s: float | None, chance: float) -> float:
-        """Seconds to wait after so many failures in a row; ``chance`` in [0, 1) is the jitter.
+        """Return the seconds to wait after ``failures`` failures in a row; ``chance`` in [0, 1) is the jitter.
 
         What the server asks for (Retry-After) is the least wait, jitter comes on top.
         """
@@ -41,11 +41,11 @@ class Retries:
 
 
 class EndpointDownError(JudgeError):
-    """One request was given up; others may still be answered."""
+    """Report that one request was given up; others may still be answered."""
 
 
 class _BusyError(Exception):
-    """Worth another attempt."""
+    """Report that the request is worth another attempt."""
 
     def __init__(self, reason: str, asked_s: float | None = None):
         super().__init__(reason)
@@ -53,7 +53,7 @@ class _BusyError(Exception):
 
 
 class ChatClient:
-    """Sends one user message at a time; threads may share it. Its key stands in a request's header and nowhere else."""
+    """Send one user message at a time; threads may share the client. Its key stands in a request's header and nowhere else."""
 
     def __init__(
         self,
@@ -100,7 +100,7 @@ class ChatClient:
         self._stop.set()
 
     def complete(self, content: str, on_wait: Callable[[str], None]) -> Reply:
-        """The model's reply to one user message; ``on_wait`` hears why there is none yet.
+        """Return the model's reply to one user message; ``on_wait`` is told why there is none yet.
 
         Raises:
             EndpointDownError: no reply after all attempts (429, 5xx, time-outs, broken connections), or too long a Retry-After.
@@ -166,13 +166,13 @@ class ChatClient:
         return response.status_code, response.headers.get("retry-after"), text
 
     def _clean(self, text: str) -> str:
-        """A server may send the key back, in an error or in a reply: nothing that it sends is passed on with it."""
+        """Remove the key from a text. A server may send it back in an error or a reply."""
         if not self._key or len(self._key) < SHORTEST_SECRET:
             return text
         return text.replace(self._key, HIDDEN).replace(url_encoded(self._key, safe=""), HIDDEN)
 
     def _adapt(self, sent: dict[str, Any], text: str) -> bool:
-        """Whether the request is worth sending again, an option that the server does not know left out."""
+        """Drop an option that the server does not know, and tell whether to send the request again."""
         with self._lock:
             if self.options == sent:
                 left = without_refused(sent, text)

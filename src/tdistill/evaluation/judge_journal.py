@@ -1,4 +1,4 @@
-"""Verdicts as JSON lines, each on the disk as soon as it is there, so that a judge that was stopped goes on where it was."""
+"""Write each verdict to the disk at once, as JSON lines, so that a stopped judge can go on where it was."""
 
 import json
 import os
@@ -14,7 +14,7 @@ COLUMNS = ("key", "verdict", "failure", "served_model", "max_tokens", "options")
 
 
 class Journal:
-    """The rows of a file by their ``key``; threads may share it.
+    """Keep the rows of a file by their ``key``; threads may share it.
 
     Raises:
         DataError: the file holds something else.
@@ -65,7 +65,7 @@ class Journal:
             raise DataError(f"{where} contradicts an earlier verdict on the same question: remove one of the two (key {row['key']!r:.40}).")
 
     def answers(self, key: str, max_tokens: int) -> bool:
-        """Whether a question need not be asked: it has a reply, and not one that was cut off at fewer tokens than now allowed."""
+        """Tell whether a question need not be asked: it has a reply, and this was not cut off at fewer tokens than now allowed."""
         row = self.rows.get(key)
         return row is not None and not (row["failure"] == CUT_OFF and row["max_tokens"] < max_tokens)
 

@@ -1,4 +1,4 @@
-"""Two systems' answers to the same prompts, joined, and the questions to a judge that they make."""
+"""Join two systems' answers to the same prompts, and make the questions to a judge."""
 
 import hashlib
 import json
@@ -22,25 +22,25 @@ KEY_LENGTH = 32  # hex digits
 
 @dataclass(frozen=True)
 class Answers:
-    """What one system answered: (prompt id, sample index) → text."""
+    """Hold one system's answers: (prompt id, sample index) → text."""
 
     path: Path
     texts: dict[tuple[str, int], str]
 
     @property
     def name(self) -> str:
-        """The system's, as ``evaluate`` named its file."""
+        """Return the system's name, which is the name of the file that ``evaluate`` wrote."""
         return self.path.stem
 
     @cached_property
     def prompt_ids(self) -> set[str]:
-        """Prompts with at least one answer."""
+        """Return the ids of the prompts that have at least one answer."""
         return {prompt_id for prompt_id, _ in self.texts}
 
 
 @dataclass(frozen=True)
 class Pair:
-    """Two answers to one request."""
+    """Hold two answers to one request."""
 
     prompt_id: str
     sample_index: int
@@ -51,7 +51,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class Joined:
-    """The pairs, and what has no partner."""
+    """Hold the pairs, and counts of what has no partner."""
 
     pairs: list[Pair]
     prompts: int
@@ -60,7 +60,7 @@ class Joined:
 
 @dataclass(frozen=True)
 class Question:
-    """One pair in one order, as the judge reads it. ``key`` depends on the model and on all that it reads, and on the order."""
+    """Hold one pair in one order, as the judge reads it. ``key`` depends on the model and on all that it reads, and on the order."""
 
     key: str
     prompt_id: str
@@ -70,7 +70,7 @@ class Question:
 
 
 def read_json_lines(path: Path, columns: Sequence[str], content: bytes | None = None) -> list[dict[str, Any]]:
-    """The objects of a JSONL file, or of its given part, each with all of ``columns``.
+    """Return the objects of a JSONL file, or of its ``content`` if given. Each object has all of ``columns``.
 
     Raises:
         DataError: the file can't be read, or a line is no such object; the line is named.
@@ -111,7 +111,7 @@ def read_answers(path: Path) -> Answers:
 
 
 def find_prompts(answers: Sequence[Answers], given: str | None) -> str:
-    """Where the prompts are: as ``given``, else as the recipe says that the evaluation beside the answers was made with.
+    """Return where the prompts are: ``given``, or the prompts in the recipe of the evaluation beside the answers.
 
     Raises:
         DataError: neither is there.
@@ -172,14 +172,14 @@ def join(a: Answers, b: Answers, source: str, limit: int | None) -> Joined:
 
 
 def request_text(prompt: Prompt) -> str:
-    """A prompt as the judge reads it: the user's words, or the whole conversation with its roles."""
+    """Return a prompt as the judge reads it: the user's words, or the whole conversation with its roles."""
     if len(prompt.messages) == 1:
         return prompt.text
     return "\n\n".join(f"[{m['role']}]\n{m['content']}" for m in prompt.messages)
 
 
 def questions(pairs: Sequence[Pair], model: str) -> list[Question]:
-    """Each pair in both orders."""
+    """Return two questions for each pair, one in each order."""
     template = files("tdistill.evaluation").joinpath("judge_prompt.txt").read_text("utf-8")
     found = []
     for pair in pairs:

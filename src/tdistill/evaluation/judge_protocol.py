@@ -1,4 +1,4 @@
-"""OpenAI's chat protocol as values: what is sent, what comes back, and what a server means by an error."""
+"""Define OpenAI's chat protocol as values: what is sent, what comes back, and what a server's error means."""
 
 import ipaddress
 import json
@@ -26,7 +26,7 @@ ZLIB_OR_GZIP = 47  # zlib's "wbits" that reads both formats
 
 @dataclass(frozen=True)
 class Reply:
-    """What a model said, and what the server says it took."""
+    """Hold a model's reply and the token counts that the server reported."""
 
     content: str
     refusal: str | None = None
@@ -84,7 +84,7 @@ class _ErrorBody(BaseModel):
 
 
 class _Error(BaseModel):
-    """The shapes in which servers put their message."""
+    """Parse the shapes in which servers put their message."""
 
     error: _ErrorBody | str | None = None
     message: OptionalText = None
@@ -92,7 +92,7 @@ class _Error(BaseModel):
 
 
 def read_key(variable: str) -> str | None:
-    """The key that an environment variable holds; None if OPENAI_API_KEY is not set, for a local server needs none.
+    """Return the key in an environment variable, or None if OPENAI_API_KEY is not set: a local server needs no key.
 
     Raises:
         ConfigError: another variable was named and is not set, or the key can't stand in a header. The key is never shown.
@@ -189,12 +189,12 @@ def _is_codec(name: str) -> bool:
 
 
 def first_options(max_tokens: int) -> dict[str, Any]:
-    """What is asked of a server beside the reply, until it refuses some of it."""
+    """Return the options of the first request. Options that the server refuses are dropped later."""
     return {"temperature": TEMPERATURE, "seed": SEED, "max_tokens": max_tokens}
 
 
 def without_refused(options: dict[str, Any], text: str) -> dict[str, Any] | None:
-    """``options`` without the one that a server's error names; None if it names none.
+    """Return ``options`` without the one that a server's error names; None if it names none.
 
     Newer models of OpenAI take ``max_completion_tokens`` for ``max_tokens``, and no temperature; some servers take no seed.
     Some errors quote the whole request: what matters least is then the first to go.
@@ -236,7 +236,7 @@ def _whole(text: str) -> str:
 
 
 def quote(text: str, clean: Callable[[str], str]) -> str:
-    """A server's own message on one line, out of its JSON where it is that, passed through ``clean`` before it is cut."""
+    """Return a server's own message on one line, read from its JSON if it is JSON, passed through ``clean`` before it is cut."""
     body = _error(text)
     error = body.error.message if isinstance(body.error, _ErrorBody) else body.error
     line = " ".join(visible(error or body.message or body.detail or text).split())

@@ -1,4 +1,4 @@
-"""What a judge will cost, and what it said: the summary's JSON and its table."""
+"""Report what a judge will cost and what it said: the summary's JSON and its table."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,7 +17,7 @@ RESULT = "win_rate_of_a"  # the key by which a summary is known
 
 @dataclass(frozen=True)
 class Cost:
-    """Tokens, and money where prices are known (in whatever currency they are in)."""
+    """Hold tokens, and money if prices are known (in the currency of the prices)."""
 
     input_tokens: int
     output_tokens: int
@@ -46,7 +46,7 @@ class Cost:
         return cls.of(input_tokens, output_tokens, (price_input, price_output), sum(None in pair for pair in counts))
 
     def lines(self) -> list[str]:
-        """The estimate, for people who are to agree to it."""
+        """Format the estimate for the user, who must agree to it."""
         tokens = (
             f"tokens    about {self.input_tokens:,} in (estimated at {BYTES_PER_TOKEN} bytes a token), "
             f"at most {self.output_tokens:,} out (the limit of each reply)"
@@ -56,12 +56,12 @@ class Cost:
 
 
 def money_text(money: float) -> str:
-    """In the unit of the prices."""
+    """Format an amount of money in the unit of the prices."""
     return f"{format_number(money)} (in the currency of the prices)"
 
 
 def result_json(summary: Summary, cost: Cost) -> dict[str, Any]:
-    """The numbers of a summary, None where there is none."""
+    """Return the numbers of a summary as JSON values; None for a missing number."""
     rate = summary.win_rate
     return {
         RESULT: {"mean": finite(rate.mean), "stderr": finite(rate.stderr), "prompts": rate.n, "interval_95": summary.interval},
@@ -83,12 +83,12 @@ def result_json(summary: Summary, cost: Cost) -> dict[str, Any]:
 
 
 def finite(value: float) -> float | None:
-    """JSON has no NaN."""
+    """Return the value, or None if it is not finite: JSON has no NaN."""
     return value if math.isfinite(value) else None
 
 
 def summary_table(title: str, model: str, summary: Summary, cost: Cost) -> Table:
-    """One comparison, a line a number."""
+    """Build a table of one comparison, with one number on each line."""
     rate = Estimate(PERCENT * summary.win_rate.mean, PERCENT * summary.win_rate.stderr, summary.win_rate.n)
     values = {
         "": title,

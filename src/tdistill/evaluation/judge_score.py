@@ -1,4 +1,4 @@
-"""A judge's replies → verdicts → a win rate, with what the order of the answers did to it."""
+"""Turn a judge's replies into verdicts and a win rate, and measure the effect of the answers' order."""
 
 import math
 import re
@@ -39,7 +39,7 @@ VERDICTS = frozenset(_VERDICTS.values())
 
 
 def parse_verdict(reply: Reply) -> tuple[Verdict | None, str | None]:
-    """The verdict, or why there is none: the last line must state one, and no line another.
+    """Return the verdict, or the reason why there is none: the last line must state a verdict, and no other line may state another.
 
     Markdown, brackets, case and a reasoning model's ``<think>`` part do not matter. A reply that is a bare verdict counts too.
     """
@@ -62,7 +62,7 @@ def parse_verdict(reply: Reply) -> tuple[Verdict | None, str | None]:
 
 @dataclass(frozen=True)
 class Summary:
-    """All that two systems' verdicts come to. A pair's score is the mean of its two orders': 1 if A wins, ½ for a tie, 0 if B wins."""
+    """Hold the result of two systems' verdicts. A pair's score is the mean of its two orders': 1 if A wins, ½ for a tie, 0 if B wins."""
 
     win_rate: Estimate  # of A, over prompts
     interval: tuple[float, float] | None
@@ -79,22 +79,22 @@ class Summary:
 
     @property
     def pairs(self) -> int:
-        """Pairs that count."""
+        """Return the number of pairs that count."""
         return self.wins + self.ties + self.losses
 
     @property
     def inconsistent_share(self) -> float:
-        """Of the pairs that count; NaN of none."""
+        """Return the share of counted pairs whose two verdicts disagree; NaN if there are none."""
         return _share(self.inconsistent, self.pairs)
 
     @property
     def same_position_share(self) -> float:
-        """Of the pairs that count; NaN of none."""
+        """Return the share of counted pairs whose two verdicts prefer the same position; NaN if there are none."""
         return _share(self.same_position, self.pairs)
 
     @property
     def first_position_share(self) -> float:
-        """Of the verdicts that are no ties, those for the answer shown first; NaN of none."""
+        """Return the share of verdicts for the answer shown first, among verdicts that are not ties; NaN if there are none."""
         return _share(self.first_wins, self.first_wins + self.second_wins)
 
 
@@ -133,7 +133,7 @@ def summarise(questions: Sequence[Question], rows: Mapping[str, Mapping[str, Any
 
 
 def bootstrap_interval(values: Sequence[float]) -> tuple[float, float] | None:
-    """95 % percentile bootstrap of a mean; None where it has no width to speak of: fewer than two values, or all the same."""
+    """Return the 95 % percentile bootstrap interval of a mean; None for fewer than two values or if all are equal."""
     x = np.asarray(values, dtype=np.float64)
     if len(set(values)) < 2:
         return None

@@ -1,4 +1,4 @@
-"""Every system of a run on tasks of EleutherAI's lm-evaluation-harness, an optional extra. What is already measured is kept."""
+"""Measure every system of a run on tasks of EleutherAI's lm-evaluation-harness, an optional extra. What is already measured is kept."""
 
 import difflib
 import hashlib
@@ -32,7 +32,7 @@ KEPT = ("results", "groups", "configs", "versions", "n-shot", "n-samples", "high
 
 @dataclass(frozen=True)
 class LmEvalOptions:
-    """What the command line says beside the recipe."""
+    """Hold the options that the command line gives beside the recipe."""
 
     tasks: str  # names, groups, tags or patterns, separated by commas
     include_path: Path | None = None  # a directory of task YAMLs of one's own
@@ -40,7 +40,7 @@ class LmEvalOptions:
 
 
 class LmEvalRun:
-    """A run's systems and harness tasks; made with every check that can be made before a model is loaded.
+    """Measure a run's systems on harness tasks. The constructor makes every check that needs no model.
 
     Raises:
         ConfigError: lm-eval is not installed, a task is unknown, or students are not trained yet.
@@ -67,7 +67,7 @@ class LmEvalRun:
 
     @cached_property
     def settings(self) -> dict[str, Any]:
-        """What shapes every number."""
+        """Return the settings that change a number."""
         c = self.run.recipe.evaluation
         return {
             "tasks": list(self.names),
@@ -80,7 +80,7 @@ class LmEvalRun:
 
     @cached_property
     def directory(self) -> Path:
-        """``output_dir/lm_eval/KEY``."""
+        """Return ``output_dir/lm_eval/KEY``."""
         return keyed_directory(self.run.root, self.run, LM_EVAL_DIRECTORY, self.settings)
 
     def measure(self) -> dict[str, dict[str, Any]]:
@@ -132,7 +132,7 @@ def read_results(path: Path, system: str) -> dict[str, Any]:
 
 
 def matched(text: str, manager: Any) -> tuple[str, ...]:
-    """The harness's names for ``"arc_easy, mmlu_*"``.
+    """Return the harness's names for a list such as ``"arc_easy, mmlu_*"``.
 
     Raises:
         ConfigError: none is named, or a name or pattern matches none.
@@ -152,7 +152,7 @@ def matched(text: str, manager: Any) -> tuple[str, ...]:
 
 
 def content_of(directory: Path | None) -> str | None:
-    """A hash of all files below a directory and their names."""
+    """Return a hash of all files below a directory and their names."""
     if directory is None:
         return None
     digest = hashlib.sha256()
@@ -162,7 +162,7 @@ def content_of(directory: Path | None) -> str | None:
 
 
 def lm_eval_table(found: dict[str, dict[str, Any]]) -> Table:
-    """One line a task × metric, one column a system, with lm-eval's own standard errors."""
+    """Build a table: one line for each task and metric, one column for each system, with lm-eval's own standard errors."""
     measures: dict[tuple[str, str], None] = {}
     for record in found.values():
         for task, values in record["results"].items():

@@ -1,4 +1,4 @@
-"""Metrics of texts and of distributions, one number a prompt, and what they come to."""
+"""Compute metrics of texts and of distributions, one number for each prompt, and their means."""
 
 import math
 from collections.abc import Sequence
@@ -10,24 +10,24 @@ from tdistill.report.data import Estimate
 
 
 def rouge_l(answer: str, references: Sequence[str], scorer: RougeScorer) -> float:
-    """ROUGE-L F1 × 100 of the best of several references (rouge-score with its stemmer)."""
+    """Return ROUGE-L F1 × 100, the best over several references (rouge-score with its stemmer)."""
     return 100.0 * max(scorer.score(reference, answer)["rougeL"].fmeasure for reference in references)
 
 
 def rouge_scorer() -> RougeScorer:
-    """The scorer that ``rouge_l`` takes."""
+    """Return the scorer that ``rouge_l`` takes."""
     return RougeScorer(["rougeL"], use_stemmer=True)
 
 
 def distinct_n(text: str, n: int = 2) -> float:
-    """Distinct n-grams of white-space words ÷ all of them; NaN for a text of fewer than n words."""
+    """Return distinct n-grams of white-space words ÷ all of them; NaN for a text of fewer than n words."""
     words = text.split()
     grams = list(zip(*(words[i:] for i in range(n)), strict=False))
     return len(set(grams)) / len(grams) if grams else math.nan
 
 
 def estimate(values: Sequence[float]) -> Estimate:
-    """Mean and standard error over prompts; NaN entries (undefined for a prompt) are left out."""
+    """Return the mean and standard error over prompts; NaN entries (undefined for a prompt) are left out."""
     x = np.asarray([v for v in values if not math.isnan(v)], dtype=np.float64)
     if len(x) == 0:
         return Estimate(math.nan, math.nan, 0)

@@ -29,7 +29,7 @@ SCORES, ANSWERS, SPARSITY = "scores", "answers", "sparsity.json"
 
 @dataclass(frozen=True)
 class EvaluatedSystem:
-    """A model to evaluate."""
+    """Describe a model to evaluate."""
 
     name: str
     description: str
@@ -38,7 +38,7 @@ class EvaluatedSystem:
 
 @dataclass(frozen=True)
 class Protocol:
-    """What is the same for every system."""
+    """Hold what is the same for every system."""
 
     config: EvaluationConfig
     prompts: Sequence[TokenizedPrompt]
@@ -54,12 +54,12 @@ class Protocol:
 
     @property
     def sampling(self) -> Sampling:
-        """How answers are drawn."""
+        """Return how answers are sampled."""
         seed = self.seed + EVALUATION_SEED_OFFSET
         return Sampling(self.config.temperature, self.config.top_p, 0, self.max_completion_length, seed)
 
     def describe(self) -> str:
-        """One paragraph for the report."""
+        """Describe the protocol in one paragraph for the report."""
         c = self.config
         trained = f"{self.also_in_train} of them also trained on (data.overlap: count)" if self.also_in_train else "never trained on"
         return (
@@ -113,7 +113,7 @@ def evaluate_systems(
 def answer_scores(
     model: PreTrainedModel, name: str, teacher: PreTrainedModel, protocol: Protocol, directory: Path, title: str | None = None
 ) -> dict[str, dict[str, float]]:
-    """Metric → prompt → value of a system's answers, which are written to ``answers/NAME.jsonl`` unless they are there."""
+    """Return metric → prompt → value of a system's answers. Answers are written to ``answers/NAME.jsonl`` unless that file exists."""
     path, c = directory / ANSWERS / f"{name}.jsonl", protocol.config
     if not os.path.lexists(path):
         how = (protocol.sampling, c.num_generations, c.batch_size, protocol.eos_ids, protocol.vocab_size)

@@ -1,4 +1,4 @@
-"""How concentrated a teacher is on its own text: what each p, and each rule, keeps, costs and hides."""
+"""Measure how concentrated a teacher is on its own text, and what each p and each rule keeps, costs and hides."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ TOP_PS = (0.5, 0.8, 0.9, 0.95)
 
 @dataclass(frozen=True)
 class StateSparsity:
-    """One entry a state. ``cuts``: "p=.8" or "adaptive 0.001" → arrays of |A|, kept mass m, and hidden information, each [N]."""
+    """Hold one entry for each state. ``cuts``: "p=.8" or "adaptive 0.001" → arrays of |A|, kept mass m, and hidden information, each [N]."""
 
     vocab_size: int
     position: np.ndarray  # of the token in its response, from 0
@@ -30,7 +30,7 @@ class StateSparsity:
 def measure_sparsity(
     teacher: PreTrainedModel, dataset: RolloutDataset, vocab_size: int, batch_size: int, rules: Sequence[CandidateRule] = ()
 ) -> StateSparsity:
-    """Every state of a data set, with the teacher online."""
+    """Measure every state of a data set, with the teacher online."""
     return sparsity_of(state_logp(teacher, dataset, vocab_size, batch_size, "teacher's sparsity"), vocab_size, rules=rules)
 
 
@@ -38,7 +38,7 @@ def measure_sparsity(
 def sparsity_of(
     batches: Iterable[tuple[Tensor, Tensor]], vocab_size: int, top_ps: Sequence[float] = TOP_PS, rules: Sequence[CandidateRule] = ()
 ) -> StateSparsity:
-    """From batches of log-probs [B, T, V] over the whole vocabulary and masks [B, T] of the states that are there.
+    """Compute the sparsity from batches of log-probs [B, T, V] over the whole vocabulary and masks [B, T] of existing states.
 
     Hidden is (1 − m)·H(π* outside A), in nats: what a tail bucket does not see of the teacher's information, H(π*) in all. The
     rules cut the widest of ``top_ps``.
@@ -80,6 +80,6 @@ def _cut(sorted_logp: Tensor, kept: Tensor, entropy: Tensor) -> dict[str, Tensor
 
 
 def summary(found: StateSparsity, top_ps: Sequence[float] = TOP_PS) -> dict[str, object]:
-    """What a run's report shows: mass of the top k, and |A_p| of every state."""
+    """Return what a run's report shows: the mass of the top k, and |A_p| of every state."""
     sizes = {p: found.cuts[f"p={p:g}"]["size"].tolist() for p in top_ps}
     return {"n_tokens": len(found.entropy), "vocab_size": found.vocab_size, "top_k_mass": found.top_k_mass, "sizes": sizes}

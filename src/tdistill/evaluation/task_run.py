@@ -1,4 +1,4 @@
-"""Every system of a run on named tasks. What is already measured is kept."""
+"""Measure every system of a run on named tasks. What is already measured is kept."""
 
 import hashlib
 import json
@@ -37,7 +37,7 @@ KEY_LENGTH = 12  # hex digits, as the stages' keys have
 
 @dataclass(frozen=True)
 class TaskOptions:
-    """What the command line says beside the recipe."""
+    """Hold the options that the command line gives beside the recipe."""
 
     tasks: str  # names, separated by commas
     data_dir: Path | None
@@ -47,7 +47,7 @@ class TaskOptions:
 
 
 class TaskRun:
-    """A run's systems and the tasks to measure them on; made with every check that can be made before a model is loaded.
+    """Measure a run's systems on tasks. The constructor makes every check that needs no model.
 
     ``others``, which lie in ``place``, are measured by the run's protocol in place of its own systems.
 
@@ -72,19 +72,21 @@ class TaskRun:
 
     @property
     def max_prompt_length(self) -> int:
-        """Tokens, template included."""
+        """Return the longest prompt allowed, in tokens, template included."""
         return self.options.max_prompt_length or self.run.recipe.data.max_prompt_length
 
     @property
     def sampling(self) -> Sampling:
-        """How answers are drawn: as those to the recipe's own test prompts. Generation seed i is the sample index i of the noise."""
+        """Return how answers are sampled: in the same way as those to the recipe's own test prompts. Generation seed i is the sample index i of
+        the noise.
+        """
         c = self.run.recipe.evaluation
         length = c.max_completion_length or self.run.recipe.rollout.max_completion_length
         return Sampling(c.temperature, c.top_p, 0, length, self.run.recipe.seed + EVALUATION_SEED_OFFSET)
 
     @cached_property
     def settings(self) -> dict[str, Any]:
-        """What shapes every number, beside the task's file."""
+        """Return the settings that change a number, apart from the task's file."""
         c, limit = self.run.recipe.evaluation, self.options.limit
         return {
             "sampling": asdict(self.sampling),
@@ -98,12 +100,12 @@ class TaskRun:
 
     @cached_property
     def directory(self) -> Path:
-        """``output_dir/tasks/KEY``, or ``tasks/KEY`` in the place of other systems."""
+        """Return ``output_dir/tasks/KEY``, or ``tasks/KEY`` in the directory of other systems."""
         return keyed_directory(self.place or self.run.root, self.run, TASKS_DIRECTORY, self.settings)
 
     @cached_property
     def systems(self) -> Sequence[EvaluatedSystem]:
-        """What is measured, in the table's order."""
+        """Return the systems to measure, in the table's order."""
         return self.others or systems(self.run)
 
     def measure(self) -> list[dict[str, Any]]:
@@ -123,7 +125,7 @@ class TaskRun:
         return [row for task in self.tasks for row in rows if row["task"] == task.name]
 
     def records(self) -> list[dict[str, Any]]:
-        """Every prompt's scores of every task that was measured in this directory, of the systems that are asked for."""
+        """Return the scores by prompt of every task measured in this directory, for the systems asked for."""
         order = {s.name: i for i, s in enumerate(self.systems)}
         found = (r for r in read_records(self.directory) if r["system"] in order)
         return sorted(found, key=lambda r: (r["task"], order[r["system"]]))
@@ -159,7 +161,7 @@ class TaskRun:
         return f"{task.name}: {n} of {len(task.prompts)} prompts, {self.options.seeds} answers each" + "".join(f"; {x}" for x in notes)
 
     def _measure(self, system: EvaluatedSystem, teacher: Callable[[], PreTrainedModel]) -> None:
-        """One system on every task that it has no scores of; its model is loaded once, and only if it has to answer."""
+        """Measure one system on every task that has no scores of it yet. Its model is loaded once, and only if it has to answer."""
         load = teacher if system.name == "teacher" else cache(system.load)
         eos_ids, batch_size = models_info(self.run)["eos_ids"], self.run.recipe.evaluation.batch_size
         for task in self.tasks:
@@ -199,7 +201,7 @@ def require_students(run: Run, option: str) -> None:
 
 
 def keyed_directory(root: Path, run: Run, kind: str, settings: dict[str, Any]) -> Path:
-    """``ROOT/KIND/KEY``, KEY a hash of the settings and of all that shaped the students."""
+    """Return ``ROOT/KIND/KEY``, with KEY a hash of the settings and of all that shaped the students."""
     content = json.dumps({"train": run.key("train"), "settings": settings}, sort_keys=True)
     return root / kind / hashlib.sha256(content.encode()).hexdigest()[:KEY_LENGTH]
 

@@ -1,4 +1,4 @@
-"""What a system's answers to a task come to: per prompt, per position, as a row and as a table."""
+"""Summarise a system's answers to a task: by prompt, by position, as a row and as a table."""
 
 import json
 import math
@@ -100,7 +100,8 @@ def score_answers(
     max_completion_length: int,
     title: str,
 ) -> dict[str, Any]:
-    """``scores``: metric → prompt id → mean over its answers; ``nll_by_position``: sum and count of the teacher's NLL per token index.
+    """Return ``scores`` (metric → prompt id → mean over its answers) and ``nll_by_position`` (sum and count of the teacher's NLL per token
+    index).
 
     Teacher NLL includes the end-of-text token, so that stopping where the teacher would counts. A value that is undefined
     (distinct-2 of fewer than two words) is left out.
@@ -130,7 +131,7 @@ def score_answers(
 
 @torch.inference_mode()
 def teacher_nll(teacher: PreTrainedModel, batch: Sequence[tuple[TokenizedPrompt, Sequence[int]]], vocab_size: int) -> list[np.ndarray]:
-    """−log π* of every token of given (prompt, response ids), one float64 array a response."""
+    """Return −log π* of every token of the given (prompt, response ids), one float64 array for each response."""
     padded = pad_pairs([p.ids for p, _ in batch], [r for _, r in batch])
     inputs, attention, taken, _ = (x.to(teacher.device) for x in padded)
     logp = step_logp(teacher, inputs, attention, taken.shape[1], vocab_size).gather(-1, taken.unsqueeze(-1)).squeeze(-1)
@@ -139,7 +140,7 @@ def teacher_nll(teacher: PreTrainedModel, batch: Sequence[tuple[TokenizedPrompt,
 
 
 def read_records(directory: Path) -> list[dict[str, Any]]:
-    """Every system × task that was measured in the folder of a ``tasks.jsonl``.
+    """Read every system × task that was measured in the folder of a ``tasks.jsonl``.
 
     Raises:
         DataError: there is none.
@@ -168,7 +169,7 @@ def read_record(path: Path) -> dict[str, Any]:
 
 
 def read_task_scores(directory: Path) -> dict[str, dict[str, dict[str, dict[str, float]]]]:
-    """system → task → metric → prompt id → mean over generation seeds.
+    """Read system → task → metric → prompt id → mean over generation seeds.
 
     Raises:
         DataError: see ``read_records``.
@@ -180,7 +181,7 @@ def read_task_scores(directory: Path) -> dict[str, dict[str, dict[str, dict[str,
 
 
 def read_nll_by_position(directory: Path) -> dict[str, dict[str, tuple[np.ndarray, np.ndarray]]]:
-    """system → task → (sums, counts) of the teacher's NLL, per index of a token in its answer.
+    """Read system → task → (sums, counts) of the teacher's NLL by the token's index in its answer.
 
     Raises:
         DataError: see ``read_records``.
@@ -193,7 +194,7 @@ def read_nll_by_position(directory: Path) -> dict[str, dict[str, tuple[np.ndarra
 
 
 def row_of(record: dict[str, Any]) -> dict[str, Any]:
-    """A record with, in place of its values, what they come to: mean, standard error over prompts (null for one), n."""
+    """Return a record with its values replaced by their mean, standard error over prompts (null for one prompt) and n."""
     row = {k: v for k, v in record.items() if k not in ("scores", "nll_by_position")}
     return row | {"metrics": {name: _plain(estimate(list(v.values()))) for name, v in record["scores"].items()}}
 
@@ -203,7 +204,7 @@ def _plain(value: Estimate) -> dict[str, Any]:
 
 
 def tasks_table(rows: Sequence[dict[str, Any]]) -> Table:
-    """One line a system × task, with the metrics that any of them has."""
+    """Build a table with one line for each system × task, and the metrics that any of them has."""
     metrics = [m for m in TASK_METRICS if any(m in row["metrics"] for row in rows)]
     header = ["task", "system", "prompts", *(TASK_METRICS[m][0] + ARROWS[TASK_METRICS[m][1]] for m in metrics)]
     lines = [

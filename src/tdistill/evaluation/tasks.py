@@ -1,4 +1,4 @@
-"""The named tasks: where their files are expected, under which licence, and what is measured of an answer's text."""
+"""Define the named tasks: where their files are expected, their licence, and what is measured on an answer's text."""
 
 import hashlib
 import re
@@ -25,7 +25,7 @@ TextMetric = Callable[[str, Sequence[str]], float]
 
 @dataclass(frozen=True)
 class TaskSpec:
-    """A set of prompts with reference answers, for evaluation only."""
+    """Describe a set of prompts with reference answers, for evaluation only."""
 
     stems: tuple[str, ...]  # paths inside the data directory, one of SUFFIXES to be added
     licence: str
@@ -48,7 +48,7 @@ TASKS: dict[str, TaskSpec] = {
 
 @dataclass(frozen=True)
 class Task:
-    """A task as read: its prompts in the file's order."""
+    """Hold a task as read, with its prompts in the file's order."""
 
     name: str
     spec: TaskSpec
@@ -58,12 +58,12 @@ class Task:
 
     @property
     def without_reference(self) -> int:
-        """Prompts whose text can't be compared with anything."""
+        """Return the number of prompts without a reference."""
         return sum(not p.references for p in self.prompts)
 
 
 def task_names(text: str) -> tuple[str, ...]:
-    """``"dolly, gsm8k"`` → the names, each once.
+    """Return the names in a list such as ``"dolly, gsm8k"``, each once.
 
     Raises:
         ConfigError: none is named, or one is unknown.
@@ -117,7 +117,7 @@ def _find(name: str, data_dir: Path) -> Path:
 def choose_prompts(
     task: Task, tokenizer: PreTrainedTokenizerBase, max_prompt_length: int, overlong: str, limit: int | None
 ) -> tuple[list[TokenizedPrompt], int]:
-    """The prompts to answer, and how many were over the length limit.
+    """Return the prompts to answer, and how many were over the length limit.
 
     ``limit`` takes a random subset of those that fit, which depends on the prompts alone: a smaller limit's lies within a larger's.
 
@@ -144,23 +144,23 @@ def _rank(prompt_id: str) -> str:
 
 
 def normalized(text: str) -> str:
-    """Lower case, without ASCII punctuation, white space as single blanks: as Super-NaturalInstructions compares answers."""
+    """Return the text in lower case, without ASCII punctuation, white space as single blanks: as Super-NaturalInstructions compares answers."""
     return " ".join(text.lower().translate(str.maketrans("", "", string.punctuation)).split())
 
 
 def exact_match(answer: str, references: Sequence[str]) -> float:
-    """100 if the answer is one of the references, both normalised, else 0."""
+    """Return 100 if the answer is one of the references, both normalised, else 0."""
     return 100.0 * (normalized(answer) in {normalized(r) for r in references})
 
 
 def last_number(text: str) -> Decimal | None:
-    """The last number of a text, thousands separated by commas or not; the sign counts unless a digit stands before it."""
+    """Return the last number of a text, with or without commas between thousands. The sign counts unless a digit stands before it."""
     found = NUMBER.findall(text)
     return Decimal(found[-1].replace(",", "").replace("$", "")) if found else None
 
 
 def number_match(answer: str, references: Sequence[str]) -> float:
-    """100 if the answer's last number is that of a reference (GSM8K's stands after ``####``), else 0."""
+    """Return 100 if the answer's last number is that of a reference (GSM8K's stands after ``####``), else 0."""
     number = last_number(answer)
     return 100.0 * (number is not None and number in {last_number(r) for r in references})
 
@@ -169,7 +169,7 @@ EXTRAS: Mapping[str, TextMetric] = {"number_match": number_match}
 
 
 def text_metrics(spec: TaskSpec, answer: str, references: Sequence[str], scorer: RougeScorer) -> dict[str, float]:
-    """What an answer's text alone tells: distinct-2, and, where there are references, ROUGE-L, exact match and the task's extras."""
+    """Return the metrics of an answer's text alone: distinct-2 and, if there are references, ROUGE-L, exact match and the task's extras."""
     values = {"distinct_2": distinct_n(answer)}
     if references:
         values |= {"rouge_l": rouge_l(answer, references, scorer), "exact_match": exact_match(answer, references)}

@@ -1,4 +1,4 @@
-"""Every system of a run at several decoding temperatures. What is already measured is kept, so another temperature costs itself alone."""
+"""Measure every system of a run at several decoding temperatures. Existing measurements are kept: a new temperature adds its own cost only."""
 
 import math
 import os
@@ -31,7 +31,7 @@ UNTRAINED = "start"  # what it writes is noise at any temperature
 
 
 def parse_temperatures(text: str) -> tuple[float, ...]:
-    """ "0.5,1" → 0.5, 1.0: ascending, each once.
+    """Return the temperatures in a list such as "0.5,1", ascending, each once.
 
     Raises:
         ConfigError: one is no positive number, or there is none.
@@ -47,7 +47,7 @@ def parse_temperatures(text: str) -> tuple[float, ...]:
 
 @dataclass(frozen=True)
 class Measured:
-    """The scores of one system at one temperature."""
+    """Hold the scores of one system at one temperature."""
 
     system: str
     temperature: float
@@ -55,7 +55,7 @@ class Measured:
 
 
 class TemperatureRun:
-    """A run's systems at several decoding temperatures, on the prompts of a split, by the recipe's protocol in all else.
+    """Measure a run's systems at several decoding temperatures, on the prompts of a split, otherwise by the recipe's protocol.
 
     ``others``, which lie in ``place``, are measured in place of the run's own systems.
 
@@ -72,7 +72,7 @@ class TemperatureRun:
 
     @cached_property
     def settings(self) -> dict[str, Any]:
-        """What shapes every number beside the temperature."""
+        """Return the settings that change a number, apart from the temperature."""
         c = self.run.recipe.evaluation
         length = c.max_completion_length or self.run.recipe.rollout.max_completion_length
         free = {"temperature", "num_samples_shown", "max_completion_length"}
@@ -80,12 +80,12 @@ class TemperatureRun:
 
     @cached_property
     def directory(self) -> Path:
-        """``output_dir/temperatures/KEY``, or ``temperatures/KEY`` in the place of other systems."""
+        """Return ``output_dir/temperatures/KEY``, or ``temperatures/KEY`` in the directory of other systems."""
         return keyed_directory(self.place or self.run.root, self.run, TEMPERATURES, self.settings)
 
     @cached_property
     def systems(self) -> list[EvaluatedSystem]:
-        """What is measured, in the table's order."""
+        """Return the systems to measure, in the table's order."""
         return list(self.others) or [s for s in systems(self.run) if s.name != UNTRAINED]
 
     def measure(self) -> list[Measured]:
@@ -168,7 +168,7 @@ def _temperature_of(path: Path) -> float | None:
 
 
 def sweep_table(measured: Sequence[Measured]) -> Table:
-    """A line a system and temperature."""
+    """Build a table with one line for each system and temperature."""
     header = ["system", "T", *(METRICS[m][0] + ARROWS[METRICS[m][2]] for m in SHOWN)]
     rows = [
         [

@@ -1,1 +1,1 @@
-"""Report: tables, plots and one self-contained page about a run."""
+"""Write a report on a run: tables, plots and one self-contained page."""

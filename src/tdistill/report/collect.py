@@ -1,4 +1,4 @@
-"""A finished run → ``ReportData``."""
+"""Read a finished run into ``ReportData``."""
 
 from pathlib import Path
 from typing import Any

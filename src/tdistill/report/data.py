@@ -1,11 +1,11 @@
-"""``ReportData``: everything a report shows, as plain values, so that rendering knows nothing of directories or models."""
+"""Define ``ReportData``: everything a report shows, as plain values, so that rendering knows nothing of directories or models."""
 
 from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over ``n`` samples with its standard error (NaN where it has none)."""
+    """Hold a mean over ``n`` samples with its standard error (NaN if it has none)."""
 
     mean: float
     stderr: float
@@ -14,7 +14,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class System:
-    """One evaluated model: the teacher, the pruned start, an SFT student, a distilled student."""
+    """Describe one evaluated model: the teacher, the pruned start, an SFT student, a distilled student."""
 
     name: str  # e.g. "teacher", "pruned", "sft", "sft_continued", "distilled"
     description: str  # one line: the objective, steps and learning rate, or what it is
@@ -25,7 +25,7 @@ class System:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Paired difference a − b of one metric over the same prompts."""
+    """Hold the paired difference a − b of one metric over the same prompts."""
 
     a: str
     b: str
@@ -35,7 +35,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Curve:
-    """What the trainer logged for one run: a list of records, each with ``step`` and some of the metrics."""
+    """Hold what the trainer logged for one run: a list of records, each with ``step`` and some of the metrics."""
 
     name: str
     records: list[dict[str, float]]
@@ -43,7 +43,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class Sparsity:
-    """How concentrated the teacher is, measured on ``n_tokens`` states of held-out teacher text over the whole vocabulary."""
+    """Describe how concentrated the teacher is, measured on ``n_tokens`` states of held-out teacher text over the whole vocabulary."""
 
     n_tokens: int
     vocab_size: int
@@ -53,7 +53,7 @@ class Sparsity:
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage of the run: what it took and what it left."""
+    """Hold the time, size and memory of one stage of the run."""
 
     name: str
     seconds: float
@@ -64,7 +64,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Sample:
-    """One held-out prompt and what each system answered."""
+    """Hold one held-out prompt and each system's answer."""
 
     prompt: str
     answers: dict[str, str]
@@ -72,7 +72,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class ReportData:
-    """The whole report."""
+    """Hold the whole report."""
 
     title: str
     facts: dict[str, str]  # label → value: teacher, student, p, seed, versions, git commit, machine …

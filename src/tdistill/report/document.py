@@ -1,4 +1,4 @@
-"""A page of texts, tables and figures that is no run's report: ``NAME.md`` with its figures, and a self-contained ``NAME.html``."""
+"""Write a page of texts, tables and figures that is no run's report: ``NAME.md`` with its figures, and a self-contained ``NAME.html``."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ Part = str | Plot | Table
 
 @dataclass(frozen=True)
 class Section:
-    """A heading and what stands below it, in order."""
+    """Hold a heading and the parts below it, in order."""
 
     key: str
     title: str

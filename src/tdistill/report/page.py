@@ -1,4 +1,4 @@
-"""The report as one HTML page: no scripts, nothing loaded from outside, every text escaped."""
+"""Render the report as one HTML page: no scripts, nothing loaded from outside, every text escaped."""
 
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
@@ -49,12 +49,12 @@ _LONG_ANSWER = (1500, 30)  # characters, lines: above either, an answer scrolls 
 
 
 def html_page(data: ReportData, plots: Mapping[str, Plot]) -> str:
-    """A run's report; sections that have nothing to show are left out."""
+    """Render a run's report; sections that have nothing to show are left out."""
     return page_html(data.title, data.facts, [(key, title, body) for key, title, body in _sections(data, plots) if body])
 
 
 def page_html(title: str, facts: Mapping[str, str], sections: Sequence[tuple[str, str, str]]) -> str:
-    """A whole page from sections (key, heading, HTML)."""
+    """Render a whole page from sections (key, heading, HTML)."""
     return _PAGE.format(
         title=escape_html(title),
         style=files("tdistill.report").joinpath("style.css").read_text("utf-8"),
@@ -116,12 +116,12 @@ def _list(name: str, items: Sequence[str]) -> str:
 
 
 def paragraph(text: str) -> str:
-    """Text as a paragraph, escaped."""
+    """Render text as a paragraph, escaped."""
     return f"<p>{escape_html(text)}</p>"
 
 
 def figure_html(plot: Plot) -> str:
-    """A figure with its caption and legend, its panels side by side as the width allows."""
+    """Render a figure with its caption and legend; its panels stand side by side as the width allows."""
     return (
         f'<figure id="figure-{plot.key}">\n<figcaption>{escape_html(plot.caption)}</figcaption>\n'
         + _list("legend", [_legend_item(line) for line in plot.legend])
@@ -153,7 +153,7 @@ def _answer(name: str, text: str, colour: str) -> str:
 
 
 def _text(text: str) -> str:
-    """Text with its whitespace; a long one scrolls, and can be reached by keyboard to do so."""
+    """Render text with its white space; a long one scrolls, and the keyboard can reach it for this."""
     if not text.strip():
         return '<p class="text empty">(empty)</p>'
     characters, lines = _LONG_ANSWER

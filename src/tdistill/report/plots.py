@@ -1,4 +1,4 @@
-"""The report's figures: what each panel shows, and how matplotlib draws it on given axes."""
+"""Define the report's figures: what each panel shows, and how matplotlib draws it on given axes."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -34,7 +34,7 @@ _PREFIXED = ("td/", "student_mass")
 
 
 def all_plots(data: ReportData) -> dict[str, Plot]:
-    """Every figure that ``data`` has something to show in, by key."""
+    """Return every figure that has something to show in ``data``, by key."""
     colours = palette(data)
     plots = (
         quality_plot(data.systems, colours),
@@ -46,14 +46,14 @@ def all_plots(data: ReportData) -> dict[str, Plot]:
 
 
 def palette(data: ReportData) -> dict[str, str]:
-    """System or run → its colour, the same in every figure; grey is the teacher's."""
+    """Return system or run → colour, the same in every figure; grey is the teacher's."""
     names = dict.fromkeys([s.name for s in data.systems] + [c.name for c in data.curves])
     names.pop(TEACHER, None)
     return {TEACHER: TEACHER_COLOUR} | {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(names)}
 
 
 def quality_plot(systems: Sequence[System], colours: Mapping[str, str]) -> Plot | None:
-    """The main metrics, one panel each: mean ± 2 standard errors of every system."""
+    """Plot the main metrics, one panel each: mean ± 2 standard errors of every system."""
     metrics = [m for m in QUALITY if sum(_known(s.metrics.get(m)) for s in systems) > 1]
     if not metrics:
         return None
@@ -89,7 +89,7 @@ def _quality_panel(metric: str, systems: Sequence[System], colours: Mapping[str,
 
 
 def curves_plot(curves: Sequence[Curve], colours: Mapping[str, str]) -> Plot | None:
-    """What was logged during training, one panel a metric and one line a run."""
+    """Plot what was logged during training, one panel for each metric and one line for each run."""
     logged = {i: _logged(curve) for i, curve in enumerate(curves)}
     logged = {i: series for i, series in logged.items() if series}
     panels = [_curve_panel(title, series, curves, colours) for title, series in _panels_of(logged)]
@@ -103,7 +103,7 @@ def curves_plot(curves: Sequence[Curve], colours: Mapping[str, str]) -> Plot | N
 
 
 def _logged(curve: Curve) -> dict[str, np.ndarray]:
-    """Key → [n, 2] steps and finite values, for the keys that ``CURVES`` draws."""
+    """Return key → [n, 2] steps and finite values, for the keys that ``CURVES`` draws."""
     keys = {key for record in curve.records for key in record if any(_is_metric(key, base) for base in CURVES)}
     points = {key: [(r["step"], r[key]) for r in curve.records if _is_finite(r.get(key))] for key in sorted(keys)}
     return {key: np.asarray(sorted(pairs), dtype=float) for key, pairs in points.items() if pairs}
@@ -115,7 +115,7 @@ def _is_metric(key: str, base: str) -> bool:
 
 
 def _panels_of(logged: Mapping[int, Mapping[str, np.ndarray]]) -> list[tuple[str, dict[int, np.ndarray]]]:
-    """(title, run → points). Keys with different prefixes share a panel unless one run logged several of them."""
+    """Return (title, run → points) for each panel. Keys with different prefixes share a panel unless one run logged several of them."""
     panels = []
     for base, title in CURVES.items():
         keys = {i: [key for key in series if _is_metric(key, base)] for i, series in logged.items()}
@@ -152,14 +152,14 @@ def _curve_panel(title: str, series: Mapping[int, np.ndarray], curves: Sequence[
 
 
 def thinned(points: np.ndarray, at_most: int = AT_MOST_POINTS) -> np.ndarray:
-    """At most ``at_most`` points: means over stretches of (nearly) equal numbers of records."""
+    """Return at most ``at_most`` points: means over stretches of (nearly) equal numbers of records."""
     if len(points) <= at_most:
         return points
     return np.stack([part.mean(axis=0) for part in np.array_split(points, at_most)])
 
 
 def sparsity_plot(sparsity: Sparsity) -> Plot | None:
-    """How much mass the top k tokens hold, and how many candidates each p leaves."""
+    """Plot how much mass the top k tokens hold, and how many candidates each p leaves."""
     panels = [_mass_panel(sparsity.top_k_mass)] if sparsity.top_k_mass else []
     panels += [_sizes_panel(p, np.asarray(sizes)) for p, sizes in sorted(sparsity.sizes.items()) if len(sizes)]
     if not panels:
@@ -204,7 +204,7 @@ def _sizes_panel(p: float, sizes: np.ndarray) -> Panel:
 
 
 def time_plot(stages: Sequence[Stage]) -> Plot | None:
-    """Time of every stage as horizontal bars."""
+    """Plot the time of every stage as horizontal bars."""
     timed = [s for s in stages if math.isfinite(s.seconds) and s.seconds > 0]
     if not timed:
         return None
@@ -238,7 +238,7 @@ def _two_stderr(estimate: Estimate) -> float:
 
 
 def _spans(ratio: float, values: Sequence[float] | np.ndarray) -> bool:
-    """Whether ``values`` are positive and so far apart that only a logarithmic axis shows them all."""
+    """Tell whether ``values`` are positive and so far apart that only a logarithmic axis shows them all."""
     return min(values) > 0 and max(values) > ratio * min(values)
 
 

@@ -1,4 +1,4 @@
-"""Writes a report: ``report.md`` with its figures beside it, and the self-contained ``report.html``."""
+"""Write a report: ``report.md`` with its figures beside it, and the self-contained ``report.html``."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -43,7 +43,7 @@ def write_report(data: ReportData, out_dir: Path) -> tuple[Path, Path]:
 
 
 def markdown_page(data: ReportData, plots: Mapping[str, Plot]) -> str:
-    """The report as Markdown that refers to ``figures/*.svg``; sections that have nothing to show are left out."""
+    """Render the report as Markdown that refers to ``figures/*.svg``; sections that have nothing to show are left out."""
 
     def figure(key: str) -> list[str]:
         return [f"![{escape_markdown(plots[key].caption)}](figures/{key}.svg)"] if key in plots else []
@@ -84,7 +84,7 @@ def _sample(number: int, sample: Sample) -> Sequence[str]:
 
 
 def bullets(items: Mapping[str, str]) -> str:
-    """Terms and what is said of them, as a Markdown list."""
+    """Render terms and their texts as a Markdown list."""
     return "\n".join(f"- **{escape_markdown(term)}:** {escape_markdown(text)}" for term, text in items.items())
 
 

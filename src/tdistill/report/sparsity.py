@@ -1,4 +1,4 @@
-"""What ``tdistill sparsity`` shows: how concentrated a teacher is, what each p costs and hides, and which p to take."""
+"""Build the page of ``tdistill sparsity``: how concentrated a teacher is, what each p costs and hides, and which p to take."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ ENTROPY_GROUPS = 8
 
 @dataclass(frozen=True)
 class Cut:
-    """Means over states of one p or rule."""
+    """Hold means over states for one p or rule."""
 
     name: str
     size: float
@@ -37,7 +37,7 @@ class Cut:
 
 
 def cuts(found: StateSparsity) -> list[Cut]:
-    """Every p and rule that was measured."""
+    """Return every p and rule that was measured."""
     out = []
     for name, a in found.cuts.items():
         size, hidden = float(a["size"].mean()), float(a["hidden"].mean())
@@ -47,7 +47,7 @@ def cuts(found: StateSparsity) -> list[Cut]:
 
 
 def recommended(found: StateSparsity) -> tuple[float, str]:
-    """The largest measured p whose candidates fit ``BUDGET_BYTES`` a token (else the smallest), and why."""
+    """Return the largest measured p whose candidates fit ``BUDGET_BYTES`` a token (else the smallest), and the reason."""
     by_name = {c.name: c for c in cuts(found)}
     top_p = {p: by_name[f"p={p:g}"] for p in sorted(TOP_PS)}
     fitting = [p for p, cut in top_p.items() if cut.cost_bytes <= BUDGET_BYTES]
@@ -66,7 +66,7 @@ def _price(cut: Cut) -> str:
 
 
 def cuts_table(found: StateSparsity) -> Table:
-    """Cost and loss of every p and rule."""
+    """Build the table of cost and loss of every p and rule."""
     header = ["cut", "candidates", "bytes a token", "−log m, nats", "hidden, nats", "hidden, %", "least m", f"κ(least m), γ = {GAMMA:g}"]
     rows = [
         [
@@ -87,7 +87,7 @@ def cuts_table(found: StateSparsity) -> Table:
 
 
 def tradeoff_plot(found: StateSparsity) -> Plot:
-    """Tail loss against candidates: p against the adaptive rule."""
+    """Plot tail loss against candidates: p against the adaptive rule."""
     lines = [Line("top-p", COLOURS[0], "-"), Line("adaptive", COLOURS[1], "--")]
     groups = {"p=": lines[0], "adaptive": lines[1]}
     found_cuts = cuts(found)
@@ -109,7 +109,7 @@ def tradeoff_plot(found: StateSparsity) -> Plot:
 
 
 def where_plot(found: StateSparsity, p: float = 0.8) -> Plot:
-    """|A_p| by position in the response, and by the teacher's entropy."""
+    """Plot |A_p| by position in the response, and by the teacher's entropy."""
     size = found.cuts[f"p={p:g}"]["size"]
     edges = np.quantile(found.entropy, np.linspace(0, 1, ENTROPY_GROUPS + 1))
     by_entropy = np.clip(np.searchsorted(edges, found.entropy, side="right") - 1, 0, ENTROPY_GROUPS - 1)
@@ -140,7 +140,7 @@ def where_plot(found: StateSparsity, p: float = 0.8) -> Plot:
 
 
 def sections(found: StateSparsity) -> list[Section]:
-    """The page."""
+    """Return the sections of the page."""
     sizes = {p: found.cuts[f"p={p:g}"]["size"].tolist() for p in TOP_PS}
     shape = Sparsity(len(found.entropy), found.vocab_size, found.top_k_mass, sizes)
     overall = sparsity_plot(shape)
@@ -153,7 +153,7 @@ def sections(found: StateSparsity) -> list[Section]:
 
 
 def rows(found: StateSparsity) -> list[Mapping[str, object]]:
-    """The numbers behind the page, one row a cut."""
+    """Return the numbers behind the page, one row for each cut."""
     head: dict[str, object] = {"n_tokens": len(found.entropy), "vocab_size": found.vocab_size, "entropy": float(found.entropy.mean())}
     head["top_k_mass"] = found.top_k_mass
     return [head, *({"cut": c.name, **{k: v for k, v in vars(c).items() if k != "name"}} for c in cuts(found))]

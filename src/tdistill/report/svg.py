@@ -1,4 +1,4 @@
-"""Figures as SVG text that takes the page's text colour, scales with it, and is the same bytes on every run."""
+"""Render figures as SVG text that takes the page's text colour, scales with it, and has the same bytes on every run."""
 
 import io
 import re
@@ -48,7 +48,7 @@ _NO_METADATA = dict.fromkeys(("Date", "Creator", "Format", "Type"))
 
 @dataclass(frozen=True)
 class Panel:
-    """One pair of axes: how to draw it, and a sentence for those who cannot see it."""
+    """Describe one pair of axes: how to draw it, and a sentence for those who cannot see it."""
 
     description: str
     draw: Callable[[Axes], None]
@@ -56,7 +56,7 @@ class Panel:
 
 @dataclass(frozen=True)
 class Line:
-    """How a legend shows one series."""
+    """Describe how a legend shows one series."""
 
     name: str
     colour: str
@@ -65,7 +65,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Plot:
-    """A figure: panels of one size (in CSS pixels), to be laid out in at most ``columns``."""
+    """Describe a figure: panels of one size (in CSS pixels), laid out in at most ``columns``."""
 
     key: str
     caption: str
@@ -76,12 +76,12 @@ class Plot:
 
 
 def panel_svgs(plot: Plot) -> list[str]:
-    """Each panel as an SVG of its own, for a page to lay out as its width allows."""
+    """Render each panel as its own SVG, for a page to lay out as its width allows."""
     return [_svg([panel], 1, plot.size, [], f"{plot.key}-{i}") for i, panel in enumerate(plot.panels)]
 
 
 def plot_file(plot: Plot) -> str:
-    """The whole figure, with its legend, as an SVG file on white."""
+    """Render the whole figure, with its legend, as an SVG file on white."""
     svg = _svg(plot.panels, min(plot.columns, len(plot.panels)), plot.size, plot.legend, plot.key)
     head, rest = svg.split(">", 1)
     width, height = re.findall(r"[\d.]+", head.split('viewBox="')[1])[2:4]
@@ -90,13 +90,13 @@ def plot_file(plot: Plot) -> str:
 
 
 def short(name: str, length: int) -> str:
-    """``name`` on one line, cut to ``length`` characters."""
+    """Return ``name`` on one line, cut to ``length`` characters."""
     name = " ".join(visible(name).split())
     return name if len(name) <= length else name[: length - 1] + "…"
 
 
 def set_scale(ax: Axes, name: Literal["x", "y"], *, log: bool = False) -> None:
-    """A linear or logarithmic scale with a few ticks as plain numbers."""
+    """Set a linear or logarithmic scale with a few ticks as plain numbers."""
     axis = ax.xaxis if name == "x" else ax.yaxis
     if not log:
         axis.set_major_locator(MaxNLocator(nbins=5, steps=[1, 2, 2.5, 5, 10]))
@@ -139,7 +139,7 @@ def _svg(panels: Sequence[Panel], columns: int, size: tuple[int, int], legend: S
 
 
 def _for_page(svg: str, prefix: str, label: str) -> str:
-    """Matplotlib's file as an element of a page: no prologue, ids of its own, the page's colour and font, a label."""
+    """Turn matplotlib's file into an element of a page: no prologue, its own ids, the page's colour and font, a label."""
     svg = svg[svg.index("<svg") :].replace(INK, "currentColor")
     used = set(re.findall(r'(?:url\(#|href="#)([^)"]+)', svg))
     svg = re.sub(r' id="([^"]+)"', lambda m: f' id="{prefix}-{m[1]}"' if m[1] in used else "", svg)

@@ -1,4 +1,4 @@
-"""The report's tables as plain values, and their renderings as Markdown, HTML and a terminal table."""
+"""Build the report's tables as plain values, and render them as Markdown, HTML and a terminal table."""
 
 import math
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ TONE_STYLES: dict[Tone, str] = {"": "", "good": "green", "bad": "red"}
 
 @dataclass(frozen=True)
 class Cell:
-    """One value as text; ``strong`` marks the best of a column, ``tone`` a verdict."""
+    """Hold one value as text; ``strong`` marks the best of a column, ``tone`` a verdict."""
 
     text: str
     strong: bool = False
@@ -34,7 +34,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Table:
-    """A table that knows nothing of its rendering; the first cell of a row names the row."""
+    """Hold a table that knows nothing of its rendering; the first cell of a row names the row."""
 
     caption: str
     header: list[str]
@@ -43,7 +43,7 @@ class Table:
 
 
 def format_number(value: float, decimals: int | None = None) -> str:
-    """``value`` with grouped thousands and a true minus sign; three significant digits unless ``decimals`` says otherwise."""
+    """Format ``value`` with grouped thousands and a true minus sign; three significant digits unless ``decimals`` says otherwise."""
     if not math.isfinite(value):
         return MISSING
     text = f"{value:,.{_decimals(value, 3) if decimals is None else decimals}f}"
@@ -51,7 +51,7 @@ def format_number(value: float, decimals: int | None = None) -> str:
 
 
 def format_estimate(estimate: Estimate | None, *, signed: bool = False) -> str:
-    """``mean ± stderr``, to two digits of a standard error that begins with 1 or 2, else to one; an en dash without a mean."""
+    """Format ``mean ± stderr``, to two digits of a standard error that begins with 1 or 2, else to one; an en dash without a mean."""
     if estimate is None or not math.isfinite(estimate.mean):
         return MISSING
     mean, stderr = estimate.mean, estimate.stderr
@@ -64,13 +64,13 @@ def format_estimate(estimate: Estimate | None, *, signed: bool = False) -> str:
 
 
 def format_count(count: int) -> str:
-    """A number of parameters: ``512``, ``63.7M``, ``1.24B``."""
+    """Format a number of parameters: ``512``, ``63.7M``, ``1.24B``."""
     size, suffix = next(((s, t) for s, t in ((10**9, "B"), (10**6, "M"), (10**3, "k")) if count >= s), (1, ""))
     return f"{format_number(count / size)}{suffix}" if suffix else str(count)
 
 
 def format_seconds(seconds: float) -> str:
-    """A duration in the two units that matter: ``12.3 s``, ``4 min 05 s``, ``2 h 10 min``."""
+    """Format a duration in the two units that matter: ``12.3 s``, ``4 min 05 s``, ``2 h 10 min``."""
     if not math.isfinite(seconds):
         return MISSING
     if round(seconds, 1) < 60:
@@ -80,7 +80,7 @@ def format_seconds(seconds: float) -> str:
 
 
 def format_bytes(size: float) -> str:
-    """A size in binary units; an en dash for nothing."""
+    """Format a size in binary units; an en dash for nothing."""
     if size <= 0:
         return MISSING
     power = min(int(math.log2(size) // 10), 4)
@@ -93,13 +93,13 @@ def _decimals(value: float, significant: int) -> int:
 
 
 def metrics_of(systems: Sequence[System]) -> list[str]:
-    """The metrics that at least one system has, in the order of ``METRICS``."""
+    """Return the metrics that at least one system has, in the order of ``METRICS``."""
     present = {name for system in systems for name, value in system.metrics.items() if math.isfinite(value.mean)}
     return [name for name in METRICS if name in present]
 
 
 def best_students(systems: Sequence[System], metric: str) -> set[str]:
-    """Names of the students whose mean is best; none without a better direction or with fewer than two students to compare."""
+    """Return the names of the students whose mean is best; none if the metric has no better direction or fewer than two students have it."""
     direction = METRICS[metric][2]
     means = {s.name: s.metrics[metric].mean for s in systems if s.name != TEACHER and metric in s.metrics}
     means = {name: mean for name, mean in means.items() if math.isfinite(mean)}
@@ -110,7 +110,7 @@ def best_students(systems: Sequence[System], metric: str) -> set[str]:
 
 
 def quality_table(systems: Sequence[System]) -> Table:
-    """Every system with every metric; the best student of a column is strong."""
+    """Build the table of every system with every metric; the best student of a column is strong."""
     metrics = metrics_of(systems)
     best = {metric: best_students(systems, metric) for metric in metrics}
     rows = [
@@ -128,7 +128,7 @@ def quality_table(systems: Sequence[System]) -> Table:
 
 
 def verdict(comparison: Comparison) -> Cell:
-    """What two standard errors say about ``a`` against ``b``; ``higher`` or ``lower`` where neither direction is better."""
+    """Return what two standard errors say about ``a`` against ``b``; ``higher`` or ``lower`` if neither direction is better."""
     difference = comparison.difference
     if not (math.isfinite(difference.mean) and math.isfinite(difference.stderr)):
         return Cell(MISSING)
@@ -142,7 +142,7 @@ def verdict(comparison: Comparison) -> Cell:
 
 
 def comparison_table(comparisons: Sequence[Comparison]) -> Table:
-    """Paired differences with their verdicts."""
+    """Build the table of paired differences with their verdicts."""
     rows = [
         [
             Cell(f"{c.a} − {c.b}"),
@@ -162,7 +162,7 @@ def comparison_table(comparisons: Sequence[Comparison]) -> Table:
 
 
 def sparsity_table(sparsity: Sparsity) -> Table:
-    """Quantiles of |A_p| for each p, each a size that occurs."""
+    """Build the table of quantiles of |A_p| for each p, each a size that occurs."""
     rows = []
     for p, sizes in sorted((p, np.asarray(s)) for p, s in sparsity.sizes.items() if len(s)):
         quantiles = np.quantile(sizes, [0.5, 0.9, 0.99, 1.0], method="inverted_cdf")
@@ -173,7 +173,7 @@ def sparsity_table(sparsity: Sparsity) -> Table:
 
 
 def stages_table(stages: Sequence[Stage]) -> Table:
-    """Time, size on disk and peak memory of each stage, with their totals (for memory, the largest)."""
+    """Build the table of time, size on disk and peak memory of each stage, with their totals (for memory, the largest)."""
     total = Stage(
         "total",
         sum(s.seconds for s in stages if math.isfinite(s.seconds)),
@@ -191,7 +191,7 @@ def stages_table(stages: Sequence[Stage]) -> Table:
 
 
 def to_markdown(table: Table) -> str:
-    """A pipe table, without its caption."""
+    """Render a pipe table, without its caption."""
     lines = [list(map(escape_markdown, table.header)), [":---" if a == "left" else "---:" for a in table.align]]
     for row in table.rows:
         lines.append([f"**{escape_markdown(c.text)}**" if c.strong and c.text else escape_markdown(c.text) for c in row])
@@ -199,7 +199,7 @@ def to_markdown(table: Table) -> str:
 
 
 def to_html(table: Table) -> str:
-    """A ``<table>`` with caption and row headings, in a box of its own that scrolls."""
+    """Render a ``<table>`` with caption and row headings, in its own box that scrolls."""
     head = "".join(f'<th scope="col" class="{a}">{escape_html(h)}</th>' for h, a in zip(table.header, table.align, strict=True))
     body = "\n".join(f"<tr>{_html_row(row, table.align)}</tr>" for row in table.rows)
     label = escape_html(table.caption)
@@ -220,7 +220,7 @@ def _html_row(row: Sequence[Cell], align: Sequence[Align]) -> str:
 
 
 def transposed(table: Table) -> Table:
-    """Rows as columns; every column but the first is aligned to the right."""
+    """Turn rows into columns; every column but the first is aligned to the right."""
     header = [table.header[0], *(row[0].text for row in table.rows)]
     rows = [[Cell(name), *(row[i] for row in table.rows)] for i, name in enumerate(table.header) if i]
     align: list[Align] = ["right"] * len(header)
@@ -229,7 +229,7 @@ def transposed(table: Table) -> Table:
 
 
 def to_rich(table: Table) -> rich.table.Table:
-    """The same for the terminal, turned on its side where it is wider than high; cells are literal text."""
+    """Render the table for the terminal, transposed if it is wider than high; cells are literal text."""
     if len(table.header) > MOST_TERMINAL_COLUMNS and len(table.rows) < len(table.header):
         table = transposed(table)
     result = rich.table.Table(caption=Text(visible(table.caption)), caption_justify="left", box=rich.box.SIMPLE_HEAD)

@@ -1,4 +1,4 @@
-"""Text that others wrote, made safe to show: control characters, HTML and Markdown."""
+"""Make text that others wrote safe to show: control characters, HTML and Markdown."""
 
 import html
 import re
@@ -7,12 +7,12 @@ from tdistill.errors import visible
 
 
 def escape_html(text: str) -> str:
-    """``text`` for an element's content or a quoted attribute."""
+    """Escape ``text`` for an element's content or a quoted attribute."""
     return html.escape(visible(text), quote=True)
 
 
 def escape_markdown(text: str) -> str:
-    """``text`` on one line of Markdown, taken literally."""
+    """Escape ``text`` for one line of Markdown, taken literally."""
     text = re.sub(r"[\\`*\[\]|#~$]|(?<!\w)_|_(?!\w)", r"\\\g<0>", " ".join(visible(text).split()))
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
