@@ -1,1 +1,1 @@
-"""The student as one module, and the ways to get Q at the candidates out of it."""
+"""Wrap the student as one module, and compute Q at the candidates."""

@@ -1,4 +1,4 @@
-"""The student: one ``nn.Module`` around a causal LM and an optional value head, so that DDP, FSDP and PEFT wrap all of it."""
+"""Define the student: one ``nn.Module`` around a causal LM and an optional value head, so that DDP, FSDP and PEFT wrap all of it."""
 
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ VALUES = frozenset({"value", "action_value"})  # needs that the value head answe
 
 
 class StudentModel(nn.Module):
-    """A causal LM read as a soft Q-function at the teacher's candidates.
+    """Read a causal LM as a soft Q-function at the teacher's candidates.
 
     ``forward`` returns the student's fields of ``Steps``. Prompts are left-padded and responses right-padded (see
     ``padding``), so that step t of every row sits in the same column and ``logits_to_keep`` gives the [B, T, V] block:
@@ -37,18 +37,18 @@ class StudentModel(nn.Module):
 
     @classmethod
     def for_needs(cls, lm: PreTrainedModel, needs: frozenset[str], detach_value: bool = False) -> "StudentModel":
-        """With the heads that an objective's ``needs`` ask for."""
+        """Build the student with the heads that an objective's ``needs`` ask for."""
         return cls(lm, "value" in needs, detach_value, "action_value" in needs)
 
     def offers(self, needs: frozenset[str]) -> bool:
-        """The value head is there, if ``needs`` ask for it."""
+        """Tell whether the value head is there, if ``needs`` ask for it."""
         if self.value_head is None:
             return not VALUES & needs
         return "action_value" not in needs or self.value_head.action is not None
 
     @property
     def config(self) -> Any:
-        """The language model's configuration."""
+        """Return the language model's configuration."""
         return self.lm.config
 
     # accelerate and DeepSpeed ask a model how to cut it into shards, by the names that transformers gave these members.
@@ -157,7 +157,7 @@ class StudentModel(nn.Module):
         return result.logits[:, -steps:], result.hidden_states[-1][:, -steps:] if with_hidden else None
 
     def save_pretrained(self, directory: str | Path, state_dict: dict[str, Tensor] | None = None) -> None:
-        """An ordinary safetensors model that ``AutoModelForCausalLM`` loads, and the value head beside it.
+        """Save an ordinary safetensors model that ``AutoModelForCausalLM`` loads, and the value head beside it.
 
         ``state_dict`` is this module's own, gathered from shards, where the caller has it.
         """

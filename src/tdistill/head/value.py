@@ -1,4 +1,4 @@
-"""The value head: the value of a state, and where an objective needs it the value of each token in that state."""
+"""Define the value head: the value of a state and, if an objective needs it, the value of each token in that state."""
 
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -8,7 +8,7 @@ from tdistill.head.precision import FullPrecisionLinear, at_least_float32, no_au
 
 
 class ValueHead(nn.Module):
-    """v(s) = ⟨w, h⟩ + b;  w(s,a) = v(s) + ⟨W h, e_a⟩/d, with h the last hidden state and e_a the token's row of the output embedding.
+    """Compute v(s) = ⟨w, h⟩ + b and w(s,a) = v(s) + ⟨W h, e_a⟩/d, with h the last hidden state and e_a the token's row of the output embedding.
 
     Starts at 0, which is the value of a soft-optimal policy. Tokens that the model writes alike are worth alike until something
     else is learnt. Computes in float32 (float64 stays float64) also under autocast: a return of 100 in bfloat16 is off by .25.

@@ -1,1 +1,1 @@
-"""The top-p MDP of text as pure functions of tensors (Yu, Li & Zhang, AAAI 2026)."""
+"""Compute the top-p MDP of text by pure functions of tensors (Yu, Li & Zhang, AAAI 2026)."""

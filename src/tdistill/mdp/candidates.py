@@ -1,4 +1,4 @@
-"""Teacher logits → the top-p candidate set A_p(s), the reduced action space.
+"""Turn teacher logits into the top-p candidate set A_p(s), the reduced action space.
 
 A_p(s) is the fewest tokens, by descending π*, whose mass reaches p: a token is kept while the mass *before* it is < p,
 so at least one token always is. Log-probs stay those of the full vocabulary: renormalising here would bias every KL.
@@ -22,7 +22,7 @@ TOPK_GROWTH = 8
 
 @dataclass(frozen=True)
 class Candidates:
-    """A_p of N states, padded to the widest. Slots with ``legal`` False hold id 0 and log-prob −inf."""
+    """Hold A_p of N states, padded to the widest. Slots with ``legal`` False hold id 0 and log-prob −inf."""
 
     ids: Int[Tensor, "N K"]
     logp: Float[Tensor, "N K"]  # true log-probs, over the whole vocabulary, descending
@@ -31,7 +31,7 @@ class Candidates:
 
     @property
     def counts(self) -> Int[Tensor, " N"]:
-        """|A_p| per state."""
+        """Return |A_p| of each state."""
         return self.legal.sum(-1)
 
 
@@ -56,7 +56,7 @@ def nucleus_mask(sorted_logp: Float[Tensor, "*N K"], p: float) -> Bool[Tensor, "
 
 @dataclass(frozen=True)
 class CandidateRule:
-    """A further cut of the top-p set, by descending probability; at least one token always stays.
+    """Cut the top-p set further, by descending probability; at least one token always stays.
 
     ``top_k`` the ``value`` most probable · ``min_p`` those at least ``value`` times as probable as the first · ``adaptive``
     the token a while it lowers the tail loss −log m, m the mass kept, by at least ``value`` nats: log(m + π(a)) − log m ≥ value.
@@ -82,7 +82,7 @@ class CandidateRule:
             raise ConfigError(f"candidate rule {self.name}: value must be {ranges[self.name]}, got {self.value}.")
 
     def mask(self, sorted_logp: Float[Tensor, "*N K"]) -> Bool[Tensor, "*N K"]:
-        """What stays of log-probs that descend along K (−inf where there is no candidate)."""
+        """Return which slots stay, given log-probs that descend along K (−inf where there is no candidate)."""
         exists = sorted_logp > -torch.inf
         if self.name == "top_k":
             return exists & (torch.arange(sorted_logp.shape[-1], device=sorted_logp.device) < int(self.value))
@@ -95,7 +95,7 @@ class CandidateRule:
 
 
 def top_p_candidates(logp: Float[Tensor, "N V"], p: float, max_candidates: int | None = None) -> Candidates:
-    """A_p of each row of log-probs.
+    """Return A_p of each row of log-probs.
 
     Args:
         logp: [N, V] normalised log-probs (a temperature-1 ``log_softmax`` of the teacher's logits, float32 or wider).
@@ -118,7 +118,7 @@ def top_p_candidates(logp: Float[Tensor, "N V"], p: float, max_candidates: int |
 
 
 def spread_tail(logp: Float[Tensor, "*B K"], ids: Int[Tensor, "*B K"], legal: Bool[Tensor, "*B K"], vocab_size: int) -> Float[Tensor, "*B V"]:
-    """Log-probs over the vocabulary: π* on A_p, and on each of the V − |A_p| other tokens an equal share of the mass that is left.
+    """Return log-probs over the vocabulary: π* on A_p, and an equal share of the remaining mass on each of the V − |A_p| other tokens.
 
     Of all distributions that agree with what is known of π* the one of the largest entropy.
     """
@@ -130,7 +130,7 @@ def spread_tail(logp: Float[Tensor, "*B K"], ids: Int[Tensor, "*B K"], legal: Bo
 
 
 def _narrow_nucleus(logp: Tensor, p: float, limit: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Sorted values, ids and keep-mask of each row, wide enough for the widest nucleus (or the limit)."""
+    """Return the sorted values, ids and keep-mask of each row, wide enough for the widest nucleus (or the limit)."""
     width = limit if p >= 1.0 else min(FIRST_TOPK, limit)
     values, ids = logp.topk(width, dim=-1)
     keep = nucleus_mask(values, p)

@@ -1,4 +1,4 @@
-"""``Steps``: all that an objective may see of a batch. The vocabulary axis is gone (but for ``dense``).
+"""Define ``Steps``: all that an objective may see of a batch. The vocabulary axis is gone (but for ``dense``).
 
 Axes: B responses, T steps, K candidates, V vocabulary. Time suffixes: ``_t`` at the step, ``_tp1`` one later.
 """
@@ -11,7 +11,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Steps:
-    """A batch of transitions on the top-p MDP.
+    """Hold a batch of transitions on the top-p MDP.
 
     The first eight fields are enough to build one; each further field is None unless an objective ``needs`` it.
     """
@@ -37,11 +37,11 @@ class Steps:
 
     @property
     def exists_t(self) -> Bool[Tensor, "B T"]:
-        """A state is there: it has at least one candidate."""
+        """Tell where a state exists: it has at least one candidate."""
         return self.legal_t.any(-1)
 
     def bootstrap(self, target_network: bool) -> "Steps":
-        """The steps that values of later states are read from: the target network's, or these."""
+        """Return the steps from which values of later states are read: the target network's, or these."""
         if not target_network:
             return self
         assert self.target is not None

@@ -1,4 +1,4 @@
-"""Exact soft control of finite MDPs, on all actions or on the top-p ones, in float64.
+"""Solve soft control of finite MDPs exactly, on all actions or on the top-p ones, in float64.
 
 A policy is given by its log-probs over the actions of ``legal`` (``bellman.project`` makes one of any scores). Batches of MDPs
 of one size share their leading axes.
@@ -18,7 +18,7 @@ MOST_ITERATIONS = 200
 
 @dataclass(frozen=True)
 class TabularMDP:
-    """Finite MDPs of one size. What a row of ``transition`` lacks to 1 ends the episode, with V(terminal) = 0."""
+    """Hold finite MDPs of one size. What a row of ``transition`` lacks to 1 ends the episode, with V(terminal) = 0."""
 
     reward: Float[Tensor, "*N S A"]
     transition: Float[Tensor, "*N S A S"]
@@ -26,12 +26,12 @@ class TabularMDP:
 
     @property
     def all_actions(self) -> Bool[Tensor, "*N S A"]:
-        """The unrestricted action space."""
+        """Return the unrestricted action space."""
         return torch.ones_like(self.reward, dtype=torch.bool)
 
 
 def top_p_set(prob: Float[Tensor, "*N A"], p: Float[Tensor, "*#N"], max_candidates: int | None = None) -> Bool[Tensor, "*N A"]:
-    """A_p: the fewest actions, by descending probability, whose mass reaches p; at most ``max_candidates`` of them."""
+    """Return A_p: the fewest actions, by descending probability, whose mass reaches p; at most ``max_candidates`` of them."""
     ordered, order = prob.sort(dim=-1, descending=True, stable=True)
     before = ordered.cumsum(-1) - ordered
     p = p.unsqueeze(-1)
@@ -43,7 +43,7 @@ def top_p_set(prob: Float[Tensor, "*N A"], p: Float[Tensor, "*#N"], max_candidat
 
 
 def adaptive_set(prob: Float[Tensor, "*N A"], epsilon: Float[Tensor, "*#N"]) -> Bool[Tensor, "*N A"]:
-    """The fewest actions of each state whose tail loss −log(kept mass) is at most ε; then κ = γ/(1−γ)·ε.
+    """Return the fewest actions of each state whose tail loss −log(kept mass) is at most ε; then κ = γ/(1−γ)·ε.
 
     That is A_p at p = exp(−ε): a budget per state on the loss that enters the bound is a fixed p.
     """
@@ -55,7 +55,7 @@ def adaptive_set(prob: Float[Tensor, "*N A"], epsilon: Float[Tensor, "*#N"]) -> 
 
 
 def backup(mdp: TabularMDP, v: Float[Tensor, "*N S"]) -> Float[Tensor, "*N S A"]:
-    """r(s,a) + γ Σ_s' P(s'|s,a) v(s')."""
+    """Return r(s,a) + γ Σ_s' P(s'|s,a) v(s')."""
     return mdp.reward + _discounted_mean(mdp, v)
 
 
@@ -64,43 +64,43 @@ def _discounted_mean(mdp: TabularMDP, v: Tensor) -> Tensor:
 
 
 def policy_value(q: Float[Tensor, "*N S A"], logp: Float[Tensor, "*N S A"], legal: Bool[Tensor, "*N S A"]) -> Float[Tensor, "*N S"]:
-    """E_{a~π}[Q(s,a) − log π(a|s)], the soft value of a policy."""
+    """Return E_{a~π}[Q(s,a) − log π(a|s)], the soft value of a policy."""
     return expectation(logp, q - torch.where(legal, logp, 0.0), legal)
 
 
 def policy_operator(
     mdp: TabularMDP, q: Float[Tensor, "*N S A"], logp: Float[Tensor, "*N S A"], legal: Bool[Tensor, "*N S A"]
 ) -> Float[Tensor, "*N S A"]:
-    """(B_p^π Q)(s,a) = r(s,a) + γ E_{s'} E_{a'~proj_p π}[Q(s',a') − log proj_p π(a'|s')], with ``logp`` = log proj_p π."""
+    """Return (B_p^π Q)(s,a) = r(s,a) + γ E_{s'} E_{a'~proj_p π}[Q(s',a') − log proj_p π(a'|s')], with ``logp`` = log proj_p π."""
     return backup(mdp, policy_value(q, logp, legal))
 
 
 def inverse_bellman(mdp: TabularMDP, q: Float[Tensor, "*N S A"], legal: Bool[Tensor, "*N S A"]) -> Float[Tensor, "*N S A"]:
-    """(T_p Q)(s,a) = Q(s,a) − γ E_{s'} V_p(s'): the reward for which Q is soft-optimal on ``legal``."""
+    """Return (T_p Q)(s,a) = Q(s,a) − γ E_{s'} V_p(s'): the reward for which Q is soft-optimal on ``legal``."""
     return q - _discounted_mean(mdp, soft_value(q, legal))
 
 
 def state_transition(mdp: TabularMDP, logp: Float[Tensor, "*N S A"], legal: Bool[Tensor, "*N S A"]) -> Float[Tensor, "*N S S"]:
-    """P_π(s'|s) = Σ_a π(a|s) P(s'|s,a)."""
+    """Return P_π(s'|s) = Σ_a π(a|s) P(s'|s,a)."""
     return torch.einsum("...sa,...sat->...st", torch.where(legal, logp, -torch.inf).exp(), mdp.transition)
 
 
 def discounted_sum(
     mdp: TabularMDP, cost: Float[Tensor, "*N S"], logp: Float[Tensor, "*N S A"], legal: Bool[Tensor, "*N S A"]
 ) -> Float[Tensor, "*N S A"]:
-    """E_π[Σ_{k≥1} γᵏ cost(s_{t+k}) | s_t = s, a_t = a], by one linear solve. cost ≡ 1 gives the effective horizon."""
+    """Return E_π[Σ_{k≥1} γᵏ cost(s_{t+k}) | s_t = s, a_t = a], by one linear solve. cost ≡ 1 gives the effective horizon."""
     step = mdp.gamma[..., None, None] * state_transition(mdp, logp, legal)
     eye = torch.eye(cost.shape[-1], dtype=cost.dtype)
     return _discounted_mean(mdp, torch.linalg.solve(eye - step, cost.unsqueeze(-1)).squeeze(-1))
 
 
 def soft_policy_q(mdp: TabularMDP, logp: Float[Tensor, "*N S A"], legal: Bool[Tensor, "*N S A"]) -> Float[Tensor, "*N S A"]:
-    """Q^π, the fixed point of ``policy_operator``, at every action (also those that π never takes)."""
+    """Return Q^π, the fixed point of ``policy_operator``, at every action (also those that π never takes)."""
     return mdp.reward + discounted_sum(mdp, policy_value(mdp.reward, logp, legal), logp, legal)
 
 
 def soft_optimal_q(mdp: TabularMDP, legal: Bool[Tensor, "*N S A"]) -> Float[Tensor, "*N S A"]:
-    """Q*_p, the fixed point of Q = r + γ E_{s'} V_p(s') with V_p over ``legal``; Q* when every action is legal.
+    """Return Q*_p, the fixed point of Q = r + γ E_{s'} V_p(s') with V_p over ``legal``; Q* when every action is legal.
 
     Soft policy iteration π ← softmax(Q^π), which is Newton's method on that equation, until the residual of value iteration
     is at most ``TOLERANCE`` times the size of Q.
@@ -118,7 +118,7 @@ def soft_optimal_q(mdp: TabularMDP, legal: Bool[Tensor, "*N S A"]) -> Float[Tens
 
 
 def contraction_factor(mdp: TabularMDP, legal: Bool[Tensor, "*N S A"]) -> Float[Tensor, "*N"]:
-    """The exact Lipschitz constant of B_p^π in the ∞-norm over supported pairs: γ · max_{s, a∈A_p(s)} Σ_s' P(s'|s,a).
+    """Return the exact Lipschitz constant of B_p^π in the ∞-norm over supported pairs: γ · max_{s, a∈A_p(s)} Σ_s' P(s'|s,a).
 
     B_p^π is affine with a nonnegative linear part whose rows sum to that, for every π; 1 is its worst direction.
     """
@@ -129,7 +129,7 @@ def contraction_factor(mdp: TabularMDP, legal: Bool[Tensor, "*N S A"]) -> Float[
 def occupancy(
     mdp: TabularMDP, start: Float[Tensor, "*N S"], logp: Float[Tensor, "*N S A"], legal: Bool[Tensor, "*N S A"]
 ) -> Float[Tensor, "*N S A"]:
-    """ρ(s,a) = Σ_t γᵗ P(s_t = s, a_t = a) under π from ``start``: discounted visits, which sum to 1/(1−γ) without terminals."""
+    """Return ρ(s,a) = Σ_t γᵗ P(s_t = s, a_t = a) under π from ``start``: discounted visits, which sum to 1/(1−γ) without terminals."""
     step = mdp.gamma[..., None, None] * state_transition(mdp, logp, legal)
     eye = torch.eye(start.shape[-1], dtype=start.dtype)
     visits = torch.linalg.solve((eye - step).mT, start.unsqueeze(-1))
@@ -138,7 +138,7 @@ def occupancy(
 
 @dataclass(frozen=True)
 class Restriction:
-    """What cutting the actions of π* = softmax(Q*) to ``legal`` does to values. Gaps are over the pairs of ``legal``."""
+    """Hold what the cut of the actions of π* = softmax(Q*) to ``legal`` does to values. Gaps are over the pairs of ``legal``."""
 
     legal: Bool[Tensor, "*N S A"]
     tail_loss: Float[Tensor, "*N S"]  # −log of the mass that π* has on the actions kept
@@ -149,7 +149,7 @@ class Restriction:
     horizon: Float[Tensor, "*N S A"]  # E_{proj_p π*} Σ_{k≥1} γᵏ·[not ended]
 
     def largest(self, x: Float[Tensor, "*N S A"]) -> Float[Tensor, "*N"]:
-        """max over the pairs kept."""
+        """Return the maximum over the pairs kept."""
         return torch.where(self.legal, x, -torch.inf).amax((-2, -1))
 
 

@@ -1,4 +1,4 @@
-"""The algorithms. To add one: a file here, a test, a page in docs/algorithms, one line in ``OBJECTIVES``."""
+"""Register the algorithms. To add one: a file here, a test, a page in docs/algorithms, one line in ``OBJECTIVES``."""
 
 from tdistill.objectives import (
     actor_critic,

@@ -1,4 +1,4 @@
-"""Actor-critic divergence: every token answers for the divergence of the states that it leads to."""
+"""Compute the actor-critic divergence: each token is also credited with the divergence of the states after it."""
 
 import math
 from typing import Literal
@@ -78,19 +78,19 @@ def actor_critic(
 
 
 def divergence(p: Float[Tensor, "B T J"], q: Float[Tensor, "B T J"], legal: Bool[Tensor, "B T J"], cost: Cost) -> Float[Tensor, "B T"]:
-    """D of teacher p and student q, log-probs over legal slots."""
+    """Return D of teacher p and student q, from log-probs over legal slots."""
     if cost == "jsd":
         return jensen_shannon(p, q, legal)
     return kl(q, p, legal) if cost == "reverse_kl" else kl(p, q, legal, SKEW)
 
 
 def response_mean(x_t: Float[Tensor, "B T"], exists_t: Bool[Tensor, "B T"]) -> Float[Tensor, "B 1"]:
-    """Mean over the states of each response."""
+    """Return the mean over the states of each response."""
     return torch.where(exists_t, x_t, 0.0).sum(-1, keepdim=True) / exists_t.sum(-1, keepdim=True).clamp(min=1)
 
 
 def truncated_ratio(steps: Steps, rho_max: float) -> Float[Tensor, "B T"]:
-    """ρ_t = min(rho_max, π(a_t|s_t)/behaviour(a_t|s_t)), without gradient; a ratio of 1 where the behaviour is NaN."""
+    """Return ρ_t = min(rho_max, π(a_t|s_t)/behaviour(a_t|s_t)), without gradient; the ratio is 1 where the behaviour is NaN."""
     assert steps.taken_logit_t is not None
     assert steps.log_z_t is not None
     assert steps.behaviour_logp_t is not None

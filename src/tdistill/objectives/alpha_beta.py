@@ -1,4 +1,4 @@
-"""α-β-divergence: a plane of divergences in which forward KL is (1, 0), reverse KL (0, 1), and squared distance (1, 1)."""
+"""Compute the α-β-divergence: forward KL is (1, 0), reverse KL (0, 1), and squared distance (1, 1)."""
 
 import math
 from typing import Any
@@ -38,7 +38,7 @@ def alpha_beta(
 def ab_divergence(
     p: Float[Tensor, "*B J"], q: Float[Tensor, "*B J"], legal: Bool[Tensor, "*B J"], alpha: float, beta: float
 ) -> Float[Tensor, "*B"]:
-    """The α-β-divergence from log-probs, over legal slots.
+    """Return the α-β-divergence from log-probs, over legal slots.
 
     Each slot is (log p − log q)² times the second divided difference of exp at (α+β)·log p, α·log p + β·log q and
     (α+β)·log q. Divided differences go on smoothly where nodes meet, which is what gives every limit.
@@ -52,7 +52,7 @@ def ab_divergence(
 
 
 def _both(x: Float[Tensor, "*B"], gap: Float[Tensor, "*B"], alpha: float, beta: float) -> Float[Tensor, "*B"]:
-    """Slots with mass in both: nodes x, x + β·gap and x + (α+β)·gap, gap = log q − log p, |α| ≥ |β|."""
+    """Return the terms of slots where both have mass: nodes x, x + β·gap and x + (α+β)·gap, gap = log q − log p, |α| ≥ |β|."""
     # Near nodes cancel in a quotient. There exp at their mean, times gap²/2, is right to second order in their distance.
     near = (alpha * gap).abs() < torch.finfo(gap.dtype).eps ** (1 / 3)
     mean = torch.where(near, x + (alpha + 2.0 * beta) * gap / 3.0, 0.0)
@@ -63,7 +63,7 @@ def _both(x: Float[Tensor, "*B"], gap: Float[Tensor, "*B"], alpha: float, beta: 
 
 
 def _slope(x: Float[Tensor, "*B"], gap: Float[Tensor, "*B"], c: float) -> Float[Tensor, "*B"]:
-    """(exp(x + c·gap) − exp x) / c for x ≤ 0, exp continued above ``EXP_LIMIT``; exp(x)·gap at c = 0."""
+    """Return (exp(x + c·gap) − exp x) / c for x ≤ 0, exp continued above ``EXP_LIMIT``; exp(x)·gap at c = 0."""
     if abs(c) < ZERO_EXPONENT:
         return x.exp() * gap
     over = (x + c * gap - EXP_LIMIT).clamp(min=0.0)
@@ -74,7 +74,7 @@ def _slope(x: Float[Tensor, "*B"], gap: Float[Tensor, "*B"], c: float) -> Float[
 
 
 def _alone(logp: Float[Tensor, "*B"], alone: Bool[Tensor, "*B"], other: float, total: float) -> Float[Tensor, "*B"]:
-    """Slots to which one of the two gives exactly 0: exp(total·logp)/(other·total), ∞ unless both are > 0.
+    """Return the terms of slots to which one of the two gives exactly 0: exp(total·logp)/(other·total), ∞ unless both are > 0.
 
     ``other`` is the exponent of the one that gives 0.
     """

@@ -1,4 +1,4 @@
-"""What holds the student's mass outside A_p, which a loss on A_p alone never touches."""
+"""Compute the anchors: losses that hold the student's mass outside A_p, which a loss on A_p alone never touches."""
 
 from typing import Literal
 
@@ -16,7 +16,7 @@ ANCHOR_NEEDS: dict[Anchor, frozenset[str]] = {"none": frozenset(), "tail": froze
 
 
 def anchor_loss(steps: Steps, anchor: Anchor) -> Float[Tensor, "B T"]:
-    """``none`` 0 · ``tail`` KL(Bernoulli(m*) ‖ Bernoulli(m)) of the masses on A_p · ``nll`` −log π(a_t) over the vocabulary.
+    """Return the anchor: ``none`` 0 · ``tail`` KL(Bernoulli(m*) ‖ Bernoulli(m)) of the masses on A_p · ``nll`` −log π(a_t) over the vocabulary.
 
     At every step whose state exists, whether or not its token is a candidate; ``nll`` at the expert's alone.
     """

@@ -1,4 +1,4 @@
-"""The loss that the released code of Bellman Distill computes, which is not the paper's: for comparison only."""
+"""Compute the loss of Bellman Distill's released code, which is not the paper's: for comparison only."""
 
 import torch
 

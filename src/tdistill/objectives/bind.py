@@ -1,4 +1,4 @@
-"""``bind``: a name and arguments, or a weighted sum of them, checked before any model loads."""
+"""Bind an objective: check a name and its arguments, or a weighted sum of them, before any model loads."""
 
 import inspect
 import typing

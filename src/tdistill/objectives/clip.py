@@ -1,4 +1,4 @@
-"""A clip from below that does not silence the gradient where the student is most wrong."""
+"""Clip from below, and keep the gradient that would raise a clipped value."""
 
 import torch
 from jaxtyping import Float
@@ -20,5 +20,5 @@ class _ClipBelow(torch.autograd.Function):
 
 
 def clip_below(x: Float[Tensor, "*B"], floor: float) -> Float[Tensor, "*B"]:
-    """max(x, floor), whose gradient at clipped entries passes where descent would raise x, and is 0 elsewhere."""
+    """Return max(x, floor). The gradient at clipped entries passes where descent would raise x, and is 0 elsewhere."""
     return _ClipBelow.apply(x, floor)

@@ -1,4 +1,4 @@
-"""What an objective is: a pure function of ``Steps``, the fields it needs, and the checks on its arguments."""
+"""Define an objective: a pure function of ``Steps``, the fields it needs, and the checks on its arguments."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -38,7 +38,7 @@ FIELDS = {
 
 @dataclass(frozen=True)
 class ObjectiveOutput:
-    """Loss and metrics per step. The trainer reduces both; NaN in a metric means: not defined at this step."""
+    """Hold the loss and metrics of each step. The trainer reduces both; NaN in a metric means: not defined at this step."""
 
     loss_t: Float[Tensor, "B T"]
     metrics: dict[str, Float[Tensor, "B T"]] = field(default_factory=dict)
@@ -46,7 +46,7 @@ class ObjectiveOutput:
 
 @dataclass(frozen=True)
 class Objective:
-    """One entry of ``OBJECTIVES``.
+    """Describe one entry of ``OBJECTIVES``.
 
     ``fn(steps, *, …)`` is the loss; its keyword-only arguments are its configuration.
     ``needs(**bound)`` names the fields of ``Steps`` it reads beyond the first eight (a subset of ``NEEDS``).
@@ -60,7 +60,7 @@ class Objective:
 
 @dataclass(frozen=True)
 class BoundObjective:
-    """An objective with its arguments checked and filled in: what the trainer takes."""
+    """Hold an objective with its arguments checked and filled in, for the trainer."""
 
     name: str
     arguments: dict[str, Any]
@@ -68,7 +68,7 @@ class BoundObjective:
     call: Callable[[Steps], ObjectiveOutput]
 
     def __call__(self, steps: Steps) -> ObjectiveOutput:
-        """Loss and metrics per step of a batch.
+        """Return the loss and metrics of each step of a batch.
 
         Raises:
             ConfigError: the head did not give what the objective needs.
@@ -81,5 +81,5 @@ class BoundObjective:
         return self.call(steps)
 
     def describe(self) -> str:
-        """One line for tables and logs: the name and the arguments that were given."""
+        """Return one line for tables and logs: the name and the given arguments."""
         return self.name + ("(" + ", ".join(f"{k}={v}" for k, v in self.arguments.items()) + ")" if self.arguments else "")

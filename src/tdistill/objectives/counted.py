@@ -1,4 +1,4 @@
-"""Which steps a TD loss counts, what the end is worth, and what is logged of them."""
+"""Define which steps a TD loss counts, the value of the end, and the metrics logged for these steps."""
 
 import math
 
@@ -12,17 +12,17 @@ from tdistill.mdp.steps import Steps
 
 
 def counted(steps: Steps) -> Bool[Tensor, "B T"]:
-    """The token taken lies on A_p and the step has a successor: not the last of a response cut off by length."""
+    """Tell which steps count: the token taken lies on A_p and the step has a successor (it is not the last of a cut-off response)."""
     return (steps.a_t >= 0) & has_successor(steps.exists_t, steps.terminal_t)
 
 
 def successor_value(v_t: Float[Tensor, "B T"], steps: Steps, expert_t: Bool[Tensor, "B T"], end: float) -> Float[Tensor, "B T"]:
-    """V_p(s_{t+1}), with V(terminal) = ``end`` where a response of the expert ended and 0 where another did."""
+    """Return V_p(s_{t+1}), with V(terminal) = ``end`` where the expert's response ended and 0 where another's did."""
     return torch.where(steps.terminal_t & expert_t, end, next_value(v_t, steps.terminal_t))
 
 
 def expert_flags(steps: Steps, required: bool = False) -> Bool[Tensor, "B T"]:
-    """Which steps the teacher, or a human, took: all of them where the batch does not say.
+    """Tell which steps the teacher or a human took: all of them if the batch does not say.
 
     Raises:
         ConfigError: the batch does not say, and ``required``.
@@ -37,7 +37,7 @@ def expert_flags(steps: Steps, required: bool = False) -> Bool[Tensor, "B T"]:
 def td_metrics(
     steps: Steps, q_t: Float[Tensor, "B T"], v_t: Float[Tensor, "B T"], reward_t: Float[Tensor, "B T"], error_t: Float[Tensor, "B T"]
 ) -> dict[str, Float[Tensor, "B T"]]:
-    """Q, implied reward and squared Bellman error of the token taken, where the step counts; V and the share off A_p everywhere."""
+    """Return Q, implied reward and squared Bellman error of the token taken, where the step counts; V and the share off A_p everywhere."""
     counts_t = counted(steps)
     undefined = torch.full_like(v_t, math.nan)
     return {

@@ -1,4 +1,4 @@
-"""Coherent soft imitation learning on the top-p tokens: soft Q-learning on the reward that the teacher's policy defines."""
+"""Learn by coherent soft imitation on the top-p tokens: soft Q-learning on the reward that the teacher's policy defines."""
 
 from tdistill.mdp.steps import Steps
 from tdistill.objectives.anchor import Anchor

@@ -1,4 +1,4 @@
-"""Forward KL to the teacher: classic knowledge distillation, on the candidates or on the whole vocabulary."""
+"""Compute forward KL to the teacher: classic knowledge distillation, on the candidates or on the whole vocabulary."""
 
 from tdistill.mdp.steps import Steps
 from tdistill.objectives.contract import FinitePositive, Objective, ObjectiveOutput

@@ -1,4 +1,4 @@
-"""Gauges c(s): which soft Q-function the student's logits stand for, Q(s,a) = ℓ(s,a) − c(s)."""
+"""Compute gauges c(s), which choose the soft Q-function that the student's logits stand for: Q(s,a) = ℓ(s,a) − c(s)."""
 
 from typing import Literal
 
@@ -24,7 +24,7 @@ FreeGauge = Literal["none", "learned"]
 
 
 def gauged_q(steps: Steps, gauge: Gauge) -> Float[Tensor, "B T K"]:
-    """Q(s,a) = ℓ(s,a) − c(s) on A_p; every c carries gradient.
+    """Return Q(s,a) = ℓ(s,a) − c(s) on A_p; every c carries gradient.
 
     ``none`` c = 0 · ``max`` largest logit over V (the authors' choice) · ``max_support``, ``mean_support`` largest and
     unweighted mean logit over A_p · ``lse`` log-partition, so Q = log π and V_p = log of the student's mass on A_p ·

@@ -1,4 +1,4 @@
-"""Top-p inverse soft Q-learning: Bellman Distill (Yu, Li & Zhang, AAAI 2026), with every knob that changes its answer."""
+"""Learn by top-p inverse soft Q-learning: Bellman Distill (Yu, Li & Zhang, AAAI 2026), with every option that changes its result."""
 
 import math
 from typing import Literal
@@ -85,7 +85,7 @@ def iq_learn(
 def _first_term(
     rewards: Float[Tensor, "B T J"], expert: Bool[Tensor, "B T 1"], phi: Phi, alpha: float, phi_on: PhiOn
 ) -> Float[Tensor, "B T J"]:
-    """φ(r) at the expert's steps; at others its curvature φ(r) − r, or 0."""
+    """Return φ(r) at the expert's steps; at others the curvature φ(r) − r, or 0."""
     value = phi_alpha(rewards, phi, alpha)
     return torch.where(expert, value, value - rewards if phi_on == "all" else 0.0)
 

@@ -1,4 +1,4 @@
-"""Generalised Jensen-Shannon divergence: between forward and reverse KL, bounded in between."""
+"""Compute the generalised Jensen-Shannon divergence, which lies between forward and reverse KL and is bounded between them."""
 
 from typing import Any
 
@@ -28,15 +28,15 @@ def jsd(steps: Steps, *, beta: Finite = 0.5, support: Support = "tail", loss_tem
 
 
 def jensen_shannon(p: Float[Tensor, "*B J"], q: Float[Tensor, "*B J"], legal: Bool[Tensor, "*B J"], beta: float = 0.5) -> Float[Tensor, "*B"]:
-    """The equation of ``jsd`` on log-probs over legal slots."""
+    """Return the equation of ``jsd`` on log-probs over legal slots."""
     if beta in (0.0, 1.0):
         return kl(q, p, legal) if beta else kl(p, q, legal)
     return _JensenShannon.apply(p, q, legal, beta)
 
 
 class _JensenShannon(torch.autograd.Function):
-    """Its derivatives by log p and log q are its own two summands, β·p·log(p/M) and (1−β)·q·log(q/M): what M moves cancels. For
-    each that needs a gradient it keeps one tensor.
+    """Compute ``jensen_shannon`` with its derivatives written out. By log p and log q they are its own two summands, β·p·log(p/M) and
+    (1−β)·q·log(q/M): what M moves cancels. For each that needs a gradient it keeps one tensor.
     """
 
     @staticmethod

@@ -1,4 +1,4 @@
-"""Least-squares inverse Q-learning (Al-Hafez et al. 2023): bounded rewards ±1/c, bounded targets, absorbing ends."""
+"""Learn by least-squares inverse Q-learning (Al-Hafez et al. 2023): bounded rewards ±1/c, bounded targets, absorbing ends."""
 
 from typing import Annotated
 

@@ -1,4 +1,4 @@
-"""Mean actor-critic divergence: every candidate, not the token taken alone, answers for the divergence that would follow it."""
+"""Compute the mean actor-critic divergence: every candidate, not only the token taken, is credited with the divergence after it."""
 
 import torch
 from torch import Tensor
@@ -63,7 +63,7 @@ def mean_actor_critic(
 
 
 def _retrace(steps: Steps, d_t: Tensor, mean_t: Tensor, learns_t: Tensor, gamma: float, lambda_: float, center: float) -> tuple[Tensor, Tensor]:
-    """Ĝ_{t+1}, which w(s_t,a_t) is to predict, and how much of what follows a token its trace lets through."""
+    """Return Ĝ_{t+1}, the target of w(s_t,a_t), and the weight of the trace at each token."""
     assert steps.action_value_t is not None
     reward_t = torch.where(steps.exists_t, center * response_mean(d_t, steps.exists_t) - d_t, 0.0)
     trace_t = torch.where(learns_t, lambda_ * truncated_ratio(steps, 1.0), 0.0)

@@ -1,4 +1,4 @@
-"""MiniLLM: the policy gradient of the reverse KL of whole texts, on the student's own or teacher-mixed text."""
+"""Compute MiniLLM: the policy gradient of the reverse KL of whole texts, on the student's own or teacher-mixed text."""
 
 import math
 
@@ -65,7 +65,7 @@ def minillm(
 
 
 def later_return(reward_t: Float[Tensor, "B T"], steps: Steps, gamma: float, mean: bool) -> tuple[Float[Tensor, "B T"], Bool[Tensor, "B T"]]:
-    """R_{t+1} = Σ_{t'>t} γ^{t'−t−1} r_{t'}, over the number of its terms if ``mean``; and where there are any, 0 elsewhere."""
+    """Return R_{t+1} = Σ_{t'>t} γ^{t'−t−1} r_{t'}, divided by the number of its terms if ``mean``; and where it has any (0 elsewhere)."""
     zero_t, one_t = torch.zeros_like(reward_t), torch.ones_like(reward_t)
     return_t = lambda_return(reward_t, zero_t, zero_t, one_t, gamma)
     length_t = lambda_return(steps.exists_t.to(reward_t.dtype), zero_t, zero_t, one_t, 1.0)

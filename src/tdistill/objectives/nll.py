@@ -1,4 +1,4 @@
-"""Negative log-likelihood of the token taken: SFT on human text, sequence-level distillation on teacher text."""
+"""Compute the negative log-likelihood of the token taken: SFT on human text, sequence-level distillation on teacher text."""
 
 import torch
 

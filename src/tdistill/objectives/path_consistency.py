@@ -1,4 +1,4 @@
-"""Path consistency on the top-p tokens: values and log-ratios must agree over windows of every length, up to the whole response."""
+"""Enforce path consistency on the top-p tokens: values and log-ratios must agree over windows of every length, up to the whole response."""
 
 from collections.abc import Iterator
 from typing import Annotated, Any
@@ -58,7 +58,7 @@ def path_consistency(
 
 
 def window_length(counts_t: Bool[Tensor, "B T"], longest: int) -> Int[Tensor, "B T"]:
-    """N: how many steps in a row count from t on, at most ``longest``."""
+    """Return N: how many steps in a row count from t on, at most ``longest``."""
     steps = counts_t.shape[1]
     index = torch.arange(steps, device=counts_t.device)
     stop_t = torch.where(counts_t, steps, index).flip(1).cummin(1).values.flip(1)  # the first step from t on that doesn't count
@@ -83,7 +83,7 @@ def whole_response_loss(delta_t: Float[Tensor, "B T"], counts_t: Bool[Tensor, "B
 
 
 class _WindowLoss(torch.autograd.Function):
-    """Σ_n w_n ½δ²_{t,n} over windows of at most ``longest`` tokens: O(T) in memory, O(T·longest) in time.
+    """Compute Σ_n w_n ½δ²_{t,n} over windows of at most ``longest`` tokens: O(T) in memory, O(T·longest) in time.
 
     δ_{t,n} is summed up while n grows, and summed up again for the gradient: ∂loss_t/∂δ_{t+k} = γᵏ Σ_{n>k} w_n δ_{t,n}.
     """

@@ -1,4 +1,4 @@
-"""The concave φ of inverse soft Q-learning, one per statistical distance between expert and student (Garg et al. 2021)."""
+"""Compute the concave φ of inverse soft Q-learning, one for each statistical distance between expert and student (Garg et al. 2021)."""
 
 import math
 from typing import Literal
@@ -18,7 +18,7 @@ ARGMAX: dict[str, float] = {"chi2": 2.0, "tv": 0.5}  # the least x/α at which �
 
 
 def phi_alpha(x: Float[Tensor, "*B"], phi: Phi, alpha: float) -> Float[Tensor, "*B"]:
-    """φ_α(x) = α·φ(x/α): concave, φ(0) = 0, φ'(0) = 1, finite with finite gradient for every finite x; α → ∞ is linear.
+    """Return φ_α(x) = α·φ(x/α): concave, φ(0) = 0, φ'(0) = 1, finite with finite gradient for every finite x; α → ∞ is linear.
 
     ``chi2`` x − x²/(4α), largest at 2α · ``hellinger`` αx/(α+x) · ``kl`` α(1−e^(−x/α)) · ``js`` α·log(2−e^(−x/α)) ·
     ``tv`` min(x, α/2) · ``linear`` x. Below ``MARGIN[phi]``·α it is the tangent at that point.
@@ -45,12 +45,12 @@ def phi_alpha(x: Float[Tensor, "*B"], phi: Phi, alpha: float) -> Float[Tensor, "
 
 
 def extended(x: Float[Tensor, "*B"], phi: Phi, alpha: float) -> Bool[Tensor, "*B"]:
-    """Where φ has been continued by its tangent."""
+    """Tell where φ is continued by its tangent."""
     return x < MARGIN[phi] * alpha
 
 
 def r_max(phi: Phi, alpha: float) -> float:
-    """argmax φ_α, the reward that an absorbing end pays for ever: 2α for ``chi2``, α/2 for ``tv``.
+    """Return argmax φ_α, the reward that an absorbing end pays for ever: 2α for ``chi2``, α/2 for ``tv``.
 
     Raises:
         ConfigError: φ rises for ever (every other φ, and α = ∞).

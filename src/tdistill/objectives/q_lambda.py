@@ -1,4 +1,4 @@
-"""Q(λ) on the top-p tokens: ``csil`` with a target that looks several steps ahead."""
+"""Compute Q(λ) on the top-p tokens: ``csil`` with a target that looks several steps ahead."""
 
 from tdistill.mdp.bellman import lambda_return, next_value
 from tdistill.mdp.steps import Steps

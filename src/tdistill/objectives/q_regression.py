@@ -1,4 +1,4 @@
-"""Soft Q-learning on two constant rewards, one for the expert's steps and one for others: what ``sqil`` and ``ls_iq`` share."""
+"""Compute soft Q-learning on two constant rewards, one for the expert's steps and one for others: the shared part of ``sqil`` and ``ls_iq``."""
 
 import math
 from typing import Literal
@@ -73,13 +73,15 @@ def q_regression(
 
 
 def q_regression_needs(*, other: Other, gauge: FreeGauge, anchor: Anchor, target_network: bool, **_: object) -> frozenset[str]:
-    """The flags of the expert's steps, steps of others where they are the data's, and what gauge, anchor and target network ask for."""
+    """Return the needs: the flags of the expert's steps, steps of others if the data must have them, and those of gauge, anchor and target
+    network.
+    """
     own = {"expert"} | ({"other"} if other == "rollouts" else set()) | ({"target"} if target_network else set())
     return GAUGE_NEEDS[gauge] | ANCHOR_NEEDS[anchor] | own
 
 
 def check_discount(*, terminal: RegressionTerminal, gamma: float, **_: object) -> None:
-    """An absorbing end needs a discount.
+    """Check that an absorbing end has a discount.
 
     Raises:
         ConfigError: ``terminal="absorbing"`` with γ = 1.

@@ -1,4 +1,4 @@
-"""Reverse KL to the teacher: mode-seeking distillation on fixed data (the offline baseline of MiniLLM)."""
+"""Compute reverse KL to the teacher: mode-seeking distillation on fixed data (the offline baseline of MiniLLM)."""
 
 from tdistill.mdp.steps import Steps
 from tdistill.objectives.contract import FinitePositive, Objective, ObjectiveOutput

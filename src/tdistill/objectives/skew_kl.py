@@ -1,4 +1,4 @@
-"""Skew KL: forward KL to a mixture of student and teacher, which bounds what a missing token can cost."""
+"""Compute skew KL: forward KL to a mixture of student and teacher, which bounds the cost of a missing token."""
 
 from tdistill.mdp.steps import Steps
 from tdistill.objectives.contract import Finite, FinitePositive, Objective, ObjectiveOutput

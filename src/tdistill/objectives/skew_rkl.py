@@ -1,4 +1,4 @@
-"""Skew reverse KL: reverse KL to a mixture of teacher and student, which bounds what an unlikely token can cost."""
+"""Compute skew reverse KL: reverse KL to a mixture of teacher and student, which bounds the cost of an unlikely token."""
 
 from tdistill.mdp.steps import Steps
 from tdistill.objectives.contract import Finite, FinitePositive, Objective, ObjectiveOutput

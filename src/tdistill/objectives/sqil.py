@@ -1,4 +1,4 @@
-"""Soft Q imitation learning (Reddy, Dragan & Levine 2020): soft Q-learning with reward 1 for the expert's steps and 0 for others."""
+"""Learn by soft Q imitation (Reddy, Dragan & Levine 2020): soft Q-learning with reward 1 for the expert's steps and 0 for others."""
 
 from tdistill.mdp.steps import Steps
 from tdistill.objectives.anchor import Anchor

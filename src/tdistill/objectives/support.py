@@ -1,4 +1,4 @@
-"""Distributions as the divergences see them: A_p with a tail bucket, projected onto it, or the whole vocabulary."""
+"""Build the distributions that the divergences compare: A_p with a tail bucket, projected onto A_p, or over the whole vocabulary."""
 
 from typing import Any, Literal
 
@@ -15,12 +15,12 @@ Support = Literal["tail", "proj", "uniform", "dense"]
 
 
 def support_needs(*, support: Support, **_: object) -> frozenset[str]:
-    """What each support asks of the head: the tail bucket the partition, ``uniform`` and ``dense`` every logit, ``dense`` the teacher too."""
+    """Return what each support needs: ``tail`` the log-partition, ``uniform`` and ``dense`` every logit, ``dense`` also the teacher."""
     return frozenset({"tail": {"log_z"}, "proj": set(), "uniform": {"uniform"}, "dense": {"dense"}}[support])
 
 
 def check_temperature(*, support: Support, loss_temperature: float, **_: object) -> None:
-    """A temperature needs every logit that it rescales: the mass of a tail bucket at T ≠ 1 is not known from A_p.
+    """Check that a temperature has every logit that it rescales: the mass of a tail bucket at T ≠ 1 is not known from A_p.
 
     Raises:
         ConfigError: ``loss_temperature`` ≠ 1 with ``support="tail"``.
@@ -33,7 +33,7 @@ def check_temperature(*, support: Support, loss_temperature: float, **_: object)
 
 
 def check_skew(*, skew: float, **rest: Any) -> None:
-    """A skew divergence mixes a share ``skew`` of one model into the other; at 1 nothing is left to compare.
+    """Check that a skew divergence mixes a share ``skew`` below 1: at 1 nothing is left to compare.
 
     Raises:
         ConfigError: ``skew`` outside [0, 1), or what ``check_temperature`` refuses.
@@ -46,7 +46,7 @@ def check_skew(*, skew: float, **rest: Any) -> None:
 def distributions(
     steps: Steps, support: Support, loss_temperature: float
 ) -> tuple[Float[Tensor, "B T J"], Float[Tensor, "B T J"], Bool[Tensor, "B T J"]]:
-    """Log-probs of teacher and student on the chosen support, and which slots count.
+    """Return the log-probs of teacher and student on the chosen support, and which slots count.
 
     ``tail``: the candidates and one bucket with the rest of each (J = K + 1); exact, and without bucket, when K = V.
     ``proj``: both projected onto A_p (J = K).  ``dense``: the whole vocabulary (J = V).  ``uniform``: likewise, from the candidates
@@ -77,7 +77,7 @@ def with_tail(logp: Float[Tensor, "B T K"], legal: Bool[Tensor, "B T K"]) -> Flo
 
 
 def kl(p: Float[Tensor, "*B J"], q: Float[Tensor, "*B J"], legal: Bool[Tensor, "*B J"], skew: float = 0.0) -> Float[Tensor, "*B"]:
-    """KL(p‖m) = Σ p·(log p − log m) over legal slots, from log-probs, m = λp + (1−λ)q with λ = ``skew`` in [0, 1), by default q itself.
+    """Return KL(p‖m) = Σ p·(log p − log m) over legal slots, from log-probs, m = λp + (1−λ)q with λ = ``skew`` in [0, 1), by default q itself.
 
     A slot that p gives 0 contributes 0.
     """
@@ -85,8 +85,8 @@ def kl(p: Float[Tensor, "*B J"], q: Float[Tensor, "*B J"], legal: Bool[Tensor, "
 
 
 class _Divergence(torch.autograd.Function):
-    """``kl`` with its derivatives written out: by log p it is p·(log p − log m) + p·s, by log q it is −p·s, with s = (1−λ)q/m, which is 1 at
-    λ = 0. For each that needs a gradient it keeps one tensor: over a vocabulary what is kept is felt.
+    """Compute ``kl`` with its derivatives written out: by log p it is p·(log p − log m) + p·s, by log q it is −p·s, with s = (1−λ)q/m, which is
+    1 at λ = 0. For each that needs a gradient it keeps one tensor: over a vocabulary what is kept is felt.
     """
 
     @staticmethod

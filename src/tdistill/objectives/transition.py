@@ -1,4 +1,4 @@
-"""What ``csil``, ``q_lambda`` and ``path_consistency`` share: transitions on A_p whose reward is the teacher's log-probability."""
+"""Build transitions on A_p whose reward is the teacher's log-probability, for ``csil``, ``q_lambda`` and ``path_consistency``."""
 
 from dataclasses import dataclass
 
@@ -16,7 +16,7 @@ from tdistill.objectives.gauge import GAUGE_NEEDS, Gauge, gauged_q
 
 @dataclass(frozen=True)
 class Transitions:
-    """Q(s_t,a_t), V_p(s_t), V_p(s_{t+1}) and r_t = log proj_p π*(a_t); ``counts_t``: on support, and with a successor."""
+    """Hold Q(s_t,a_t), V_p(s_t), V_p(s_{t+1}) and r_t = log proj_p π*(a_t); ``counts_t``: on support, and with a successor."""
 
     q_t: Float[Tensor, "B T"]
     v_t: Float[Tensor, "B T"]
@@ -39,14 +39,14 @@ def transitions(steps: Steps, gauge: Gauge) -> Transitions:
 
 
 def td_error(td: Transitions, gamma: float) -> Float[Tensor, "B T"]:
-    """Q(s_t,a_t) − γV_p(s_{t+1}) − r_t: by how much the reward that Q implies misses the teacher's; 0 where a step doesn't count."""
+    """Return Q(s_t,a_t) − γV_p(s_{t+1}) − r_t: the reward that Q implies minus the teacher's; 0 where a step doesn't count."""
     return torch.where(td.counts_t, bellman_error(td.q_t, td.v_tp1, gamma) - td.reward_t, 0.0)
 
 
 def td_output(
     steps: Steps, td: Transitions, loss_t: Float[Tensor, "B T"], gamma: float, anchor: Anchor, anchor_weight: float
 ) -> ObjectiveOutput:
-    """``loss_t`` at the steps that count, the anchor at all, and the metrics."""
+    """Return ``loss_t`` at the steps that count, the anchor at all steps, and the metrics."""
     loss_t = torch.where(td.counts_t, loss_t, 0.0)
     if anchor != "none":
         loss_t = loss_t + anchor_weight * anchor_loss(steps, anchor)
@@ -55,5 +55,5 @@ def td_output(
 
 
 def td_needs(*, gauge: Gauge, anchor: Anchor, target_network: bool = False, **_: object) -> frozenset[str]:
-    """What the gauge and the anchor ask of the head, and the target network."""
+    """Return what gauge, anchor and target network need from the head."""
     return GAUGE_NEEDS[gauge] | ANCHOR_NEEDS[anchor] | (frozenset({"target"}) if target_network else frozenset())

@@ -1,4 +1,4 @@
-"""The value term of inverse soft Q-learning: what holds V down while φ raises Q."""
+"""Compute the value term of inverse soft Q-learning, which holds V down while φ raises Q."""
 
 from typing import Literal
 
@@ -39,7 +39,7 @@ def value_part(
 
 
 def discount_weights(mask_t: Bool[Tensor, "B T"], gamma: float, dtype: torch.dtype) -> Float[Tensor, "B T"]:
-    """w_t = T(1−γ)γ^t/(1−γ^T) = T·γ^t / Σ_{k<T} γ^k over the T steps of each response, 0 elsewhere: their mean is 1.
+    """Return w_t = T(1−γ)γ^t/(1−γ^T) = T·γ^t / Σ_{k<T} γ^k over the T steps of each response, 0 elsewhere: their mean is 1.
 
     γ = 1 weighs all alike, γ = 0 the first step alone. Σ_t w_t (V_t − γV_{t+1}) = w_0·(V_0 − γ^T V_T).
     """

@@ -1,4 +1,4 @@
-"""Compounding errors, exactly: a student too small for its teacher, trained by every kind of objective, over growing horizons.
+"""Measure compounding errors exactly: a student too small for its teacher, trained by every kind of objective, over growing horizons.
 
 Students learn from sampled text through ``Steps``, as language models do, and are judged without sampling: the regret is
 KL(student‖teacher) of whole texts of H tokens, Σ_t E_{s_t~student} KL(q‖p)(s_t), which is the soft return lost on the reward
@@ -30,7 +30,7 @@ Data = Literal["teacher", "student", "exact_states", "exact"]
 
 @dataclass(frozen=True)
 class Method:
-    """An objective and the text it learns from. The exact ones have no objective: they minimise the regret's own terms."""
+    """Hold an objective and the text it learns from. Exact methods have no objective: they minimise the regret's own terms."""
 
     objective: dict[str, Any] | None
     data: Data = "teacher"
@@ -60,7 +60,7 @@ METHODS: dict[str, Method] = {
 
 @dataclass(frozen=True)
 class Paths:
-    """B texts of H tokens for each of E seeds."""
+    """Hold B texts of H tokens for each of E seeds."""
 
     states: Tensor  # [E, B, H]
     tokens: Tensor  # [E, B, H]
@@ -86,22 +86,22 @@ def roll_out(g: Generator, road: Road, logp: Tensor, horizon: int, n_paths: int)
 
 @dataclass(frozen=True)
 class Student:
-    """Linear in the features of a state: logits and value. Fewer features than states are what makes it too small."""
+    """Compute logits and value linearly from the features of a state. Fewer features than states are what makes it too small."""
 
     weight: Tensor  # [E, D, A]
     value_weight: Tensor  # [E, D, 1]
 
     def logits(self, road: Road) -> Tensor:
-        """[E, S, A]."""
+        """Return the logits [E, S, A]."""
         return road.features @ self.weight
 
     def value(self, road: Road) -> Tensor:
-        """[E, S]."""
+        """Return the values [E, S]."""
         return (road.features @ self.value_weight).squeeze(-1)
 
 
 def new_student(road: Road) -> Student:
-    """All zeros: the uniform policy, V = 0."""
+    """Return a student of all zeros: the uniform policy, V = 0."""
     n_seeds, _, n_features = road.features.shape
     weight = torch.zeros(n_seeds, n_features, road.teacher_logp.shape[-1], dtype=torch.float64, requires_grad=True)
     return Student(weight, torch.zeros(n_seeds, n_features, 1, dtype=torch.float64, requires_grad=True))
@@ -109,7 +109,7 @@ def new_student(road: Road) -> Student:
 
 @dataclass(frozen=True)
 class Candidates:
-    """A_p of every state, by descending teacher probability, padded to the widest."""
+    """Hold A_p of every state, by descending teacher probability, padded to the widest."""
 
     ids: Tensor  # [E, S, K]
     legal: Tensor  # [E, S, K]
@@ -117,7 +117,7 @@ class Candidates:
 
 
 def candidates(road: Road, p: float = TOP_P) -> Candidates:
-    """The table of A_p."""
+    """Return the table of A_p."""
     kept = top_p_set(road.teacher_logp.exp(), torch.full(road.teacher_logp.shape[:-1], p, dtype=torch.float64))
     logp, ids = road.teacher_logp.masked_fill(~kept, -torch.inf).sort(-1, descending=True)
     width = int(kept.sum(-1).max())
@@ -125,7 +125,7 @@ def candidates(road: Road, p: float = TOP_P) -> Candidates:
 
 
 def steps_of(road: Road, table: Candidates, paths: Paths, student: Student) -> Steps:
-    """The paths as objectives see them: [E·B, H, K] on A_p, every text finished by its last token."""
+    """Return the paths as objectives see them: [E·B, H, K] on A_p, every text finished by its last token."""
     n_states, horizon = road.teacher_logp.shape[1], paths.states.shape[-1]
     logits = student.logits(road)
     index = (paths.states + n_states * torch.arange(len(logits)).view(-1, 1, 1)).view(-1, horizon)
@@ -156,7 +156,7 @@ def steps_of(road: Road, table: Candidates, paths: Paths, student: Student) -> S
 
 @dataclass(frozen=True)
 class Outcome:
-    """Exact, per seed [E]: what a policy loses against the teacher over H tokens."""
+    """Hold what a policy loses against the teacher over H tokens, exactly, for each seed [E]."""
 
     regret: Tensor  # KL(student‖teacher) of whole texts, nats
     return_lost: Tensor  # of the task's reward, without entropy
@@ -165,7 +165,7 @@ class Outcome:
 
 
 def _walk(road: Road, logp: Tensor, horizon: int, x: Tensor, detach: bool = False) -> Tensor:
-    """[E, C] Σ_t Σ_s d_t(s) x(s) of C columns x [E, S, C], with d_t the state distribution of ``logp`` after t tokens."""
+    """Return [E, C] Σ_t Σ_s d_t(s) x(s) of C columns x [E, S, C], with d_t the state distribution of ``logp`` after t tokens."""
     d, total = road.start, torch.zeros((), dtype=torch.float64)
     prob = logp.exp()
     for _ in range(horizon):
@@ -191,14 +191,14 @@ def outcome(road: Road, logits: Tensor, horizon: int) -> Outcome:
 
 
 def exact_loss(road: Road, student: Student, horizon: int, look_ahead: bool) -> Tensor:
-    """The regret per token, summed over seeds; without ``look_ahead`` the states visited carry no gradient."""
+    """Return the regret per token, summed over seeds; without ``look_ahead`` the states visited carry no gradient."""
     logp = student.logits(road).log_softmax(-1)
     kl = (logp.exp() * (logp - road.teacher_logp)).sum(-1, keepdim=True)
     return _walk(road, logp, horizon, kl, detach=not look_ahead).sum() / horizon
 
 
 def train(road: Road, method: Method, horizon: int, n_steps: int, seed: int) -> Tensor:
-    """Logits [E, S, A] of students trained by ``method`` on texts of ``horizon`` tokens: Adam, all texts at once, cosine rate.
+    """Return logits [E, S, A] of students trained by ``method`` on texts of ``horizon`` tokens: Adam, all texts at once, cosine rate.
 
     Seeds are trained side by side: Adam acts on each parameter alone, so they do not interact.
     """

@@ -1,4 +1,4 @@
-"""The section "Estimators" of the theory report: its text, tables and figure."""
+"""Build the section "Estimators" of the theory report: its text, tables and figure."""
 
 from collections.abc import Iterable, Sequence
 from itertools import groupby
@@ -20,13 +20,13 @@ _NAN = float("nan")
 
 
 def estimator_section(rows: Rows) -> Section:
-    """Everything, in the order in which it is to be read."""
+    """Build the whole section, in the order of reading."""
     makers = (gauge_table, undiscounted_table, distance_table, terminal_table, anchor_table, other_table, last_token_table)
     return Section("estimators", TITLE, [estimator_text(rows), estimator_plot(rows), *(make(rows) for make in makers)])
 
 
 def estimator_text(rows: Rows) -> str:
-    """What is measured, on what."""
+    """Describe what is measured, and on what."""
     (start,) = _of(rows, "start")
     return (
         f"{start['trees']} token trees, {start['texts']:,} texts: all that their teachers write, each with its probability, so that nothing is "
@@ -46,7 +46,7 @@ def _of(rows: Rows, group: str, **fixed: object) -> Iterable[Arguments]:
 
 
 def _pairs(rows: Iterable[Arguments], gauges: Sequence[str]) -> list[Pair]:
-    """The rows of both estimators together, by gauge, anchor and α."""
+    """Pair the rows of both estimators, sorted by gauge, anchor and α."""
 
     def place(row: Arguments) -> tuple[int, int, float]:
         return gauges.index(row["gauge"]), ANCHORS.index(row.get("anchor", "none")), row["alpha"]
@@ -60,7 +60,7 @@ def _table(caption: str, header: list[str], body: list[list[str]], left: int = 1
 
 
 def _optimum(row: Arguments, key: str, decimals: int | None = None) -> str:
-    """A number of the optimum, as good as it is."""
+    """Format a number of the optimum, marked if it is only near one."""
     if row.get("found", "nothing") == "nothing":
         return MISSING
     if row[key] < NOTHING_LEFT:
@@ -82,7 +82,7 @@ def _head(pair: Pair) -> list[str]:
 
 
 def gauge_table(rows: Rows) -> Table:
-    """Gauge, α and estimator at γ = .99, and what is left at γ = 0."""
+    """Build the table of gauge, α and estimator at γ = .99, and of what is left at γ = 0."""
     plain = _pairs(_of(rows, "gauge", gamma=0.0), GAUGES)
     body = []
     for pair, undiscounted in zip(_pairs(_of(rows, "gauge", gamma=GAMMA), GAUGES), plain, strict=True):
@@ -95,12 +95,12 @@ def gauge_table(rows: Rows) -> Table:
 
 
 def _break_even(pair: Pair) -> str:
-    """To two digits, which is more than it is worth."""
+    """Format the break-even to two digits, which is more than its precision."""
     return format_number(float(f"{pair['expected']['break_even']:.1e}"), 0)
 
 
 def undiscounted_table(rows: Rows) -> Table:
-    """The same at γ = 0, where both estimators have one population."""
+    """Build the same table at γ = 0, where both estimators have one population."""
     pairs = _pairs(_of(rows, "gauge", gamma=0.0), GAUGES)
     body = [[*_head(p), *_each(p, "noise", 2), format_number(p["expected"]["cosine"], 2), _optimum(p["expected"], "kl")] for p in pairs]
     caption = "γ = 0: without a successor to share, both estimators have the same mean gradient and the same optimum."
@@ -108,7 +108,7 @@ def undiscounted_table(rows: Rows) -> Table:
 
 
 def distance_table(rows: Rows) -> Table:
-    """The closer the student, the smaller the mean gradient, and the more noise there is in it."""
+    """Build the table by distance: the closer the student, the smaller the mean gradient, and the more noise there is in it."""
     body = []
     for row in _of(rows, "distance"):
         numbers = [format_number(row[k], 2) for k in ("noise_sampled", "noise_expected")]
@@ -119,7 +119,7 @@ def distance_table(rows: Rows) -> Table:
 
 
 def terminal_table(rows: Rows) -> Table:
-    """An absorbing end against V(end) = 0."""
+    """Build the table that compares an absorbing end with V(end) = 0."""
     zero = _pairs((r for r in _of(rows, "gauge", gamma=GAMMA) if r["gauge"] in END_GAUGES), END_GAUGES)
     absorbing = _pairs(_of(rows, "terminal"), END_GAUGES)
     body = [
@@ -131,7 +131,7 @@ def terminal_table(rows: Rows) -> Table:
 
 
 def anchor_table(rows: Rows) -> Table:
-    """What holds the mass on A_p, and what it costs."""
+    """Build the table of anchors: what holds the mass on A_p, and what it costs."""
     found = [{"anchor": "none"} | r for r in _of(rows, "gauge", gamma=GAMMA) if r["gauge"] in ANCHOR_GAUGES] + list(_of(rows, "anchor"))
     body = []
     for pair in _pairs(found, ANCHOR_GAUGES):
@@ -143,7 +143,7 @@ def anchor_table(rows: Rows) -> Table:
 
 
 def other_table(rows: Rows) -> Table:
-    """Objectives that have no estimator to choose."""
+    """Build the table of objectives that have no estimator to choose."""
     body = []
     for row in _of(rows, "other"):
         note = row.get("gauge") or ("on A_p" if row.get("support") == "proj" else "")
@@ -159,7 +159,7 @@ def other_table(rows: Rows) -> Table:
 
 
 def last_token_table(rows: Rows) -> Table:
-    """What the convention for cut-offs does to the last token."""
+    """Build the table of how the convention for cut-offs changes the last token."""
     body = []
     for row in _of(rows, "last_token"):
         name = f"φ linear, {row['estimator']}" if "estimator" in row else row["name"]
@@ -169,7 +169,7 @@ def last_token_table(rows: Rows) -> Table:
 
 
 def estimator_plot(rows: Rows) -> Plot:
-    """Noise, bias and where it ends, by α."""
+    """Plot noise, bias and the optimum's KL, by α."""
     found = list(_of(rows, "gauge", gamma=GAMMA))
     gauges = dict(zip(DRAWN, COLOURS, strict=False))
     dashes = dict(zip(ESTIMATORS, DASHES, strict=False))

@@ -1,4 +1,4 @@
-"""The knobs of ``iq_learn`` and its relatives, measured on token trees: bias and noise of the gradient, and where each setting ends."""
+"""Measure the options of ``iq_learn`` and its relatives on token trees: bias and noise of the gradient, and the optimum of each setting."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -43,7 +43,7 @@ LAST_TOKEN: tuple[Arguments, ...] = (
 
 @dataclass(frozen=True)
 class Setting:
-    """Arguments of ``iq_learn`` but for the estimator, and for which estimators the optimum is sought."""
+    """Hold arguments of ``iq_learn`` without the estimator, and the estimators whose optimum is sought."""
 
     group: str
     arguments: Arguments
@@ -51,7 +51,7 @@ class Setting:
 
 
 def settings() -> list[Setting]:
-    """All that is measured of ``iq_learn``: one knob turned at a time from no anchor and V(end) = 0."""
+    """Return all settings of ``iq_learn`` that are measured: one option changed at a time, starting from no anchor and V(end) = 0."""
     chosen = []
     for alpha in ALPHAS:
         for gauge in GAUGES:
@@ -67,12 +67,12 @@ def settings() -> list[Setting]:
 
 
 def n_checks() -> int:
-    """How many times ``estimator_rows`` yields."""
+    """Return how many times ``estimator_rows`` yields."""
     return 1 + len(DISTANCES) + len(settings()) + len(OTHERS) + 1
 
 
 def estimator_rows(seed: int, n_trees: int, most_steps: int) -> Iterator[list[Arguments]]:
-    """The rows of the section, setting by setting; ``most_steps`` is the solver's."""
+    """Yield the rows of the section, setting by setting; ``most_steps`` is the solver's."""
     start, read = world(seed, n_trees, "cut_off")
     cloning = gradient(bind(CLONING), read, start)
     yield [start_row(read, start)]
@@ -89,14 +89,14 @@ def estimator_rows(seed: int, n_trees: int, most_steps: int) -> Iterator[list[Ar
 
 
 def world(seed: int, n_trees: int, last: Last, token_noise: float = TOKEN_NOISE) -> tuple[Student, Reading]:
-    """The student at the start, and the trees and texts that it reads."""
+    """Return the student at the start, and the trees and texts that it reads."""
     g = Generator().manual_seed(seed)
     forest, texts = grow(g, n_trees, last=last)
     return near_teacher(g, forest, token_noise), reading(forest, texts)
 
 
 def distance_rows(seed: int, n_trees: int, token_noise: float) -> list[Arguments]:
-    """Noise and bias by how far the student is from the teacher, under the gauge ``lse``."""
+    """Return noise and bias by the student's distance from the teacher, under the gauge ``lse``."""
     start, read = world(seed, n_trees, "cut_off", token_noise)
     rows = []
     for alpha in DISTANCE_ALPHAS:
@@ -110,7 +110,9 @@ def distance_rows(seed: int, n_trees: int, token_noise: float) -> list[Arguments
 
 
 def start_row(read: Reading, start: Student) -> Arguments:
-    """The trees, and the student that all begin with. The worst KL that the table's numbers could be compared with is uniform's."""
+    """Return the row of the trees and of the student from which all settings start. The worst KL that the table's numbers could be compared
+    with is uniform's.
+    """
     forest, texts = read.forest, read.texts
     off = (~(forest.ids[texts.state] == texts.token.unsqueeze(-1)) | ~forest.legal[texts.state]).all(-1) & texts.mask
     lengths = read.per_tree(texts.mask.sum(-1).double())
@@ -124,7 +126,7 @@ def start_row(read: Reading, start: Student) -> Arguments:
 
 
 def knob_rows(setting: Setting, read: Reading, start: Student, cloning: Gradient, most_steps: int) -> list[Arguments]:
-    """One row per estimator: its gradient at the start, its bias against ``sampled``, and its optimum."""
+    """Return one row for each estimator: its gradient at the start, its bias against ``sampled``, and its optimum."""
     bound = {name: bind({**setting.arguments, "estimator": name}) for name in ESTIMATORS}
     found = {name: gradient(objective, read, start) for name, objective in bound.items()}
     optima = {name: minimise(bound[name], read, start, most_steps) for name in setting.solved}
@@ -142,12 +144,12 @@ def knob_rows(setting: Setting, read: Reading, start: Student, cloning: Gradient
 
 
 def gradient_columns(found: Gradient, cloning: Gradient) -> Arguments:
-    """Noise of one text, and the direction against cloning's."""
+    """Return the noise of one text, and the direction against cloning's."""
     return mean_stderr("noise", found.noise) | mean_stderr("cosine", found.cosine(cloning))
 
 
 def optimum_columns(optimum: Optimum | None, forest: Forest) -> Arguments:
-    """KL from the teacher and mass on A_p; none where no optimum was sought or found."""
+    """Return KL from the teacher and mass on A_p; nothing if no optimum was sought."""
     if optimum is None:
         return {}
     logits = optimum.student.logits
@@ -156,7 +158,7 @@ def optimum_columns(optimum: Optimum | None, forest: Forest) -> Arguments:
 
 
 def reward_square(arguments: Arguments, read: Reading, student: Student) -> Tensor:
-    """[E]  E r² over the steps that count, at the token taken."""
+    """Return [E]  E r² over the steps that count, at the token taken."""
     steps = read(read.rows(student))
     square_t = bind(arguments)(steps).metrics["td/bellman_error"]
     counts_t = square_t.isfinite() & steps.mask_t
@@ -164,14 +166,14 @@ def reward_square(arguments: Arguments, read: Reading, student: Student) -> Tens
 
 
 def end_of(arguments: Arguments, read: Reading, start: Student, most_steps: int) -> Optimum:
-    """Where an objective without an estimator to choose ends."""
+    """Return the optimum of an objective that has no estimator to choose."""
     if arguments["name"] in SEMI_GRADIENT:
         return fit(bind({**arguments, "target_network": True}), read, start, most_steps)
     return minimise(bind(arguments), read, start, most_steps)
 
 
 def last_token_rows(seed: int, n_trees: int, most_steps: int) -> list[Arguments]:
-    """What a cut-off hides: where the last token may be EOS, only texts that end there have a step that counts."""
+    """Return what a cut-off hides: if the last token may be EOS, only texts that end there have a step that counts."""
     start, read = world(seed, n_trees, "any")
     forest = read.forest
     rows: list[Arguments] = [{"group": "last_token", "name": "teacher"} | end_columns(forest, forest.teacher_logp)]
@@ -183,7 +185,7 @@ def last_token_rows(seed: int, n_trees: int, most_steps: int) -> list[Arguments]
 
 
 def end_columns(forest: Forest, logits: Tensor) -> Arguments:
-    """proj_p π(EOS|s) at the last token, over the states whose A_p holds EOS, and before it."""
+    """Return proj_p π(EOS|s) at the last token, over the states whose A_p holds EOS, and before it."""
     may_end = forest.legal & (forest.ids == EOS)
     share = project(logits.gather(-1, forest.ids), forest.legal).exp().masked_fill(~may_end, 0.0).sum(-1)
     last = forest.length == forest.length.max()

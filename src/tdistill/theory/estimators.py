@@ -1,4 +1,4 @@
-"""What an objective's gradient is worth, exactly: every text of small token trees, its probability and its gradient.
+"""Measure an objective's gradient exactly: every text of small token trees, its probability and its gradient.
 
 The student is a table: one logit vector per prefix, and one value for the gauge ``learned``. Texts go through ``Steps`` and the
 objectives that training uses, so population gradient, noise and optimum are those of the shipped code.
@@ -30,7 +30,7 @@ Last = Literal["cut_off", "end", "any"]
 
 @dataclass(frozen=True)
 class Forest:
-    """E trees. A state is a prefix that the teacher can write; ``tree`` says whose."""
+    """Hold E trees. A state is a prefix that the teacher can write; ``tree`` says whose."""
 
     tree: Tensor  # [S]
     length: Tensor  # [S] tokens of the prefix
@@ -43,13 +43,13 @@ class Forest:
 
     @property
     def n_trees(self) -> int:
-        """E."""
+        """Return E, the number of trees."""
         return int(self.tree.max()) + 1
 
 
 @dataclass(frozen=True)
 class Texts:
-    """N texts of at most T tokens, and how much each counts: its probability, or its share of a sample."""
+    """Hold N texts of at most T tokens, and the weight of each: its probability, or its share of a sample."""
 
     state: Tensor  # [N, T]
     token: Tensor  # [N, T]
@@ -60,14 +60,14 @@ class Texts:
 
 @dataclass(frozen=True)
 class Student:
-    """A table of logits and values, for every state or for every step of every text."""
+    """Hold a table of logits and values, for every state or for every step of every text."""
 
     logits: Tensor  # [*B, V]
     value: Tensor  # [*B]
 
 
 def grow(g: Generator, n_trees: int, *, vocab: int = VOCAB, depth: int = DEPTH, last: Last = "cut_off") -> tuple[Forest, Texts]:
-    """Trees with random teachers, and every text they can write: ended by EOS, or cut off after ``depth`` tokens.
+    """Build trees with random teachers, and every text they can write: ended by EOS, or cut off after ``depth`` tokens.
 
     The last of ``depth`` tokens is never EOS (``cut_off``), always (``end``: no text is cut off), or as likely as any (``any``).
     """
@@ -110,7 +110,7 @@ def _candidates(teacher_logp: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def near_teacher(g: Generator, forest: Forest, token_noise: float = TOKEN_NOISE) -> Student:
-    """A student flatter than its teacher, with noise; its values start at 0, as a new value head's do."""
+    """Return a student flatter than its teacher, with noise; its values start at 0, as a new value head's do."""
     noise = token_noise * torch.randn(forest.teacher_logp.shape, generator=g, dtype=torch.float64)
     shift = STATE_NOISE * torch.randn(len(forest.tree), 1, generator=g, dtype=torch.float64)
     return Student(FLATNESS * forest.teacher_logp + noise + shift, torch.zeros(len(forest.tree), dtype=torch.float64))
@@ -118,7 +118,7 @@ def near_teacher(g: Generator, forest: Forest, token_noise: float = TOKEN_NOISE)
 
 @dataclass(frozen=True)
 class Reading:
-    """Trees and texts as objectives see them: call it with the student's rows at every step ([N, T, V] and [N, T])."""
+    """Present trees and texts as objectives see them: call it with the student's rows at every step ([N, T, V] and [N, T])."""
 
     forest: Forest
     texts: Texts
@@ -126,7 +126,7 @@ class Reading:
     fixed: dict[str, Any]  # the fields of ``Steps`` that no student changes
 
     def __call__(self, rows: Student, target: Steps | None = None) -> Steps:
-        """The batch of all texts."""
+        """Return the batch of all texts."""
         return Steps(
             q_t=rows.logits.gather(-1, self.ids),
             log_z_t=rows.logits.logsumexp(-1),
@@ -138,11 +138,11 @@ class Reading:
         )
 
     def rows(self, student: Student) -> Student:
-        """The rows of the table that each text reads. A text meets a state at most once, so its rows are its own."""
+        """Return the rows of the table that each text reads. A text meets a state at most once, so its rows are its own."""
         return Student(student.logits[self.texts.state], student.value[self.texts.state])
 
     def per_tree(self, of_text: Tensor) -> Tensor:
-        """[E]  Σ weight·x over the texts of each tree."""
+        """Return [E]  Σ weight·x over the texts of each tree."""
         return sum_by(self.texts.tree, self.texts.weight * of_text)
 
 
@@ -166,56 +166,56 @@ def reading(forest: Forest, texts: Texts) -> Reading:
 
 
 def sum_by(index: Tensor, x: Tensor) -> Tensor:
-    """[E]  Σ of the entries of each tree."""
+    """Return [E]  Σ of the entries of each tree."""
     return torch.zeros(int(index.max()) + 1, dtype=x.dtype).index_add(0, index, x)
 
 
 def text_loss(objective: BoundObjective, steps: Steps) -> Tensor:
-    """[N]  Σ_t loss_t of each text."""
+    """Return [N]  Σ_t loss_t of each text."""
     return torch.where(steps.mask_t, objective(steps).loss_t, 0.0).sum(-1)
 
 
 @dataclass(frozen=True)
 class Gradient:
-    """The gradient of one text's loss for the table: its mean over texts, and its spread per tree."""
+    """Hold the gradient of one text's loss for the table: its mean over texts, and its spread per tree."""
 
     mean: Tensor  # [S, V + 1]: logits, and the value last
     square: Tensor  # [E]  E‖g‖²
     tree: Tensor  # [S]
 
     def dot(self, other: "Gradient") -> Tensor:
-        """[E]  ⟨E g, E h⟩."""
+        """Return [E]  ⟨E g, E h⟩."""
         return sum_by(self.tree, (self.mean * other.mean).sum(-1))
 
     @property
     def variance(self) -> Tensor:
-        """[E]  tr Cov g of one text."""
+        """Return [E]  tr Cov g of one text."""
         return (self.square - self.dot(self)).clamp(min=0.0)
 
     @property
     def noise(self) -> Tensor:
-        """[E]  √(tr Cov g) / ‖E g‖ of one text; a batch of B texts has 1/√B of it."""
+        """Return [E]  √(tr Cov g) / ‖E g‖ of one text; a batch of B texts has 1/√B of it."""
         return (self.variance / self.dot(self)).sqrt()
 
     def gap(self, of: "Gradient") -> Tensor:
-        """[E]  ‖E h − E g‖² of another estimator h."""
+        """Return [E]  ‖E h − E g‖² of another estimator h."""
         return sum_by(self.tree, (of.mean - self.mean).square().sum(-1))
 
     def bias(self, of: "Gradient") -> Tensor:
-        """[E]  ‖E h − E g‖ / ‖E g‖."""
+        """Return [E]  ‖E h − E g‖ / ‖E g‖."""
         return (self.gap(of) / self.dot(self)).sqrt()
 
     def break_even(self, of: "Gradient") -> Tensor:
-        """[E]  (tr Cov g − tr Cov h) / ‖E h − E g‖²: with more texts in a batch, the biased h has the larger mean squared error."""
+        """Return [E]  (tr Cov g − tr Cov h) / ‖E h − E g‖²: with more texts in a batch, the biased h has the larger mean squared error."""
         return (self.variance - of.variance) / self.gap(of)
 
     def cosine(self, other: "Gradient") -> Tensor:
-        """[E]  of the angle between two mean gradients."""
+        """Return [E]  the cosine of the angle between two mean gradients."""
         return self.dot(other) / (self.dot(self) * other.dot(other)).sqrt()
 
 
 def text_gradients(objective: BoundObjective, read: Reading, student: Student) -> Tensor:
-    """[N, T, V + 1]  the gradient of each text's loss for the rows that it reads; semi-gradient where the objective's is."""
+    """Return [N, T, V + 1]  the gradient of each text's loss for the rows that it reads; semi-gradient if the objective's is."""
     rows = read.rows(student)
     leaves = (rows.logits.detach().requires_grad_(), rows.value.detach().requires_grad_())
     # Rows belong to one text each, so the gradient of the sum holds every text's own.
@@ -225,7 +225,7 @@ def text_gradients(objective: BoundObjective, read: Reading, student: Student) -
 
 
 def gradient(objective: BoundObjective, read: Reading, student: Student) -> Gradient:
-    """Mean and spread over the texts: with every text and its probability, exactly the population's."""
+    """Return the gradient's mean and spread over the texts: with every text and its probability, exactly the population's."""
     each = text_gradients(objective, read, student)
     weighted = (read.texts.weight[:, None, None] * each).flatten(0, 1)
     mean = torch.zeros(len(read.forest.tree), each.shape[-1], dtype=each.dtype).index_add(0, read.texts.state.flatten(), weighted)

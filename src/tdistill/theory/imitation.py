@@ -1,4 +1,4 @@
-"""Top-p IQ-Learn where nothing is approximated: exact expectations, Newton's method, float64.
+"""Solve top-p IQ-Learn without approximation: exact expectations, Newton's method, float64.
 
 What is left is the bias of the loss itself: χ² at a finite α does not end at the expert.
 """
@@ -21,7 +21,7 @@ HALVINGS = 30
 
 @dataclass(frozen=True)
 class Imitation:
-    """N problems: an MDP, the actions kept, and how often the expert takes each pair (0 off ``legal``)."""
+    """Hold N problems: an MDP, the actions kept, and how often the expert takes each pair (0 off ``legal``)."""
 
     mdp: TabularMDP
     legal: Tensor  # [N, S, A]
@@ -29,13 +29,13 @@ class Imitation:
 
 
 def imitation(mdp: TabularMDP, legal: Tensor, expert_logp: Tensor, start: Tensor) -> Imitation:
-    """Weights from the discounted occupancy of the expert projected onto ``legal``."""
+    """Build the problem, with weights from the discounted occupancy of the expert projected onto ``legal``."""
     visits = occupancy(mdp, start, project(expert_logp, legal), legal)
     return Imitation(mdp, legal, visits / visits.sum((-2, -1), keepdim=True))
 
 
 def iq_loss(problem: Imitation, q: Tensor, alpha: float) -> Tensor:
-    """[N]  E_{ρ_E}[−φ(r) + V_p(s) − γ E V_p(s')] with r = T_p Q the inverse soft Bellman operator, χ² (``value_expert``)."""
+    """Return [N]  E_{ρ_E}[−φ(r) + V_p(s) − γ E V_p(s')] with r = T_p Q the inverse soft Bellman operator, χ² (``value_expert``)."""
     reward = inverse_bellman(problem.mdp, q, problem.legal)
     v = soft_value(q, problem.legal).unsqueeze(-1)
     value = v - q + reward  # V_p(s) − γ E V_p(s')
@@ -44,7 +44,7 @@ def iq_loss(problem: Imitation, q: Tensor, alpha: float) -> Tensor:
 
 
 def solve(problem: Imitation, alpha: float, start: Tensor | None = None) -> Tensor:
-    """[N, S, A] the minimiser of ``iq_loss`` over Q, by Newton's method on |curvature| with step halving.
+    """Return [N, S, A] the minimiser of ``iq_loss`` over Q, by Newton's method on |curvature| with step halving.
 
     Raises:
         RuntimeError: the gradient does not vanish.
@@ -69,7 +69,7 @@ def solve(problem: Imitation, alpha: float, start: Tensor | None = None) -> Tens
 
 
 def _derivatives(problem: Imitation, x: Tensor, alpha: float) -> tuple[Tensor, Tensor]:
-    """Gradient [N, D] and Hessian [N, D, D]; problems do not interact, so one backward per coordinate serves all of them."""
+    """Return gradient [N, D] and Hessian [N, D, D]; problems do not interact, so one backward per coordinate serves all of them."""
     q = x.detach().requires_grad_()
     total = iq_loss(problem, q.view(problem.weight.shape), alpha).sum()
     (gradient,) = torch.autograd.grad(total, q, create_graph=True)
@@ -78,7 +78,7 @@ def _derivatives(problem: Imitation, x: Tensor, alpha: float) -> tuple[Tensor, T
 
 
 def _halved(loss_of: Callable[[Tensor], Tensor], x: Tensor, step: Tensor) -> Tensor:
-    """x + t·step with the first t in 1, ½, ¼ … that does not raise each problem's loss (rounding aside)."""
+    """Return x + t·step with the first t in 1, ½, ¼ … that does not raise each problem's loss (rounding aside)."""
     before = loss_of(x)
     t = torch.ones_like(before)
     for _ in range(HALVINGS):
@@ -91,13 +91,13 @@ def _halved(loss_of: Callable[[Tensor], Tensor], x: Tensor, step: Tensor) -> Ten
 
 
 def total_variation(problem: Imitation, q: Tensor, expert_logp: Tensor) -> Tensor:
-    """[N]  E_{s~ρ_E} ½ Σ_a |proj_p π_Q − proj_p π_E|."""
+    """Return [N]  E_{s~ρ_E} ½ Σ_a |proj_p π_Q − proj_p π_E|."""
     gap = (project(q, problem.legal).exp() - project(expert_logp, problem.legal).exp()).abs().sum(-1)
     return 0.5 * (problem.weight.sum(-1) * gap).sum(-1)
 
 
 def shaping_residual(problem: Imitation, reward: Tensor, true_reward: Tensor) -> Tensor:
-    """[N]  min over potentials c of max |true_reward − reward − (c(s) − γ E c(s'))| on the pairs kept (least squares, then max).
+    """Return [N]  min over potentials c of max |true_reward − reward − (c(s) − γ E c(s'))| on the pairs kept (least squares, then max).
 
     Zero: both rewards have the same soft-optimal policy for every reason that matters (Ng, Harada & Russell 1999).
     """
@@ -111,7 +111,9 @@ def shaping_residual(problem: Imitation, reward: Tensor, true_reward: Tensor) ->
 
 
 def bandit(expert: list[float]) -> tuple[Imitation, Tensor]:
-    """One state, one choice, the end: the smallest problem that shows the bias at a finite α. With the expert's log-probs."""
+    """Return a problem with one state, one choice and then the end, and the expert's log-probs. It is the smallest that shows the bias at a
+    finite α.
+    """
     prob = torch.tensor([[expert]], dtype=torch.float64)
     mdp = TabularMDP(prob.log(), torch.zeros(*prob.shape, 1, dtype=torch.float64), torch.tensor([0.99], dtype=torch.float64))
     return imitation(mdp, mdp.all_actions, prob.log(), torch.ones(1, 1, dtype=torch.float64)), prob.log()

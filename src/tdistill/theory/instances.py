@@ -1,4 +1,4 @@
-"""Small MDPs: random ones, trees of tokens, a single state that attains the bound, and the road that punishes drift."""
+"""Build small MDPs: random ones, trees of tokens, a single state that attains the bound, and a road where leaving it is costly."""
 
 from dataclasses import dataclass
 
@@ -12,7 +12,7 @@ from tdistill.mdp.tabular import TabularMDP, soft_optimal_q
 def random_mdps(
     g: Generator, gamma: Tensor, n_states: int, n_actions: int, *, scale: Tensor | float = 2.0, end: float = 0.1, stochastic: bool = True
 ) -> TabularMDP:
-    """One MDP per entry of ``gamma``: rewards N(0, scale²), successors random, a share ``end`` of the transitions terminal.
+    """Build one MDP for each entry of ``gamma``: rewards N(0, scale²), successors random, a share ``end`` of the transitions terminal.
 
     ``scale`` sets how peaked π* is: at .1 it is nearly uniform, at 10 nearly deterministic.
     """
@@ -30,19 +30,19 @@ def random_mdps(
 
 
 def from_successors(reward: Tensor, successor: Tensor, gamma: float) -> TabularMDP:
-    """A deterministic MDP of a table [S, A] of next states, −1 for terminal."""
+    """Build a deterministic MDP from a table [S, A] of next states, −1 for terminal."""
     n_states = reward.shape[0]
     transition = one_hot(successor.clamp(min=0), n_states).double() * (successor >= 0).unsqueeze(-1)
     return TabularMDP(reward, transition, torch.tensor(gamma, dtype=torch.float64))
 
 
 def self_loop(reward: Tensor, gamma: float) -> TabularMDP:
-    """One state whose every action stays in it: Q* − Q*_p = γ/(1−γ)·(−log kept mass), so κ is attained."""
+    """Build one state whose every action stays in it: Q* − Q*_p = γ/(1−γ)·(−log kept mass), so κ is attained."""
     return from_successors(reward.unsqueeze(0), torch.zeros(1, len(reward), dtype=torch.long), gamma)
 
 
 def token_tree(g: Generator, vocab: int, depth: int, gamma: float, scale: float = 2.0) -> TabularMDP:
-    """Text of at most ``depth`` tokens: a state is a prefix (0 is the empty one), token 0 is EOS, the last token ends it too."""
+    """Build text of at most ``depth`` tokens: a state is a prefix (0 is the empty one), token 0 is EOS, the last token ends it too."""
     successor: list[list[int]] = []
     lengths = [0]
     while len(successor) < len(lengths):
@@ -58,7 +58,7 @@ def token_tree(g: Generator, vocab: int, depth: int, gamma: float, scale: float 
 
 @dataclass(frozen=True)
 class Road:
-    """E token automata with a teacher each: states of the road, where it keeps, and of the wilderness, which it seldom sees."""
+    """Hold E token automata with a teacher each. The teacher stays on the road states and seldom sees the states off the road."""
 
     successor: Tensor  # [E, S, A]
     reward: Tensor  # [E, S, A]: ``bonus`` for arriving on the road, plus noise
@@ -68,7 +68,9 @@ class Road:
 
 
 def make_road(seeds: list[int], *, n_road: int = 8, n_off: int = 16, vocab: int = 8, n_features: int = 6, bonus: float = 3.0) -> Road:
-    """Half the tokens keep to the road; off it, one token of each state leads back. D < S features: the student is too small."""
+    """Build the automata: half the tokens stay on the road; off it, one token of each state leads back. D < S features: the student is too
+    small.
+    """
     parts = [_one_road(seed, n_road, n_off, vocab, n_features, bonus) for seed in seeds]
     successor, reward, features = (torch.stack(x) for x in zip(*parts, strict=True))
     transition = one_hot(successor, n_road + n_off).double()

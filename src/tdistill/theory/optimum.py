@@ -1,4 +1,4 @@
-"""Where an objective ends on a token tree: the minimum of its exact population loss over the student's table."""
+"""Find the optimum of an objective on a token tree: the minimum of its exact population loss over the student's table."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -21,14 +21,14 @@ Found = Literal["minimum", "near", "nothing"]
 
 @dataclass(frozen=True)
 class Optimum:
-    """The student, and what it is: a ``minimum``, ``near`` one (a kink, or a flat valley), or ``nothing`` in the steps allowed."""
+    """Hold the student, and what it is: a ``minimum``, ``near`` one (a kink, or a flat valley), or ``nothing`` in the steps allowed."""
 
     student: Student
     found: Found
 
 
 def minimise(objective: BoundObjective, read: Reading, start: Student, most_steps: int, frozen: Student | None = None) -> Optimum:
-    """L-BFGS in float64 on E[loss of a text], from ``start``, summed over trees, which do not interact.
+    """Minimise E[loss of a text] by L-BFGS in float64 from ``start``, summed over trees, which do not interact.
 
     Each state's row is scaled by the root of its visits, so that seldom visited states converge as others do. ``frozen`` is the
     target network.
@@ -86,7 +86,7 @@ def _steps(optimiser: torch.optim.LBFGS) -> int:
 
 
 def fit(objective: BoundObjective, read: Reading, start: Student, most_steps: int) -> Optimum:
-    """Where an objective whose target carries no gradient ends: minimise, make the result the target, and so on.
+    """Find the optimum of an objective whose target carries no gradient: minimise, make the result the target, and repeat.
 
     A target looks one level down the tree, or further, so as many rounds as the tree has levels settle all.
     """
@@ -97,18 +97,18 @@ def fit(objective: BoundObjective, read: Reading, start: Student, most_steps: in
 
 
 def learnt(forest: Forest) -> Tensor:
-    """[S] Visits of the states whose step is never a cut-off, normalised over each tree: where a policy can be learnt."""
+    """Return [S] visits of the states whose step is never a cut-off, normalised over each tree: where a policy can be learnt."""
     visits = torch.where(forest.length < forest.length.max(), forest.visits, 0.0)
     return visits / sum_by(forest.tree, visits)[forest.tree]
 
 
 def policy_kl(forest: Forest, logits: Tensor) -> Tensor:
-    """[E]  E_s KL(proj_p π* ‖ proj_p π), nats, over the states of ``learnt``."""
+    """Return [E]  E_s KL(proj_p π* ‖ proj_p π), nats, over the states of ``learnt``."""
     teacher, student = (project(x.gather(-1, forest.ids), forest.legal) for x in (forest.teacher_logp, logits))
     return sum_by(forest.tree, learnt(forest) * kl(teacher, student, forest.legal))
 
 
 def mass(forest: Forest, logits: Tensor) -> Tensor:
-    """[E]  E_s Σ_{A_p} π(a|s) over the same states."""
+    """Return [E]  E_s Σ_{A_p} π(a|s) over the same states."""
     held = soft_value(logits.log_softmax(-1).gather(-1, forest.ids), forest.legal).exp()
     return sum_by(forest.tree, learnt(forest) * held)

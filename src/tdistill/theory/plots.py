@@ -1,4 +1,4 @@
-"""The figures of the theory report."""
+"""Plot the figures of the theory report."""
 
 import math
 from collections.abc import Sequence
@@ -37,7 +37,7 @@ COMPOUNDING = {
 
 
 def all_plots(data: dict[str, Rows]) -> dict[str, Plot]:
-    """Every figure, by key."""
+    """Return every figure, by key."""
     plots = [
         tightness_plot(data["propositions"]),
         gap_plot(data["cuts"]),
@@ -68,7 +68,7 @@ def _lines(names: Sequence[str]) -> dict[str, Line]:
 
 
 def tightness_plot(rows: Rows) -> Plot:
-    """Histogram of gap/κ over the random instances; the adaptive rule is top-p under another name."""
+    """Plot a histogram of gap/κ over the random instances, without the adaptive rule, which equals top-p."""
     panels = [_histogram(row) for row in rows if row["rule"] != "adaptive"]
     caption = "How much of the bound is used: (Q* − Q*_p)/κ over the random instances. 100 % is a bound attained."
     return Plot("tightness", caption, panels, columns=2)
@@ -102,7 +102,7 @@ def _values(rows: Rows, key: str) -> list[float]:
 
 
 def gap_plot(rows: Rows) -> Plot:
-    """Measured gap against κ(p), over p, one panel per γ."""
+    """Plot the measured gap against κ(p), over p, one panel per γ."""
     keys = {"κ(p)": "kappa", "largest Q* − Q*_p": "gap_restricted_max", "median Q* − Q*_p": "gap_restricted"}
     lines = _lines(list(keys))
     panels = []
@@ -115,7 +115,7 @@ def gap_plot(rows: Rows) -> Plot:
 
 
 def looseness_plot(rows: Rows) -> Plot:
-    """From κ(p) to the measured gap, one assumption at a time."""
+    """Plot the steps from κ(p) to the measured gap, one assumption at a time."""
     panels = [_stages(_of(rows, rule="top_p", parameter=LOOSENESS_P, gamma=g)[0]) for g in sorted({row["gamma"] for row in rows})]
     caption = (
         f"Why κ is loose, at p = {LOOSENESS_P:g} (medians over MDPs). Each bar gives up one assumption of the bound: that the worst state "
@@ -143,7 +143,7 @@ def _stages(row: dict[str, Any]) -> Panel:
 
 
 def kept_plot(rows: Rows) -> Plot:
-    """Value lost against actions kept, by top-p and by top-k."""
+    """Plot value lost against actions kept, by top-p and by top-k."""
     lines = _lines(["top_p", "top_k"])
     panels = []
     for gamma in sorted({row["gamma"] for row in rows}):
@@ -155,7 +155,7 @@ def kept_plot(rows: Rows) -> Plot:
 
 
 def bias_plot(rows: Rows) -> Plot:
-    """Distance of top-p IQ-Learn's exact solution from the expert, by α."""
+    """Plot the distance of top-p IQ-Learn's exact solution from the expert, by α."""
     gammas = sorted({row["gamma"] for row in rows})
     lines = _lines([f"γ = {g:g}" for g in gammas])
     panels = []
@@ -168,7 +168,7 @@ def bias_plot(rows: Rows) -> Plot:
 
 
 def compounding_plot(rows: Rows) -> Plot:
-    """Regret per token by horizon: a level line is an error that does not compound."""
+    """Plot regret per token by horizon: a level line is an error that does not compound."""
     present = {row["method"] for row in rows}
     lines = _lines([n for n in dict.fromkeys(name for group in COMPOUNDING.values() for name in group) if n in present])
     top = max(row["regret"] / row["horizon"] for row in rows)

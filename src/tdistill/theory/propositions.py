@@ -1,4 +1,4 @@
-"""P1–P4 on many random MDPs: how often they fail (never, one hopes) and how tight they are."""
+"""Test P1–P4 on many random MDPs: count how often they fail (expected: never) and measure how tight they are."""
 
 import math
 from collections.abc import Iterator
@@ -31,12 +31,12 @@ MEASURABLE = 1e-4  # nats: below it gap/κ is a ratio of rounding errors
 
 
 def kappas(p: Tensor, gamma: Tensor) -> Tensor:
-    """κ(p) of each instance."""
+    """Return κ(p) of each instance."""
     return torch.tensor([kappa(min(a, 1.0), b) for a, b in zip(p.tolist(), gamma.tolist(), strict=True)], dtype=torch.float64)
 
 
 def bound_columns(mdp: TabularMDP, r: Restriction, bound: Tensor) -> dict[str, Tensor]:
-    """Per instance: gaps, the bound, and by how much each proposition is exceeded (relative to the size of Q)."""
+    """Return for each instance the gaps, the bound, and by how much each proposition is exceeded (relative to the size of Q)."""
     size = r.q_star.abs().amax((-2, -1)).clamp(min=1.0)
     gap_projected = r.largest((r.q_star - r.q_projected).abs())
     gap_restricted = r.largest((r.q_star - r.q_restricted).abs())
@@ -52,7 +52,7 @@ def bound_columns(mdp: TabularMDP, r: Restriction, bound: Tensor) -> dict[str, T
 
 
 def measured_contraction(g: Generator, mdp: TabularMDP, legal: Tensor) -> Tensor:
-    """Largest ‖B_p^π Q − B_p^π Q'‖ / ‖Q − Q'‖ over supported pairs, for random π: random pairs, and Q' = Q + 1."""
+    """Return the largest ‖B_p^π Q − B_p^π Q'‖ / ‖Q − Q'‖ over supported pairs, for random π: random pairs, and Q' = Q + 1."""
 
     def draw() -> Tensor:
         return 10.0 * torch.randn(mdp.reward.shape, generator=g, dtype=torch.float64)
@@ -69,7 +69,7 @@ def measured_contraction(g: Generator, mdp: TabularMDP, legal: Tensor) -> Tensor
 
 
 def check_instances(g: Generator, mdp: TabularMDP, p: Tensor, cap: int) -> dict[str, dict[str, Tensor]]:
-    """All propositions on a batch of MDPs, for A_p, for A_p cut to ``cap`` actions, and for the adaptive set with ε = −log p."""
+    """Check all propositions on a batch of MDPs, for A_p, for A_p cut to ``cap`` actions, and for the adaptive set with ε = −log p."""
     q_star = soft_optimal_q(mdp, mdp.all_actions)
     prob, p_s = q_star.softmax(-1), p.unsqueeze(-1)
     sets = {"top_p": top_p_set(prob, p_s), "capped": top_p_set(prob, p_s, cap), "adaptive": adaptive_set(prob, -p_s.log())}
@@ -85,7 +85,7 @@ def check_instances(g: Generator, mdp: TabularMDP, p: Tensor, cap: int) -> dict[
 
 
 def batches(g: Generator, n_instances: int) -> Iterator[tuple[TabularMDP, Tensor, int]]:
-    """``n_instances`` MDPs or a few more, with p and a cap on |A_p|.
+    """Yield ``n_instances`` MDPs or a few more, with p and a cap on |A_p|.
 
     Every size of ``SIZES``², stochastic and deterministic, with and without terminals; γ in [0, .99] and denser near 1,
     p in (.05, 1), rewards from flat to peaked.
@@ -104,7 +104,7 @@ N_BATCHES = len(SIZES) ** 2 * 2
 
 
 def summarise(columns: list[dict[str, dict[str, Tensor]]]) -> list[dict[str, Any]]:
-    """One row per rule: instances, violations of each proposition, largest excess, quantiles and histogram of gap/κ."""
+    """Return one row for each rule: instances, violations of each proposition, largest excess, quantiles and histogram of gap/κ."""
     rows: list[dict[str, Any]] = []
     for rule in RULES:
         joined = {key: torch.cat([c[rule][key] for c in columns]) for key in columns[0][rule]}

@@ -1,4 +1,4 @@
-"""Writes ``theory.md``, its figures, the self-contained ``theory.html`` and the rows ``theory.jsonl``."""
+"""Write ``theory.md``, its figures, the self-contained ``theory.html`` and the rows ``theory.jsonl``."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -58,7 +58,7 @@ def _sections(plots: dict[str, Plot], tables: dict[str, Table]) -> list[Section]
 
 
 def all_tables(data: dict[str, Rows]) -> dict[str, Table]:
-    """Every table, by key."""
+    """Return every table, by key."""
     top_p = [row for row in data["cuts"] if row["rule"] == "top_p"]
     cuts = {key: (STAGES[key], 3) for key in ("kappa", "gap_projected", "gap_restricted")}
     cuts |= {"gap_restricted_max": ("largest Q* − Q*_p", 3), "actions_kept": ("actions kept", 1)}
@@ -80,7 +80,7 @@ def all_tables(data: dict[str, Rows]) -> dict[str, Table]:
 
 
 def _table(caption: str, rows: Rows, columns: dict[str, tuple[str, int]]) -> Table:
-    """One column per key, with its title and decimals."""
+    """Build a table with one column per key, with its title and decimals."""
     body = [[Cell(format_number(row[key], decimals)) for key, (_, decimals) in columns.items()] for row in rows]
     return Table(caption, [title for title, _ in columns.values()], body, _align(len(columns), "right"))
 
@@ -91,7 +91,7 @@ def _align(n: int, first: Align = "left") -> list[Align]:
 
 
 def propositions_table(rows: Rows) -> Table:
-    """Violations and tightness by candidate rule."""
+    """Build the table of violations and tightness by candidate rule."""
     header = ["candidates", "MDPs", "P1", "P2", "P3", "P4", "P4 gap/κ: 5 %", "median", "95 %", "largest", "error of the identity"]
     body = [
         [Cell(row["rule"]), Cell(f"{row['instances']:,}")]
@@ -104,7 +104,7 @@ def propositions_table(rows: Rows) -> Table:
 
 
 def bandit_table(rows: Rows) -> Table:
-    """Where each α ends on a bandit."""
+    """Build the table of the exact minimiser for each α on a bandit."""
     body = [[Cell(format_number(row["alpha"], 1)), Cell(" / ".join(f"{x:.2f}" for x in row["policy"]))] for row in rows]
     return Table(
         "One choice among four tokens, whose expert takes them with .70/.20/.07/.03.", ["α", "exact minimiser"], body, _align(2, "right")
@@ -112,7 +112,7 @@ def bandit_table(rows: Rows) -> Table:
 
 
 def horizon_table(rows: Rows) -> Table:
-    """Regret per token, mean ± standard error over seeds, by method and horizon."""
+    """Build the table of regret per token, mean ± standard error over seeds, by method and horizon."""
     horizons = sorted({row["horizon"] for row in rows})
     found = {(row["method"], row["horizon"]): row for row in rows}
     body = []
@@ -124,7 +124,7 @@ def horizon_table(rows: Rows) -> Table:
 
 
 def longest_table(rows: Rows) -> Table:
-    """At the longest horizon: what was lost, where, and the paired difference from ``reverse_kl``."""
+    """Build the table at the longest horizon: what was lost, where, and the paired difference from ``reverse_kl``."""
     longest = max(row["horizon"] for row in rows)
     shown = [row for row in rows if row["horizon"] == longest]
     base = next(row["regrets"] for row in shown if row["method"] == "reverse_kl")

@@ -1,4 +1,4 @@
-"""``tdistill theory``: every check, its rows, and the report."""
+"""Run every check, and write its rows and the report (``tdistill theory``)."""
 
 import platform
 import time
@@ -26,7 +26,7 @@ from tdistill.theory.sweeps import BIAS_GAMMAS, BIAS_PS, GAMMAS, bandit_rows, bi
 
 @dataclass(frozen=True)
 class TheorySettings:
-    """How much to check."""
+    """Set how much to check."""
 
     instances: int = 20_000  # random MDPs for P1–P4
     mdps: int = 200  # per γ, for the curves of gaps
@@ -62,7 +62,7 @@ def _run(output_dir: Path, settings: TheorySettings) -> dict[str, Rows]:
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Tensors this small lose more to a second thread than they gain, and on a busy machine far more."""
+    """Use one thread inside the block. For tensors this small a second thread costs more than it gains, and far more on a busy machine."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -72,7 +72,7 @@ def one_thread() -> Iterator[None]:
 
 
 def measure(settings: TheorySettings, progress: Bar) -> dict[str, Rows]:
-    """The rows of every section."""
+    """Return the rows of every section."""
 
     def ticked(note: str, rows: Any) -> Any:
         progress.advance()
@@ -96,7 +96,7 @@ def measure(settings: TheorySettings, progress: Bar) -> dict[str, Rows]:
 
 
 def provenance(settings: TheorySettings) -> dict[str, Any]:
-    """What the rows need beside their numbers."""
+    """Return what the rows need beside their numbers."""
     return {
         "tdistill": tdistill.__version__,
         "torch": torch.__version__,

@@ -1,4 +1,4 @@
-"""The curves: what a cut of the action space costs, why κ is above it, the bias of a finite α, regret by horizon."""
+"""Compute the curves: what a cut of the action space costs, why κ is above it, the bias of a finite α, regret by horizon."""
 
 from typing import Any
 
@@ -25,7 +25,7 @@ BIAS_STATES, BIAS_ACTIONS = 6, 5
 
 
 def cut_rows(gamma: float, n_mdps: int, seed: int) -> list[dict[str, Any]]:
-    """Random MDPs of 8 states and 32 actions that end after some 20 steps, cut by top-p and by top-k: gaps and bounds over MDPs."""
+    """Cut random MDPs of 8 states and 32 actions, which end after some 20 steps, by top-p and by top-k; return gaps and bounds over MDPs."""
     mdp = random_mdps(Generator().manual_seed(seed), torch.full((n_mdps,), gamma, dtype=torch.float64), N_STATES, N_ACTIONS)
     q_star = soft_optimal_q(mdp, mdp.all_actions)
     prob = q_star.softmax(-1)
@@ -56,13 +56,13 @@ def _full(p: float, prob: Tensor) -> Tensor:
 
 
 def bandit_rows() -> list[dict[str, Any]]:
-    """Where IQ-Learn ends on one choice among four tokens."""
+    """Return the exact minimiser of IQ-Learn on one choice among four tokens, for each α."""
     problem, _ = bandit(BANDIT_EXPERT)
     return [{"alpha": alpha, "policy": solve(problem, alpha)[0, 0].softmax(-1).tolist()} for alpha in BANDIT_ALPHAS]
 
 
 def bias_rows(gamma: float, p: float, n_mdps: int, seed: int) -> list[dict[str, Any]]:
-    """Distance of the exact minimiser from the expert by α, and of its reward from the expert's up to shaping.
+    """Return by α the distance of the exact minimiser from the expert, and of its reward from the expert's up to shaping.
 
     On A_p the expert is soft-optimal for T_p Q* = r + γ E[tail loss of s'], which is the reward to be found.
     """
@@ -85,7 +85,7 @@ def bias_rows(gamma: float, p: float, n_mdps: int, seed: int) -> list[dict[str, 
 
 
 def compounding_row(road: Road, name: str, horizon: int, n_steps: int, seed: int) -> dict[str, Any]:
-    """One method at one horizon: exact outcomes, mean and standard error over the seeds of ``road``, and each seed's regret."""
+    """Return one method at one horizon: exact outcomes, mean and standard error over the seeds of ``road``, and each seed's regret."""
     result = outcome(road, train(road, METHODS[name], horizon, n_steps, seed), horizon)
     row: dict[str, Any] = {"method": name, "horizon": horizon, "seeds": len(result.regret), "steps": n_steps}
     for key in ("regret", "return_lost", "off_road", "cloning_error"):
@@ -94,6 +94,6 @@ def compounding_row(road: Road, name: str, horizon: int, n_steps: int, seed: int
 
 
 def mean_stderr(key: str, x: Tensor) -> dict[str, float]:
-    """Mean and standard error over the leading axis, NaN for the latter where there is one value."""
+    """Return mean and standard error over the leading axis; the standard error of one value is NaN."""
     stderr = x.std().item() / len(x) ** 0.5 if len(x) > 1 else float("nan")
     return {key: x.mean().item(), f"{key}_stderr": stderr}
