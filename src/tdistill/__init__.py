@@ -1,4 +1,4 @@
-"""tdistill: temporal-difference imitation learning on the teacher's top-p tokens, from prompts to an evaluated student."""
+"""Distil language models by temporal-difference imitation learning on the teacher's top-p tokens, from prompts to an evaluated student."""
 
 from importlib import import_module
 from typing import Any

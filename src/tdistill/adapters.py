@@ -1,4 +1,4 @@
-"""LoRA through PEFT: the student's own weights stay, low-rank adapters are trained and saved."""
+"""Train and save low-rank adapters (LoRA) through PEFT; the student's own weights stay as they are."""
 
 import importlib.util
 import sys
@@ -114,12 +114,12 @@ def _refuse_tied(adapted: Any, tied: dict[int, list[str]]) -> None:
 
 
 def is_adapter(directory: Path) -> bool:
-    """The directory holds adapters, not a whole model."""
+    """Tell whether the directory holds adapters and not a whole model."""
     return (directory / ADAPTER_CONFIG).is_file()
 
 
 def is_adapted(lm: Any) -> bool:
-    """The model has adapters. Whoever made it so has imported PEFT: nobody else need have it."""
+    """Tell whether the model has adapters. Whoever made it so has imported PEFT: nobody else need have it."""
     peft = sys.modules.get("peft")
     return peft is not None and isinstance(lm, peft.PeftModel)
 

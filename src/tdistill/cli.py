@@ -1,4 +1,4 @@
-"""The command line: parse, call, exit. Nothing heavy is imported before it is needed."""
+"""Define the command line: parse the arguments, call the library, exit. Nothing heavy is imported before it is needed."""
 
 import io
 import os

@@ -1,4 +1,4 @@
-"""A recipe: one frozen, strict model a stage. No behaviour beyond checking; ``recipe.load_recipe`` reads the file."""
+"""Define a recipe: one frozen, strict model for each stage. No behaviour beyond checking; ``recipe.load_recipe`` reads the file."""
 
 from typing import Annotated, Any, Literal
 
@@ -28,7 +28,7 @@ class Strict(BaseModel):
 
 
 class DataConfig(Strict):
-    """Prompt sets: ``.jsonl``, ``.jsonl.gz`` or ``.parquet`` files, or hub data sets (``owner/name:split``)."""
+    """Name the prompt sets: ``.jsonl``, ``.jsonl.gz`` or ``.parquet`` files, or hub data sets (``owner/name:split``)."""
 
     train: str = Field(description="prompts to learn from")
     valid: str = Field(description="prompts that choose checkpoints and settings")
@@ -44,7 +44,7 @@ class DataConfig(Strict):
 
 
 class TeacherConfig(Strict):
-    """The model to imitate."""
+    """Name the model to imitate."""
 
     teacher_model_name_or_path: str = Field(description="directory, .gguf file, packaged:smollm2, or hub id")
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
@@ -55,7 +55,7 @@ class TeacherConfig(Strict):
 
 
 class StudentConfig(Strict):
-    """The model to train: some of the teacher's layers, or a pretrained model of the same vocabulary."""
+    """Describe the model to train: some of the teacher's layers, or a pretrained model with the same vocabulary."""
 
     init: Literal["prune", "pretrained"] = "prune"
     num_hidden_layers: Count | None = Field(None, description="prune: how many of the teacher's layers to keep (the outer ones)")
@@ -81,7 +81,7 @@ class StudentConfig(Strict):
 
 
 class RolloutConfig(Strict):
-    """How the teacher answers the prompts, and what is recorded of every token."""
+    """Set how the teacher answers the prompts, and what is recorded for every token."""
 
     teacher_top_p: float = Field(0.8, gt=0, le=1, description="p of the action space recorded; training may use any smaller p")
     max_candidates: Count | None = Field(None, description="cap on |A_p|")
@@ -103,21 +103,21 @@ class RolloutConfig(Strict):
 
 
 class SftConfig(Strict):
-    """Supervised fine-tuning before distillation: the same trainer with ``nll``."""
+    """Set the supervised fine-tuning before distillation. It uses the same trainer with ``nll``."""
 
     origins: list[Literal["teacher", "human"]] = Field(default=["teacher"], min_length=1, max_length=1, description="whose answers to learn")
     arguments: dict[str, Any] = Field(default={}, description="passed to transformers.TrainingArguments")
 
 
 class CandidateRuleConfig(Strict):
-    """A cut of the top-p candidates; see ``mdp.candidates.CandidateRule`` for what each means."""
+    """Cut the top-p candidates further; ``mdp.candidates.CandidateRule`` explains each rule."""
 
     name: Literal["top_k", "min_p", "adaptive"]
     value: float = Field(gt=0, description="top_k: tokens; min_p: share of the first token's probability; adaptive: nats per candidate")
 
 
 class OnPolicyConfig(Strict):
-    """The student's own roll-outs among the training data: it answers training prompts, the teacher scores what it wrote."""
+    """Add the student's own roll-outs to the training data: the student answers training prompts, and the teacher scores these answers."""
 
     lmbda: float = Field(0.5, ge=0, le=1, description="share of responses that the student wrote; 0: none")
     refresh_steps: Count | None = Field(None, description="optimizer steps between roll-outs; null: once, by the start")
@@ -128,7 +128,7 @@ class OnPolicyConfig(Strict):
 
 
 class LmConfig(Strict):
-    """The language-modelling term on a plain-text corpus: one packed window beside every example."""
+    """Add a language-modelling term on a plain-text corpus: every example brings one packed window."""
 
     corpus: str = Field(description=".txt (paragraphs apart by blank lines) or .jsonl with text; or either as .gz")
     lm_coef: float = Field(1.0, gt=0, description="weight of the term")
@@ -137,7 +137,7 @@ class LmConfig(Strict):
 
 
 class ValueConfig(Strict):
-    """How the value head learns, for objectives that have one, and how fast a target network follows."""
+    """Set how the value head learns, for objectives that have one, and how fast a target network follows."""
 
     learning_rate: float | None = Field(None, gt=0, description="of the value head; by default the student's")
     warmup_steps: CountOrZero = Field(0, description="first steps in which the value head alone learns")
@@ -146,14 +146,14 @@ class ValueConfig(Strict):
 
 
 class PeftConfig(Strict):
-    """LoRA: the student's weights stay, adapters are trained."""
+    """Train LoRA adapters; the student's own weights stay as they are."""
 
     lora: dict[str, Any] = Field(description="passed to peft.LoraConfig, e.g. {r: 16, lora_alpha: 32, target_modules: all-linear}")
     merge: bool = Field(False, description="save whole models, the adapters merged")
 
 
 class MonitorConfig(Strict):
-    """What is watched while a student trains, and what is kept of it."""
+    """Set what is logged while a student trains, when training stops early, and which checkpoints are kept."""
 
     early_stopping_patience: Count | None = Field(None, description="validations without a better one, after which a run stops")
     log_completions: CountOrZero = Field(0, description="validation prompts answered at every validation, for eyes")
@@ -161,7 +161,7 @@ class MonitorConfig(Strict):
 
 
 class BaselineConfig(Strict):
-    """A student trained for comparison. In a recipe its objective may stand alone."""
+    """Describe a student trained for comparison. In a recipe its objective may stand alone."""
 
     objective: dict[str, Any] | list[dict[str, Any]] = Field(description="name and arguments, or a weighted list")
     arguments: dict[str, Any] = Field(default={}, description="what differs from train.arguments, such as a learning rate of its own")
@@ -170,7 +170,7 @@ class BaselineConfig(Strict):
 
 
 class TrainConfig(Strict):
-    """Distillation by an objective, and baselines from the same start, on the same batches."""
+    """Set distillation by an objective, and baselines from the same start on the same batches."""
 
     objective: dict[str, Any] | list[dict[str, Any]] = Field(description="name and arguments, or a weighted list")
     baselines: dict[str, BaselineConfig] = Field(default={}, description="name → objective, or objective and arguments")
@@ -204,7 +204,7 @@ RESERVED_SYSTEMS = ("teacher", "start", "sft", "distilled")
 
 
 class EvaluationConfig(Strict):
-    """What is measured on the test prompts, the same for every system."""
+    """Set what is measured on the test prompts, in the same way for every system."""
 
     temperature: Temperature = Field(1.0)
     top_p: float = Field(0.8, gt=0, le=1)
@@ -217,7 +217,7 @@ class EvaluationConfig(Strict):
 
 
 class Recipe(Strict):
-    """One experiment."""
+    """Describe one experiment."""
 
     title: str = "tdistill run"
     output_dir: str

@@ -1,4 +1,4 @@
-"""How many tokens a model can read at once, and whether every stage of a recipe stays below that, for teacher and student."""
+"""Find how many tokens a model can read at once, and check that every stage of a recipe fits teacher and student."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -19,7 +19,7 @@ _EDGE = "\U0010fffd"  # begins and ends the names that control tokens get in the
 
 
 class TextEncoder:
-    """Token ids of texts and of rendered templates.
+    """Encode texts and rendered templates as token ids.
 
     A text without control strings has exactly the ids that the tokenizer gives. For others, what stands in the text and what the template
     wrote are told apart by a mark: ``shield`` puts one private character in the place of every control string in the texts that go into
@@ -130,7 +130,7 @@ class TextEncoder:
         return [i for i in ids if i != self._unknown]
 
     def _split(self, rendered: str, marks: Mapping[str, str]) -> list[int]:
-        """Token ids where the control strings in ``rendered`` are tokens, and those behind marks are text."""
+        """Return token ids: the control strings in ``rendered`` become control tokens, and those behind marks become text."""
         if self._tokenizer.is_fast:
             named = self._pattern.sub(lambda m: _other_name(self._by_name[m[0]]), rendered)
             return self._renamed.encode(restored(named, marks), add_special_tokens=False).ids
@@ -157,14 +157,14 @@ class TextEncoder:
 
     @cached_property
     def _frame(self) -> tuple[list[int], list[int]]:
-        """The ids that the tokenizer adds before and after a text."""
+        """Return the ids that the tokenizer adds before and after a text."""
         bare, full = (list(self._tokenizer("x", add_special_tokens=s).input_ids) for s in (False, True))
         start = next((i for i in range(len(full)) if full[i : i + len(bare)] == bare), 0)
         return full[:start], full[start + len(bare) :]
 
     @cached_property
     def _renamed(self) -> Tokenizer:
-        """The tokenizer with other names for its control tokens, so that their own names are text to it.
+        """Return the tokenizer with new names for its control tokens, so that it reads their old names as text.
 
         Everything else is as it was: normalisation, white space around control tokens, the first word's blank.
         """

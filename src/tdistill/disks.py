@@ -83,7 +83,7 @@ def _is_full(error: Exception) -> bool:
 
 
 def _is_of_a_writer(error: Exception) -> bool:
-    """Whether torch or safetensors could not write a file."""
+    """Tell whether the error means that torch or safetensors could not write a file."""
     text = str(error)
     if type(error).__name__ == "SafetensorError":  # by name: importing it costs time, and here only errors are read
         return SAFETENSORS_CANT_WRITE in text

@@ -1,4 +1,4 @@
-"""Errors a user can act on: the command line prints them without a traceback and exits with status 2."""
+"""Define the errors that a user can act on: the command line prints them without a traceback and exits with status 2."""
 
 import difflib
 import re
@@ -9,39 +9,39 @@ _CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u2
 
 
 class TdistillError(Exception):
-    """Base of every error whose message says what was got and what to do."""
+    """Serve as the base of every error whose message says what was got and what to do."""
 
 
 class ConfigError(TdistillError):
-    """A recipe, an override or an objective's arguments are wrong."""
+    """Report that a recipe, an override or an objective's arguments are wrong."""
 
 
 class DataError(TdistillError):
-    """Prompts, a tokenizer or a template do not fit."""
+    """Report that prompts, a tokenizer or a template do not fit."""
 
 
 class CacheError(TdistillError):
-    """A roll-out cache is damaged, incomplete, or made with other settings."""
+    """Report that a roll-out cache is damaged, incomplete, or made with other settings."""
 
 
 class OutputError(TdistillError):
-    """The output directory can't take what a stage makes."""
+    """Report that the output directory can't take what a stage makes."""
 
 
 class ModelError(TdistillError):
-    """A model cannot be found, loaded or pruned as asked."""
+    """Report that a model cannot be found, loaded or pruned as asked."""
 
 
 class TrainingError(TdistillError):
-    """Training cannot go on."""
+    """Report that training cannot go on."""
 
 
 class NonFiniteLossError(TrainingError):
-    """The loss or its gradient stopped being a number."""
+    """Report that the loss or its gradient is NaN or infinite."""
 
 
 class JudgeError(TdistillError):
-    """A judge's endpoint refuses, can't be reached, or speaks another protocol."""
+    """Report that a judge's endpoint refuses, can't be reached, or speaks another protocol."""
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

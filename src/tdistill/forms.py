@@ -17,7 +17,7 @@ Name = Annotated[str, Field(min_length=1)]
 
 
 class Form(BaseModel):
-    """The keys that a reader needs, with their types. Other keys may stand beside them: a newer version may write more."""
+    """Declare the keys that a reader needs, with their types. Other keys may stand beside them: a newer version may write more."""
 
     model_config = ConfigDict(extra="allow", strict=True, frozen=True, allow_inf_nan=False)
 

@@ -38,7 +38,7 @@ Scalar = int | float | bool | str
 
 
 class _DamagedError(Exception):
-    """The file can't be what a writer of GGUF wrote."""
+    """Report that no GGUF writer can have written this file."""
 
 
 def read_scalars(path: Path) -> dict[str, Scalar]:
@@ -78,7 +78,7 @@ def gguf_config(path: Path) -> dict[str, int]:
 
 
 class _Header:
-    """One pass over a file's header."""
+    """Read a file's header in one pass."""
 
     def __init__(self, path: Path, file: BinaryIO):
         self._path, self._file = path, file

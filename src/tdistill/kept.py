@@ -35,7 +35,7 @@ def kept_of_run(root: Path) -> str:
 
 
 def _checkpoints(directory: Path) -> list[str]:
-    """The newest whole checkpoint of every student that has one."""
+    """Return the newest whole checkpoint of every student that has one."""
     newest: dict[Path, tuple[int, Path]] = {}
     for mark in [*directory.glob(f"{CHECKPOINTS}/{COMPLETE}"), *directory.glob(f"*/{CHECKPOINTS}/{COMPLETE}")]:
         checkpoint, student = mark.parent, mark.parent.parent.parent

@@ -38,7 +38,7 @@ _guard = threading.RLock()  # a lock that is collected as garbage may release in
 
 
 class Lock:
-    """A share of this process's lock on a file, from ``hold``. It ends with ``release``, with the object, or with the process."""
+    """Hold a share of this process's lock on a file, from ``hold``. It ends with ``release``, with the object, or with the process."""
 
     def __init__(self, held: _Held | None):
         self._held = held
@@ -46,7 +46,7 @@ class Lock:
 
     @property
     def is_in_place(self) -> bool:
-        """Whether the locked file still has its name: False after its directory was deleted or replaced."""
+        """Tell whether the locked file still has its name: False after its directory was deleted or replaced."""
         return self._held is None or _inode_at(self._held.path) == self._held.inode
 
 

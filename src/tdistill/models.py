@@ -28,7 +28,7 @@ TOKENIZER_FILES = ("tokenizer_config.json", "tokenizer.json", "tokenizer.model",
 
 @dataclass(frozen=True)
 class ModelSource:
-    """Where a model's files lie on this machine."""
+    """Name the place of a model's files on this machine."""
 
     name: str  # as the recipe has it
     directory: Path
@@ -36,12 +36,12 @@ class ModelSource:
 
     @property
     def load_kwargs(self) -> dict[str, str]:
-        """Arguments of ``from_pretrained`` beside the directory."""
+        """Return the arguments of ``from_pretrained`` beside the directory."""
         return {"gguf_file": self.gguf_file} if self.gguf_file else {}
 
 
 def find_model(name: str) -> ModelSource:
-    """A local directory, a ``.gguf`` file, ``packaged:smollm2``, or a hub id (downloaded unless ``HF_HUB_OFFLINE``).
+    """Find a model: a local directory, a ``.gguf`` file, ``packaged:smollm2``, or a hub id (downloaded unless ``HF_HUB_OFFLINE``).
 
     Raises:
         ModelError: nothing is there, or only pickled weights are.
@@ -250,7 +250,7 @@ def check_quantization(config: dict[str, Any]) -> None:
 
 
 def compute_device() -> torch.device:
-    """Where models write and score: this process's GPU, or the CPU."""
+    """Return the device on which models generate and score: this process's GPU, or the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -283,13 +283,13 @@ def _tried(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
-    """16 hex digits over the vocabulary: the same tokens at the same ids."""
+    """Return 16 hex digits of a hash over the vocabulary: they are equal if the same tokens have the same ids."""
     vocab = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
     return hashlib.sha256(json.dumps(vocab).encode()).hexdigest()[:16]
 
 
 def check_same_vocabulary(teacher: PreTrainedTokenizerBase, student: PreTrainedTokenizerBase, names: tuple[str, str]) -> None:
-    """The student must read the teacher's token ids.
+    """Check that the student reads the teacher's token ids.
 
     Raises:
         ModelError: the vocabularies differ; the message names both models, both sizes and the first token that differs.

@@ -1,4 +1,4 @@
-"""Prompts that stand in more than one set: what is tested must not have been trained on without a word."""
+"""Find prompts that stand in more than one set: a test prompt that was trained on must be reported."""
 
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence

@@ -1,4 +1,4 @@
-"""The one layout of a batch, and the one place where positions shift against tokens.
+"""Define the one layout of a batch, and the one place where positions shift against tokens.
 
 Prompts are padded on the left and responses on the right, so that every response starts in the same column:
 
@@ -15,7 +15,7 @@ from torch import Tensor
 
 
 def left_pad(sequences: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-    """Token ids [B, L], padded with 0 on the left, and their attention mask. Masks come from lengths, never from values."""
+    """Return token ids [B, L], padded with 0 on the left, and their attention mask. Masks come from lengths, never from values."""
     width = max(map(len, sequences))
     ids = torch.zeros(len(sequences), width, dtype=torch.long)
     mask = torch.zeros(len(sequences), width, dtype=torch.long)
@@ -26,7 +26,7 @@ def left_pad(sequences: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
 
 
 def pad_pairs(prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(prompt, response) pairs in the layout above.
+    """Pad (prompt, response) pairs in the layout above.
 
     Returns:
         ``input_ids`` and ``attention_mask`` [B, P + T − 1]: the last response token scores nothing and is left out.
@@ -43,5 +43,5 @@ def pad_pairs(prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int
 
 
 def positions(attention_mask: Int[Tensor, "B L"]) -> Int[Tensor, "B L"]:
-    """Position of every token when padding does not count; 0 at padding."""
+    """Return the position of every token, with padding not counted; 0 at padding."""
     return (attention_mask.long().cumsum(-1) - 1).clamp(min=0)

@@ -22,7 +22,7 @@ _SURROGATES = re.compile("[\ud800-\udfff]")
 
 
 class _NotPlainError(ValueError):
-    """The text is JSON for Python, and is refused here."""
+    """Report that Python reads the text as JSON, and that it is refused here."""
 
 
 def parse_json(content: str | bytes, where: str, error: type[TdistillError], *, advice: str = "", own: bool = False) -> Any:

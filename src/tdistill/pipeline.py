@@ -1,4 +1,4 @@
-"""The one way through the house: models → rollout → sft → train → evaluate → report.
+"""Run the stages in order: models → rollout → sft → train → evaluate → report.
 
 Every stage writes into ``output_dir/STAGE/KEY``, where KEY is a hash of all that shapes its content. So a rerun skips what is
 complete for the same settings, other settings never overwrite anything, and going back to old ones finds the old results.
@@ -39,7 +39,7 @@ GIT_SECONDS = 10.0  # a slower git is done without
 
 @dataclass(frozen=True)
 class StageSpec:
-    """A stage: the stages it reads, what shapes its content beside them, and the work."""
+    """Describe a stage: the stages it reads, its other settings, and the work."""
 
     after: tuple[str, ...]
     settings: Callable[["Run"], dict[str, Any]]
@@ -49,7 +49,7 @@ class StageSpec:
 
 
 class Run:
-    """A recipe with the places of its stages."""
+    """Hold a recipe and the places of its stages."""
 
     def __init__(self, recipe: Recipe):
         self.recipe = recipe
@@ -60,28 +60,28 @@ class Run:
 
     @cached_property
     def stages(self) -> dict[str, StageSpec]:
-        """Every stage the recipe has, in order."""
+        """Return every stage that the recipe has, in order."""
         from tdistill.stages import STAGES
 
         return {k: v for k, v in STAGES.items() if k != "sft" or self.recipe.sft is not None}
 
     @property
     def way(self) -> list[str]:
-        """What `tdistill run` does, in order."""
+        """Return the stages that `tdistill run` runs, in order."""
         return [name for name, spec in self.stages.items() if not spec.on_demand]
 
     @cached_property
     def teacher_source(self) -> ModelSource:
-        """Where the teacher's files are."""
+        """Return where the teacher's files are."""
         return find_model(self.recipe.teacher.teacher_model_name_or_path)
 
     @cached_property
     def teacher_fingerprint(self) -> str:
-        """Of the teacher's configuration and weights."""
+        """Return the fingerprint of the teacher's configuration and weights."""
         return model_fingerprint(self.teacher_source)
 
     def key(self, stage: str) -> str:
-        """12 hex digits over the stage's settings and those of all stages before it."""
+        """Return 12 hex digits of a hash over the stage's settings and those of all stages before it."""
         if stage not in self._keys:
             spec = self.stages[stage]
             content = {"settings": spec.settings(self), "after": self._read_by(stage)}
@@ -89,11 +89,11 @@ class Run:
         return self._keys[stage]
 
     def _read_by(self, stage: str) -> dict[str, str]:
-        """The stages whose content it reads, and their keys."""
+        """Return the stages whose content a stage reads, and their keys."""
         return {s: self.key(s) for s in self.stages[stage].after if s in self.stages}
 
     def directory(self, stage: str) -> Path:
-        """Where a stage's content lies, or will."""
+        """Return the directory of a stage's content, whether it exists yet or not."""
         return self.root / stage / self.key(stage)
 
     def is_complete(self, stage: str) -> bool:
@@ -223,13 +223,13 @@ def resolved_yaml(recipe: Recipe) -> str:
 
 
 def peak_memory_bytes() -> int:
-    """Largest resident memory of this process so far."""
+    """Return the largest resident memory of this process so far, in bytes."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 
 
 def provenance(recipe: Recipe) -> dict[str, Any]:
-    """Versions, git commit, machine and seed: what a number needs beside its recipe."""
+    """Return versions, git commit, machine and seed: what a number needs beside its recipe."""
     import torch
     import transformers
 

@@ -28,7 +28,7 @@ _NOT_THERE = (errno.ENOENT, errno.ENOTDIR, errno.EACCES)
 
 @dataclass(frozen=True)
 class Unplain:
-    """A value that a recipe can't hold: where it is, and what is wrong."""
+    """Describe a value that a recipe can't hold: where it is, and what is wrong."""
 
     place: str  # dotted; empty at the top
     problem: str

@@ -1,4 +1,4 @@
-"""What can be known to fail is found before anything long starts."""
+"""Find what is sure to fail, before anything long starts."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -104,7 +104,7 @@ def _check_corpus(run: Run) -> None:
 
 
 def slow_bfloat16(recipe: Recipe, capabilities: Mapping[str, object]) -> list[str]:
-    """The overrides that turn a recipe's bfloat16 off, if the CPU lacks the instructions."""
+    """Return the overrides that turn a recipe's bfloat16 off, if the CPU lacks the instructions."""
     if any(capabilities.get(name) for name in BFLOAT16):
         return []
     dtypes = {"teacher": recipe.teacher.dtype, "evaluation": recipe.evaluation.dtype}

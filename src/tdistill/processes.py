@@ -1,4 +1,4 @@
-"""Several processes on one run (`accelerate launch`, `torchrun`): who writes, who waits, and on what all must agree."""
+"""Coordinate several processes on one run (`accelerate launch`, `torchrun`): who writes, who waits, and on what all must agree."""
 
 import os
 from typing import TypeVar

@@ -1,4 +1,4 @@
-"""Progress bars with rates and time left; one line per stage where there is no terminal."""
+"""Show progress bars with rates and time left; without a terminal, one line for each stage."""
 
 import io
 import sys
@@ -23,7 +23,7 @@ from tdistill.processes import is_main_process
 
 
 class _StandardError(io.TextIOBase):
-    """Standard error as it is now; where it was closed, as a terminal or a pipe may be, the work goes on without a word."""
+    """Write to the current standard error. If it was closed, as a terminal or a pipe may be, the work goes on without a message."""
 
     encoding = "utf-8"
 
@@ -57,7 +57,7 @@ class _Rate(ProgressColumn):
 
 
 class Bar:
-    """A running bar: ``advance`` it, and ``note`` what people would like to see beside it."""
+    """Show a running bar: ``advance`` moves it, and ``note`` shows text beside it."""
 
     def __init__(self, progress: Progress, task_id: int):
         self._progress, self._task = progress, task_id
@@ -73,7 +73,7 @@ class Bar:
 
 @contextmanager
 def bar(title: str, total: int, unit: str = "it", done: int = 0) -> Iterator[Bar]:
-    """A progress bar over ``total`` units, ``done`` of them already."""
+    """Show a progress bar over ``total`` units, ``done`` of them already complete."""
     columns = [
         TextColumn("{task.description:<26}"),
         BarColumn(bar_width=24),
@@ -90,5 +90,5 @@ def bar(title: str, total: int, unit: str = "it", done: int = 0) -> Iterator[Bar
 
 
 def say(text: str) -> None:
-    """A line for the person at the terminal, on standard error."""
+    """Print a line for the user on standard error."""
     console.print(text, soft_wrap=True, markup=False)

@@ -21,7 +21,7 @@ ROUNDED = 0.1  # allowed difference where the teacher computes in 16 bits, as a 
 
 
 def outer_layers(total: int, kept: int) -> list[int]:
-    """The first ⌈kept/2⌉ and the last ⌊kept/2⌋ layers: the middle ones are missed least (measured in docs/LOG.md).
+    """Return the first ⌈kept/2⌉ and the last ⌊kept/2⌋ layers: losing the middle ones costs least (measured in docs/LOG.md).
 
     Raises:
         ModelError: more layers asked for than there are, or fewer than one.

@@ -83,7 +83,7 @@ def _section(location: tuple[Any, ...]) -> type[BaseModel] | None:
 
 
 def check_recipe(recipe: Recipe, where: str = "recipe") -> None:
-    """Checks across sections and libraries: objectives bind, training arguments work, p fits, nothing asked for would be left out.
+    """Check across sections and libraries: objectives bind, training arguments work, p fits, and no setting would be ignored.
 
     Raises:
         ConfigError: with what to change.

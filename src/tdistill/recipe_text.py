@@ -28,7 +28,7 @@ _RESOLVERS = (
 
 
 class _RefusedError(Exception):
-    """An event that no recipe may hold."""
+    """Report an event that no recipe may hold."""
 
     def __init__(self, event: yaml.Event, problem: str):
         super().__init__(problem)

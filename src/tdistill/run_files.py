@@ -190,7 +190,7 @@ def read_scores_file(path: Path, form: type[Form], **expected: Any) -> dict[str,
 
 @dataclass(frozen=True)
 class AnswerBounds:
-    """What every answer of a system must agree with."""
+    """Hold the bounds that every answer of a system must keep."""
 
     tokenizer: PreTrainedTokenizerBase
     eos_ids: Sequence[int]

@@ -1,4 +1,4 @@
-"""The forms of the files that stages write: the keys that are read, and the values that they can have."""
+"""Declare the forms of the files that stages write: the keys that are read, and the values that they can have."""
 
 import math
 from typing import Annotated, Any, Literal
@@ -23,14 +23,14 @@ ROUNDING = 1e-2
 
 
 class ProvenanceForm(Form):
-    """Where a stage's content comes from, as far as it is read."""
+    """Declare where a stage's content comes from, as far as it is read."""
 
     recipe: dict[str, Any]
     machine: str
 
 
 class StageForm(Form):
-    """``stage.json``, without what each stage notes."""
+    """Declare the form of ``stage.json``, without what each stage notes."""
 
     stage: Name = ""
     key: Name
@@ -42,14 +42,14 @@ class StageForm(Form):
 
 
 class TrainedForm(Form):
-    """What a student noted: ``done.json``, and the notes of ``sft``."""
+    """Declare what a student noted: ``done.json``, and the notes of ``sft``."""
 
     objective: Name
     validation: dict[str, Number]
 
 
 class RolloutNotes(Form):
-    """What the roll-out stage noted of a prompt set."""
+    """Declare what the roll-out stage noted about a prompt set."""
 
     responses: Positive
     tokens: Positive
@@ -58,34 +58,34 @@ class RolloutNotes(Form):
 
 
 class EvaluateNotes(Form):
-    """What the evaluation noted."""
+    """Declare what the evaluation noted."""
 
     protocol: Name
     systems: list[Name] = Field(min_length=1)
 
 
 class PagesNotes(Form):
-    """What a stage that makes a page noted."""
+    """Declare what a stage that makes a page noted."""
 
     markdown: Name
     page: Name
 
 
 class SparsityNotes(PagesNotes):
-    """What ``sparsity`` noted."""
+    """Declare what ``sparsity`` noted."""
 
     reason: str
 
 
 class SizesForm(Form):
-    """Parameters of teacher and start."""
+    """Declare the numbers of parameters of teacher and start."""
 
     teacher: Positive
     start: Positive
 
 
 class ModelsForm(Form):
-    """``models.json``."""
+    """Declare the form of ``models.json``."""
 
     eos_ids: list[Count] = Field(min_length=1)
     tokenizer: Name
@@ -96,7 +96,7 @@ class ModelsForm(Form):
 
 
 class HistoryForm(Form):
-    """``log_history.json``."""
+    """Declare the form of ``log_history.json``."""
 
     objective: Name
     best_step: Count | None
@@ -106,13 +106,13 @@ class HistoryForm(Form):
 
 
 class LogEntryForm(Form):
-    """An entry of a training log."""
+    """Declare the form of an entry of a training log."""
 
     step: Count
 
 
 class ScoresForm(Form):
-    """``scores/NAME.json`` of an evaluation."""
+    """Declare the form of ``scores/NAME.json`` of an evaluation."""
 
     name: Name
     description: str
@@ -122,7 +122,7 @@ class ScoresForm(Form):
 
 
 class SparsityForm(Form):
-    """``sparsity.json``."""
+    """Declare the form of ``sparsity.json``."""
 
     n_tokens: Positive
     vocab_size: Positive
@@ -131,7 +131,7 @@ class SparsityForm(Form):
 
 
 class AnswerForm(Form):
-    """A line of ``answers/NAME.jsonl``."""
+    """Declare the form of a line of ``answers/NAME.jsonl``."""
 
     prompt_id: Name
     sample_index: Count
@@ -142,20 +142,20 @@ class AnswerForm(Form):
 
 
 class SweepSettingsForm(Form):
-    """The settings of a sweep over temperatures, as far as they are read."""
+    """Declare the settings of a sweep over temperatures, as far as they are read."""
 
     split: Literal["test", "valid"]
 
 
 class SweepForm(Form):
-    """``sweep.json``."""
+    """Declare the form of ``sweep.json``."""
 
     settings: SweepSettingsForm
     recipe: dict[str, Any]
 
 
 class SweepScoresForm(Form):
-    """``scores/NAME.json`` of a sweep."""
+    """Declare the form of ``scores/NAME.json`` of a sweep."""
 
     name: Name
     temperature: float = Field(gt=0)
@@ -163,27 +163,27 @@ class SweepScoresForm(Form):
 
 
 class LmEvalForm(Form):
-    """``SYSTEM.json`` of lm-eval."""
+    """Declare the form of ``SYSTEM.json`` of lm-eval."""
 
     system: Name
     results: dict[str, dict[str, Any]]
 
 
 class TaskDataForm(Form):
-    """``data.json`` of a task."""
+    """Declare the form of ``data.json`` of a task."""
 
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 class PositionsForm(Form):
-    """Sums and counts of the teacher's NLL, one a token index."""
+    """Declare sums and counts of the teacher's NLL, one for each token index."""
 
     sum: list[float]
     count: list[Count]
 
 
 class TaskScoresForm(Form):
-    """``scores/SYSTEM.json`` of a task."""
+    """Declare the form of ``scores/SYSTEM.json`` of a task."""
 
     system: Name
     task: Name
@@ -193,26 +193,26 @@ class TaskScoresForm(Form):
 
 
 class TeacherForm(Form):
-    """The teacher of a recipe, as far as comparing runs needs it."""
+    """Declare the teacher of a recipe, as far as comparing runs needs it."""
 
     teacher_model_name_or_path: Name
     dtype: Name
 
 
 class LengthForm(Form):
-    """The longest answer, of roll-outs or an evaluation."""
+    """Declare the longest answer, of roll-outs or an evaluation."""
 
     max_completion_length: Positive | None
 
 
 class EvaluationForm(LengthForm):
-    """The evaluation of a recipe, as far as comparing runs needs it."""
+    """Declare the evaluation of a recipe, as far as comparing runs needs it."""
 
     temperature: float = Field(gt=0)
 
 
 class SystemForm(Form):
-    """A baseline of a recipe."""
+    """Declare a baseline of a recipe."""
 
     objective: dict[str, Any] | list[dict[str, Any]]
     arguments: dict[str, Any]
@@ -220,13 +220,13 @@ class SystemForm(Form):
 
 
 class TrainForm(SystemForm):
-    """The training of a recipe, as far as comparing runs needs it."""
+    """Declare the training of a recipe, as far as comparing runs needs it."""
 
     baselines: dict[str, SystemForm]
 
 
 class RecipeForm(Form):
-    """A resolved recipe of any version, as far as comparing runs needs it."""
+    """Declare a resolved recipe of any version, as far as comparing runs needs it."""
 
     output_dir: Name
     seed: Count

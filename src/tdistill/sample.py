@@ -10,7 +10,7 @@ from tdistill.vocabulary import vocabulary_size
 
 
 def answer(student: Path, prompt: str, temperature: float, top_p: float, max_completion_length: int, seed: int) -> str:
-    """One sampled answer of a model directory to a prompt.
+    """Return one sampled answer of a model directory to a prompt.
 
     Raises:
         ModelError: no model there.

@@ -75,7 +75,7 @@ def watched() -> Iterator[None]:
 
 
 class _Watcher:
-    """Hears of signals by a pipe that the interpreter's C handler writes to, whatever the main thread does."""
+    """Watch for signals by a pipe that the interpreter's C handler writes to, whatever the main thread does."""
 
     def __init__(self) -> None:
         self._read, self._write = os.pipe()

@@ -1,4 +1,4 @@
-"""The one bound on token ids: how many rows of a head are tokens."""
+"""Compute the one bound on token ids: how many rows of a head are tokens."""
 
 from collections.abc import Sequence
 

@@ -1,1 +1,1 @@
-"""Cache → examples → batches."""
+"""Turn the roll-out cache into examples, and examples into batches."""

@@ -1,4 +1,4 @@
-"""Examples → one padded batch of tensors."""
+"""Pad examples into one batch of tensors."""
 
 from typing import Any
 

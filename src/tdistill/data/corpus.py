@@ -1,4 +1,4 @@
-"""A plain-text corpus as packed windows, for the language-modelling term."""
+"""Read a plain-text corpus as packed windows, for the language-modelling term."""
 
 import re
 from collections.abc import Iterable, Iterator
@@ -18,7 +18,7 @@ _BLANK_LINES = re.compile(r"\n(?:[ \t\f\v]*\n)+")
 
 
 class PackedCorpus:
-    """Windows of ``window`` tokens: all documents one after the other, each ended by an end-of-text token, cut with no padding.
+    """Hold windows of ``window`` tokens, cut without padding from all documents in sequence; an end-of-text token follows each document.
 
     The names of control tokens in a document are text.
 
@@ -64,7 +64,7 @@ def read_documents(source: str) -> Iterator[str]:
 
 
 def _located(source: str) -> list[tuple[str, str]]:
-    """Pairs of a place and the document there."""
+    """Return pairs (place, document)."""
     path = local_path(source)
     suffix = inner_suffix(path)
     if path.is_dir():

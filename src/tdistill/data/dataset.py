@@ -1,4 +1,4 @@
-"""A roll-out cache as examples, cut at read time to any p up to its own."""
+"""Read a roll-out cache as examples, cut to any p up to the cache's own."""
 
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ EXPERT_ORIGINS = frozenset({"teacher", "human"})
 
 
 class RolloutDataset(Dataset):
-    """One response an example, found by index; what a batch looks like is the collator's business.
+    """Return one response for each index; the collator builds the batches.
 
     Args:
         directory: a complete cache.
@@ -61,21 +61,21 @@ class RolloutDataset(Dataset):
 
     @property
     def has_other(self) -> bool:
-        """Some responses are not the expert's."""
+        """Tell whether some responses are not the expert's."""
         return not set(self._table["origin"].to_pylist()) <= EXPERT_ORIGINS
 
     def prompts(self) -> list[TokenizedPrompt]:
-        """Every prompt once, as the model reads it, in the cache's order."""
+        """Return every prompt once, as the model reads it, in the cache's order."""
         ids, tokens = self._table["prompt_id"].to_pylist(), self._table["prompt_ids"]
         first = {prompt_id: i for i, prompt_id in reversed(list(enumerate(ids)))}
         return [TokenizedPrompt(Prompt(p, ()), tuple(tokens[i].as_py())) for p, i in sorted(first.items(), key=lambda item: item[1])]
 
     def prompt_id(self, index: int) -> str:
-        """Of the prompt that an example answers."""
+        """Return the id of the prompt that an example answers."""
         return self._table["prompt_id"][index].as_py()
 
     def text(self, index: int) -> str:
-        """The response, decoded."""
+        """Return the decoded response of an example."""
         return self._table["text"][index].as_py()
 
     def __getitem__(self, index: int) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The expert's responses and the student's own, in the order of training."""
+"""Mix the expert's responses and the student's own, in the order of training."""
 
 import math
 from collections.abc import Callable
@@ -19,7 +19,7 @@ RollOut = Callable[[int, list[TokenizedPrompt]], RolloutDataset]
 
 @dataclass(frozen=True)
 class Mixture:
-    """How much of the training text the student writes, and how often anew.
+    """Set the share of training text that the student writes, and how often it writes anew.
 
     Args:
         lmbda: share of the student's responses, drawn for each example; GKD's λ (Agarwal et al. 2024).
@@ -43,7 +43,7 @@ class Mixture:
 
 
 class MixedDataset(Dataset):
-    """A whole run's examples, one after the other: example k is that of step k // batch_size. Read it in order.
+    """Hold all examples of a run in sequence: example k belongs to step k // batch_size. Read it in order.
 
     ``DistillTrainer`` takes the length of its run from it. An epoch is, as without a mixture, as many steps as one pass over ``expert``.
 
@@ -106,12 +106,12 @@ class MixedDataset(Dataset):
 
     @property
     def has_other(self) -> bool:
-        """Some responses are the student's."""
+        """Tell whether some responses are the student's."""
         return bool(self._student.any())
 
     @property
     def has_windows(self) -> bool:
-        """Every example has a window of text."""
+        """Tell whether every example has a window of text."""
         return self._corpus is not None
 
     def __len__(self) -> int:
@@ -124,7 +124,7 @@ class MixedDataset(Dataset):
         return example
 
     def prompt_id(self, index: int) -> str:
-        """Of the prompt that an example answers."""
+        """Return the id of the prompt that an example answers."""
         return self._data(index).prompt_id(int(self._row[index]))
 
     def _data(self, index: int) -> RolloutDataset:
@@ -138,5 +138,5 @@ class MixedDataset(Dataset):
 
 
 def _cycle(rng: np.random.Generator, n: int, count: int) -> np.ndarray:
-    """``count`` draws from n without replacement, starting over when all are drawn."""
+    """Draw ``count`` indices below n without replacement; start over when all are drawn."""
     return np.concatenate([rng.permutation(n) for _ in range(math.ceil(count / n))])[:count] if count else np.zeros(0, np.int64)

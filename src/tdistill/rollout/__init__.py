@@ -1,1 +1,1 @@
-"""Prompts → responses with the teacher's candidates → cache."""
+"""Turn prompts into responses with the teacher's candidates, and write them to a cache."""

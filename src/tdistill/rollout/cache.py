@@ -1,4 +1,4 @@
-"""The roll-out cache: Parquet shards, one response a row, and a manifest written last.
+"""Store the roll-out cache: Parquet shards, one response a row, and a manifest written last.
 
 A shard gets its name only when it is whole (temporary file, fsync, rename), and carries the settings it was made with. So a
 killed run keeps every finished shard, and what has no name does not count.
@@ -48,7 +48,9 @@ SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class Response:
-    """One row. Arrays are per token; ``candidate_*`` are concatenated over tokens by ``candidate_count``."""
+    """Hold one response, which is one row of the cache. Arrays are per token; ``candidate_*`` are concatenated over tokens by
+    ``candidate_count``.
+    """
 
     prompt_id: str
     sample_index: int
@@ -68,7 +70,7 @@ class Response:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a finished cache says of itself. ``settings`` is all that shaped its content."""
+    """Describe a finished cache. ``settings`` is all that shaped its content."""
 
     settings: dict[str, Any]
     counts: dict[str, int]
@@ -79,12 +81,12 @@ class Manifest:
 
     @property
     def teacher_top_p(self) -> float:
-        """The p the cache was made with: it serves every p up to it."""
+        """Return the p that the cache was made with: it serves every p up to it."""
         return float(self.settings["teacher_top_p"])
 
     @property
     def checksum(self) -> str:
-        """One SHA-256 over the shards' checksums: equal exactly if the content is."""
+        """Return one SHA-256 over the shards' checksums: equal exactly if the content is."""
         return hashlib.sha256(json.dumps(self.shards, sort_keys=True).encode()).hexdigest()
 
 

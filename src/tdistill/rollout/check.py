@@ -25,7 +25,7 @@ ADVICE = "The file is damaged, or another program wrote it. Delete it and manife
 
 @dataclass(frozen=True)
 class Ragged:
-    """One list a row: all values, one after the other, and how many each row has."""
+    """Hold one list for each row: all values in sequence, and how many each row has."""
 
     values: np.ndarray
     lengths: np.ndarray  # [rows]; 0 where the row is null
@@ -46,7 +46,7 @@ class Ragged:
 
 
 class ShardCheck:
-    """The checks of one shard, in order: later ones rely on what earlier ones found right.
+    """Check one shard, in a fixed order: later checks rely on what earlier ones found right.
 
     Args:
         table: the shard's rows, of the cache's schema.
@@ -179,7 +179,9 @@ class ShardCheck:
         self._refuse_step(~inside & (token > logp[last] + slack[last]), "it is more probable than a candidate, and none itself")
 
     def _check_ends(self) -> None:
-        """Finished is what ends by an end-of-text token. Only human answers may hold one earlier, or be cut where the writer chose."""
+        """Check that a response is finished if and only if it ends by an end-of-text token. Only human answers may hold one earlier, or be cut
+        where the writer chose.
+        """
         eos = np.isin(self.steps.values, self.settings["eos_ids"])
         ends = self.steps.lengths.cumsum() - 1
         finished = self.table["finished"].to_numpy()

@@ -85,7 +85,7 @@ def _form(where: str, form: str, given: Mapping[str, Any]) -> list[Turn]:
 
 
 def _same_prompt(messages: Sequence[Turn], prompt: Sequence[Turn]) -> bool:
-    """``prompt`` is the first turns of ``messages``, or its first user turn, as in UltraChat."""
+    """Tell whether ``prompt`` is the first turns of ``messages``, or its first user turn, as in UltraChat."""
     users = [turn for turn in messages if turn["role"] == "user"]
     return list(messages[: len(prompt)]) == list(prompt) or users[:1] == list(prompt)
 

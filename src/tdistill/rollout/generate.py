@@ -1,4 +1,4 @@
-"""Batched generation with a KV cache: responses, and the teacher's candidates taken from the same logits."""
+"""Generate responses in batches with a KV cache, and take the teacher's candidates from the same logits."""
 
 import math
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ COMPACT_BELOW = 0.75
 
 @dataclass(frozen=True)
 class Sampling:
-    """The distribution that responses are drawn from, and how far."""
+    """Set the distribution that responses are drawn from, and their length."""
 
     temperature: float = 1.0
     top_p: float = 1.0
@@ -32,7 +32,7 @@ class Sampling:
 
 @dataclass
 class Generated:
-    """One response as it grows; candidate arrays have one entry a token."""
+    """Hold one response as it grows; candidate arrays have one entry a token."""
 
     prompt: TokenizedPrompt
     sample_index: int
@@ -46,13 +46,13 @@ class Generated:
 
     @property
     def text_tokens(self) -> list[int]:
-        """The tokens of the text: all but the one that ends a finished response."""
+        """Return the tokens of the text: all but the one that ends a finished response."""
         return self.tokens[:-1] if self.finished else self.tokens
 
 
 def batch_plan(prompts: Sequence[TokenizedPrompt], samples: int, batch_size: int) -> list[list[tuple[TokenizedPrompt, int]]]:
-    """(prompt, sample index) pairs by descending length, in batches. Fixed by the prompt list alone, never by what is left:
-    float logits move with a batch's shape, so only an equal plan gives equal bytes.
+    """Return (prompt, sample index) pairs by descending length, in batches. Fixed by the prompt list alone, never by what is left: float logits
+    move with a batch's shape, so only an equal plan gives equal bytes.
     """
     pairs = [(p, i) for p in prompts for i in range(samples)]
     pairs.sort(key=lambda pair: (-len(pair[0].ids), pair[0].prompt.prompt_id, pair[1]))
@@ -61,7 +61,7 @@ def batch_plan(prompts: Sequence[TokenizedPrompt], samples: int, batch_size: int
 
 @dataclass(frozen=True)
 class Mixed:
-    """A second author: every token is drawn from weight·(its distribution) + (1 − weight)·(the first model's)."""
+    """Set a second author: every token is drawn from weight·(its distribution) + (1 − weight)·(the first model's)."""
 
     model: PreTrainedModel
     weight: float
@@ -149,14 +149,14 @@ def next_logits(model: PreTrainedModel, input_ids: Tensor, attention: Tensor, ca
 
 
 def _mixture(first: Tensor, second: Tensor, weight: float) -> Tensor:
-    """log(weight·softmax(second) + (1 − weight)·softmax(first)), which are logits of the mixture."""
+    """Return log(weight·softmax(second) + (1 − weight)·softmax(first)), which are logits of the mixture."""
     return torch.logaddexp(torch.log_softmax(second, -1) + math.log(weight), torch.log_softmax(first, -1) + math.log1p(-weight))
 
 
 def _draw(
     logits: Tensor, noise: np.ndarray, sampling: Sampling, top_p: float | None, cap: int | None
 ) -> tuple[Tensor, Candidates | None, Tensor, Tensor]:
-    """Tokens, candidates, the tokens' true log-probs, and their log-probs under the distribution sampled from."""
+    """Return the tokens, the candidates, the tokens' true log-probs, and their log-probs under the distribution sampled from."""
     logp = torch.log_softmax(logits, -1)
     candidates = None if top_p is None else top_p_candidates(logp, top_p, cap)
     same = sampling.temperature == 1.0 and sampling.top_k == 0 and sampling.top_p == top_p and cap is None

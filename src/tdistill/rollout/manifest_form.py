@@ -1,4 +1,4 @@
-"""The form of a cache's ``manifest.json``."""
+"""Declare the form of a cache's ``manifest.json``."""
 
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -15,7 +15,7 @@ ADVICE = f"Delete {MANIFEST} and run `tdistill rollout` again: it makes the file
 
 
 class SettingsForm(Form):
-    """What a cache was made with, as far as its readers need it."""
+    """Declare the settings of a cache that its readers need."""
 
     teacher_top_p: float = Field(gt=0, le=1)
     max_candidates: Positive | None
@@ -36,7 +36,7 @@ class SettingsForm(Form):
 
 
 class CountsForm(Form):
-    """How much a cache holds."""
+    """Declare how much a cache holds."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -47,7 +47,7 @@ class CountsForm(Form):
 
 
 class ManifestForm(Form):
-    """The whole file."""
+    """Declare the form of the whole file."""
 
     model_config = ConfigDict(extra="forbid")
 

@@ -1,4 +1,4 @@
-"""Prompts: read from files or the hub, and rendered to token ids by a tokenizer's chat template."""
+"""Read prompts from files or the hub, and render them to token ids by a tokenizer's chat template."""
 
 import hashlib
 import json
@@ -20,7 +20,7 @@ INSTRUCTION_TEMPLATE = "### Instruction:\n{prompt}\n\n### Response:\n"
 
 @dataclass(frozen=True)
 class Prompt:
-    """One prompt as a conversation that waits for an answer, and the answers that came with it."""
+    """Hold one prompt as a conversation that waits for an answer, and the answers that came with it."""
 
     prompt_id: str  # from the content, so that it does not depend on the file's order
     messages: tuple[dict[str, str], ...]
@@ -29,18 +29,18 @@ class Prompt:
 
     @property
     def text(self) -> str:
-        """The last user turn, for people to read."""
+        """Return the last user turn, for people to read."""
         return self.messages[-1]["content"]
 
     @property
     def place(self) -> str:
-        """Where the prompt stands, or its id."""
+        """Return where the prompt stands, or its id."""
         return self.where or f"prompt {self.prompt_id}"
 
 
 @dataclass(frozen=True)
 class TokenizedPrompt:
-    """A prompt as the model reads it."""
+    """Hold a prompt as the model reads it."""
 
     prompt: Prompt
     ids: tuple[int, ...]
@@ -96,7 +96,7 @@ def render_prompts(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt]
 
 
 def _shielded(encoder: TextEncoder, prompt: Prompt, template: str) -> tuple[list[dict[str, str]], dict[str, str]]:
-    """The prompt's turns with the control strings in them behind marks."""
+    """Return the prompt's turns with their control strings replaced by marks, and the marks."""
     roles = [checked_role(prompt.place, turn["role"]) for turn in prompt.messages]
     texts, marks = encoder.shield(_contents(prompt), template)
     return [{"role": role, "content": content} for role, content in zip(roles, texts, strict=True)], marks

@@ -23,7 +23,7 @@ from tdistill.vocabulary import vocabulary_size
 
 @dataclass(frozen=True)
 class Capture:
-    """What is recorded of every token, and in which batches."""
+    """Set what is recorded for every token, and in which batches."""
 
     teacher_top_p: float
     max_candidates: int | None
@@ -39,7 +39,7 @@ def cache_settings(
     eos_ids: Sequence[int],
     prompts: Sequence[TokenizedPrompt],
 ) -> dict[str, Any]:
-    """All that shapes a cache's content, pinned in its manifest and in every shard."""
+    """Return all that shapes a cache's content; it is stored in the manifest and in every shard."""
     return {
         **asdict(sampling),
         **asdict(capture),
@@ -159,7 +159,7 @@ def _human_plan(
 
 
 def to_response(row: Generated, tokenizer: PreTrainedTokenizerBase, policy_id: str, origin: str) -> Response:
-    """A generated or scored row in the cache's types."""
+    """Turn a generated or scored row into the cache's types."""
     behaviour = np.asarray(row.behaviour_logp, dtype=np.float32) if row.behaviour_logp else None
     return Response(
         prompt_id=row.prompt.prompt.prompt_id,

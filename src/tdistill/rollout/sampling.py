@@ -1,4 +1,4 @@
-"""Sampling whose noise belongs to the token, not to the batch: reproducible under any batch plan and after any resume."""
+"""Sample with noise that belongs to the token, not to the batch: reproducible under any batch plan and after any resume."""
 
 import hashlib
 
@@ -11,7 +11,7 @@ from tdistill.mdp.candidates import Candidates, nucleus_mask, top_p_candidates
 
 
 def token_noise(seed: int, prompt_id: str, sample_index: int, length: int) -> np.ndarray:
-    """[length] uniforms in [0, 1); the t-th depends on (seed, prompt id, sample index, t) alone (counter-based Philox)."""
+    """Return [length] uniforms in [0, 1); the t-th depends on (seed, prompt id, sample index, t) alone (counter-based Philox)."""
     key = hashlib.blake2b(f"{seed}|{prompt_id}|{sample_index}".encode(), digest_size=16).digest()
     return np.random.Generator(np.random.Philox(key=int.from_bytes(key, "little"))).random(length)
 
@@ -24,7 +24,7 @@ def sample_tokens(
     top_k: int,
     nucleus: Candidates | None = None,
 ) -> tuple[Int[Tensor, " N"], Float[Tensor, " N"]]:
-    """One token a row by inverse CDF, and its log-prob under the distribution sampled from.
+    """Sample one token for each row by inverse CDF; return it and its log-prob under the distribution sampled from.
 
     The distribution is softmax(logits / temperature), cut to ``top_k`` (0 = no cut), then to the nucleus ``top_p``, then
     renormalised: transformers' order. ``nucleus`` saves the work where it is that distribution's nucleus already.

@@ -1,4 +1,4 @@
-"""The teacher's view of text that already exists: the same candidates and log-probs that generation records."""
+"""Score existing text with the teacher: the same candidates and log-probs that generation records."""
 
 from collections.abc import Sequence
 
@@ -56,7 +56,7 @@ def score_batch(
     candidate_top_p: float,
     max_candidates: int | None = None,
 ) -> list[Generated]:
-    """Candidates and true log-probs for given (prompt, response ids), as ``generate_batch`` would have recorded them.
+    """Return candidates and true log-probs for given (prompt, response ids), as ``generate_batch`` would have recorded them.
 
     A response is finished when its last token is one of ``eos_ids``. ``behaviour_logp`` stays empty: nobody sampled it here.
 

@@ -1,4 +1,4 @@
-"""What each stage does; ``pipeline`` decides whether it has to."""
+"""Define what each stage does; ``pipeline`` decides whether it has to."""
 
 from tdistill.pipeline import StageSpec
 from tdistill.stages.evaluate import evaluate_settings, make_evaluation

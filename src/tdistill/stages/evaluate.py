@@ -1,4 +1,4 @@
-"""``evaluate``: every system of a run by one protocol."""
+"""Evaluate every system of a run by one protocol (the stage ``evaluate``)."""
 
 from functools import partial
 from pathlib import Path
@@ -19,12 +19,12 @@ from tdistill.stages.train import train_systems
 
 
 def evaluate_settings(run: Run) -> dict[str, Any]:
-    """What shapes the evaluation."""
+    """Return the settings that shape the evaluation."""
     return {"evaluation": run.recipe.evaluation.model_dump(), "seed": run.recipe.seed}
 
 
 def systems(run: Run) -> list[EvaluatedSystem]:
-    """Everything the report compares, the teacher first."""
+    """Return everything that the report compares, the teacher first."""
     dtype, trust = run.recipe.evaluation.dtype, student_trust(run)
 
     def load(directory: Path) -> PreTrainedModel:
@@ -57,7 +57,7 @@ def check_references(run: Run, split: str, has_answers: bool | None = None) -> N
 
 
 def protocol(run: Run, split: str = "test") -> Protocol:
-    """What is the same for every system. ``split="valid"`` is for choosing settings."""
+    """Return what is the same for every system. ``split="valid"`` is for choosing settings."""
     recipe, tokenizer = run.recipe, student_tokenizer(run)
     prompts, _ = read_prompts(run, split, tokenizer)
     held_out = cache(run, split)

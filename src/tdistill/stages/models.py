@@ -1,4 +1,4 @@
-"""``models``: the teacher where its form can't be read fast, and the student's start."""
+"""Make the teacher's fast form if it needs one, and the student's start (the stage ``models``)."""
 
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,7 @@ INFO_FILE = "models.json"
 
 
 def models_settings(run: Run) -> dict[str, Any]:
-    """What shapes the models stage's content."""
+    """Return the settings that shape the models stage's content."""
     student = run.recipe.student
     settings = {"teacher": run.teacher_fingerprint, "student": student.model_dump()}
     if student.init == "pretrained":
@@ -129,12 +129,12 @@ def _size(model: PreTrainedModel) -> int:
 
 
 def teacher_directory(run: Run) -> ModelSource:
-    """The teacher as later stages load it."""
+    """Return the teacher as later stages load it."""
     return find_model(str(run.directory("models") / "teacher")) if run.teacher_source.gguf_file else run.teacher_source
 
 
 def load_teacher(run: Run, dtype: str | None = None) -> PreTrainedModel:
-    """The teacher in the recipe's dtype, or another, where it computes."""
+    """Load the teacher in the recipe's dtype, or another, on the device where it computes."""
     config = run.recipe.teacher
     teacher = load_model(teacher_directory(run), dtype or config.dtype, config.trust_remote_code, config.quantization)
     if not config.quantization:
@@ -145,7 +145,7 @@ def load_teacher(run: Run, dtype: str | None = None) -> PreTrainedModel:
 
 
 def student_tokenizer(run: Run) -> PreTrainedTokenizerBase:
-    """The tokenizer saved with the student's start."""
+    """Load the tokenizer saved with the student's start."""
     return load_tokenizer(find_model(str(run.directory("models") / "start")), run.recipe.teacher.trust_remote_code)
 
 

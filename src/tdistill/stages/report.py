@@ -1,4 +1,4 @@
-"""``report``: the pages of a finished run."""
+"""Write the pages of a finished run (the stage ``report``)."""
 
 from pathlib import Path
 from typing import Any
@@ -7,7 +7,7 @@ from tdistill.pipeline import Run
 
 
 def report_settings(run: Run) -> dict[str, Any]:
-    """What shapes the report beside its results."""
+    """Return the settings that shape the report, beside its results."""
     return {"title": run.recipe.title, "shown": run.recipe.evaluation.num_samples_shown}
 
 

@@ -1,4 +1,4 @@
-"""``rollout``: the teacher's answers to all three prompt sets."""
+"""Let the teacher answer all three prompt sets (the stage ``rollout``)."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -29,7 +29,7 @@ SPLITS = ("train", "valid", "test")
 
 
 def rollout_settings(run: Run) -> dict[str, Any]:
-    """What shapes the roll-outs."""
+    """Return the settings that shape the roll-outs."""
     recipe = run.recipe
     files = {split: content_hash(getattr(recipe.data, split)) for split in SPLITS}
     return {
@@ -43,7 +43,7 @@ def rollout_settings(run: Run) -> dict[str, Any]:
 
 
 def content_hash(source: str) -> str:
-    """Of a file; a hub id stands for itself."""
+    """Return the SHA-256 of a file. A hub id is returned unchanged."""
     path = local_path(source)
     return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else source
 
@@ -107,7 +107,7 @@ def overlap_counts(run: Run, sets: Mapping[str, Sequence[TokenizedPrompt]]) -> d
 
 
 def fingerprints(run: Run) -> dict[str, str]:
-    """What a cache must have been made with to be this run's."""
+    """Return the fingerprints that a cache must have been made with to belong to this run."""
     info = models_info(run)
     return {"teacher": run.teacher_fingerprint, "tokenizer": info["tokenizer"], "template": info["template"]}
 

@@ -1,4 +1,4 @@
-"""``sparsity``, on demand: how concentrated the teacher is on the training prompts, and which p to take."""
+"""Measure how concentrated the teacher is on the training prompts, and which p to take (the stage ``sparsity``, on demand)."""
 
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ ADAPTIVE = (1e-2, 3e-3, 1e-3, 3e-4)
 
 
 def sparsity_settings(run: Run) -> dict[str, Any]:
-    """What shapes the page, beside the roll-outs."""
+    """Return the settings that shape the page, beside the roll-outs."""
     return {"dtype": run.recipe.evaluation.dtype, "adaptive": ADAPTIVE}
 
 

@@ -1,4 +1,4 @@
-"""``sft`` and ``train``: students from the cache."""
+"""Train students from the cache (the stages ``sft`` and ``train``)."""
 
 import os
 from dataclasses import replace
@@ -33,7 +33,7 @@ DONE = "done.json"  # written last by a student
 
 
 def sft_settings(run: Run) -> dict[str, Any]:
-    """What shapes the SFT student."""
+    """Return the settings that shape the SFT student."""
     assert run.recipe.sft is not None
     return {"sft": run.recipe.sft.model_dump(), "seed": run.recipe.seed}
 
@@ -47,18 +47,18 @@ def make_sft(run: Run, directory: Path) -> dict[str, Any]:
 
 
 def train_settings(run: Run) -> dict[str, Any]:
-    """What shapes the students."""
+    """Return the settings that shape the students."""
     train = run.recipe.train
     return {"train": train.model_dump(), "seed": run.recipe.seed} | ({"corpus": content_hash(train.lm.corpus)} if train.lm else {})
 
 
 def train_systems(run: Run) -> dict[str, BaselineConfig]:
-    """Name → objective and own arguments of all that the train stage makes: the baselines, then the distilled student."""
+    """Return name → objective and own arguments of all students of the train stage: the baselines, then the distilled student."""
     return {**run.recipe.train.baselines, "distilled": BaselineConfig(objective=run.recipe.train.objective)}
 
 
 def start_directory(run: Run) -> Path:
-    """Where distillation starts: the SFT student, or the pruned or pretrained start."""
+    """Return the directory where distillation starts: the SFT student, or the pruned or pretrained start."""
     return run.directory("sft") if "sft" in run.stages else run.directory("models") / "start"
 
 
@@ -69,7 +69,7 @@ def make_students(run: Run, directory: Path) -> dict[str, Any]:
 
 
 def on_policy(config: OnPolicyConfig | None, dtype: str) -> OnPolicy | None:
-    """The student's part in its training text, written in ``dtype``."""
+    """Return how the student writes a part of its training text in ``dtype``; None if it writes none."""
     if config is None or config.lmbda == 0.0:
         return None
     mixture = Mixture(config.lmbda, config.refresh_steps, config.replay)
@@ -78,7 +78,7 @@ def on_policy(config: OnPolicyConfig | None, dtype: str) -> OnPolicy | None:
 
 
 def training_extras(run: Run, config: TrainConfig, system: BaselineConfig, tokenizer: PreTrainedTokenizerBase) -> Extras:
-    """What the recipe adds to a training run."""
+    """Return what the recipe adds to a training run."""
     protocol, lm = run.recipe.evaluation, config.lm
     length = protocol.max_completion_length or run.recipe.rollout.max_completion_length
     return Extras(

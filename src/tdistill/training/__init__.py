@@ -1,1 +1,1 @@
-"""The trainer, blind to algorithms, and a run from files to files."""
+"""Train students without knowledge of the algorithms, and run from files to files."""

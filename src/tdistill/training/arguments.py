@@ -1,4 +1,4 @@
-"""``TrainingArguments``: tdistill's defaults, and what it takes of them. What would be ignored, or fail after hours, is refused at once."""
+"""Fill ``TrainingArguments`` with tdistill's defaults, and check them. What would be ignored, or fail after hours, is refused at once."""
 
 from collections.abc import Mapping
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""A batch and the student's outputs → ``Steps``."""
+"""Turn a batch and the student's outputs into ``Steps``."""
 
 from dataclasses import replace
 from typing import Any
@@ -18,12 +18,12 @@ STUDENT_INPUTS = ("input_ids", "attention_mask", "taken_ids", "candidate_ids", "
 
 
 def student_inputs(batch: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The part of a batch that goes through the student (and through DDP's and FSDP's wrappers)."""
+    """Return the part of a batch that goes through the student (and through DDP's and FSDP's wrappers)."""
     return {k: batch[k] for k in STUDENT_INPUTS if k in batch}
 
 
 def teacher_online(teacher: PreTrainedModel, batch: dict[str, Tensor], vocab_size: int) -> Float[Tensor, "B T V"]:
-    """The teacher's log-probs over the vocabulary at every step, without autograd."""
+    """Return the teacher's log-probs over the vocabulary at every step, without autograd."""
     steps = batch["taken_ids"].shape[1]
     # clone: tensors made in inference mode can't be saved for the backward of the loss
     return step_logp(teacher, batch["input_ids"], batch["attention_mask"], steps, vocab_size).clone()
@@ -36,7 +36,7 @@ def build_steps(
     teacher_logp: Float[Tensor, "B T V"] | None = None,
     needs: frozenset[str] = frozenset(),
 ) -> Steps:
-    """Assemble the contract of the objectives.
+    """Build the ``Steps`` that objectives read.
 
     Args:
         batch: from ``DistillCollator``, on the student's device.
@@ -88,6 +88,6 @@ def build_steps(
 
 
 def taken_index(batch: dict[str, Tensor]) -> Tensor:
-    """[B, T] where in K the token taken stands, −1 where it is no candidate."""
+    """Return [B, T] the index in K of the token taken, −1 if it is no candidate."""
     hit = (batch["candidate_ids"] == batch["taken_ids"].unsqueeze(-1)) & batch["legal"]
     return torch.where(hit.any(-1), hit.long().argmax(-1), -1)

@@ -1,4 +1,4 @@
-"""Checkpoints are whole or refused: a manifest with the SHA-256 of every file is written last, and a resume verifies each of them."""
+"""Refuse checkpoints that are not whole: a manifest with the SHA-256 of every file is written last, and a resume verifies each file."""
 
 import hashlib
 import re

@@ -1,4 +1,4 @@
-"""What training took, beside everything it logs: wall-clock and tokens, which a resumed run goes on counting."""
+"""Log the cost of training: wall-clock and tokens, which a resumed run continues to count."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -11,7 +11,7 @@ MEAN_LENGTH = "completions/mean_length"  # as DistillTrainer logs it, with every
 
 
 class Clock(TrainerCallback):
-    """Adds two costs to every entry that is logged while the student trains, in ``TrainerState.log_history``.
+    """Add two costs to every entry that is logged while the student trains, in ``TrainerState.log_history``.
 
     ``seconds``: wall-clock since training started, student roll-outs, validations and checkpoints included. A
     resumed run goes on from the last entry of its checkpoint, so what a kill threw away does not count.

@@ -1,4 +1,4 @@
-"""What the student writes while it trains: a few validation prompts answered at every validation, for eyes rather than for metrics."""
+"""Log what the student writes while it trains: it answers a few validation prompts at every validation, for people to read."""
 
 import json
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ COMPLETIONS = "completions.jsonl"
 
 
 class LogCompletions(TrainerCallback):
-    """Appends one line a prompt and validation to ``path``, and a table to TensorBoard, Weights & Biases or Trackio where they are on.
+    """Append one line for each prompt and validation to ``path``, and a table to TensorBoard, Weights & Biases or Trackio if they are on.
 
     Args:
         student: being trained.
@@ -54,7 +54,7 @@ class LogCompletions(TrainerCallback):
         self._vocab_size = vocab_size or vocabulary_size(tokenizer, {"student": student.lm})
 
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """As the Trainer calls it."""
+        """Log the answers, as the Trainer calls it."""
         training = self._student.training
         self._student.eval()
         rows = self._answers(args)

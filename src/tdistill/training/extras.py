@@ -1,4 +1,4 @@
-"""What a training run may have beside its objective."""
+"""Define what a training run may have beside its objective."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -19,7 +19,7 @@ from tdistill.training.value import ValueSettings
 
 @dataclass(frozen=True)
 class OnPolicy:
-    """The student's part in its training text."""
+    """Set how the student writes a part of its training text."""
 
     mixture: Mixture
     sampling: StudentSampling
@@ -35,13 +35,13 @@ class OnPolicy:
         seed: int,
         vocab_size: int | None = None,
     ) -> StudentRollouts:
-        """What makes the rounds."""
+        """Return the object that makes the rounds of student roll-outs."""
         return StudentRollouts(model, teacher, tokenizer, expert, directory, self.sampling, self.dtype, seed, vocab_size)
 
 
 @dataclass(frozen=True)
 class Extras:
-    """What a training run may have beside its objective."""
+    """Hold what a training run may have beside its objective."""
 
     on_policy: OnPolicy | None = None  # the student's own roll-outs; they lie in ``rollouts`` below the student's directory
     value: ValueSettings = field(default_factory=ValueSettings)  # of the value head and the target network

@@ -1,4 +1,4 @@
-"""The language-modelling term: the student keeps reading a plain-text corpus while it is distilled."""
+"""Compute the language-modelling term: the student continues to read a plain-text corpus while it is distilled."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -13,21 +13,23 @@ from tdistill.rollout.score import step_logp
 
 @dataclass(frozen=True)
 class LanguageModelling:
-    """lm_coef·[(1 − kd_ratio)·CE(corpus) + kd_ratio·KL(teacher ‖ student)(corpus)], each a mean per token with a divisor of its own."""
+    """Set the term lm_coef·[(1 − kd_ratio)·CE(corpus) + kd_ratio·KL(teacher ‖ student)(corpus)], each part a mean per token with its own
+    divisor.
+    """
 
     lm_coef: float = 1.0
     kd_ratio: float = 0.0
 
     @property
     def reads_teacher(self) -> bool:
-        """The teacher must be online."""
+        """Tell whether the teacher must be online."""
         return self.kd_ratio > 0.0
 
 
 def window_losses(
     model: nn.Module, windows: Tensor, term: LanguageModelling, teacher: PreTrainedModel | None, vocab_size: int
 ) -> tuple[Tensor, Tensor]:
-    """Cross-entropy of the next token, and KL(teacher ‖ student) over the vocabulary (0 without ``kd_ratio``), at every step of windows.
+    """Return the next token's cross-entropy, and KL(teacher ‖ student) over the vocabulary (0 without ``kd_ratio``), at every step of windows.
 
     Args:
         model: a ``StudentModel``, wrapped or not.

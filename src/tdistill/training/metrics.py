@@ -1,4 +1,4 @@
-"""Per-step metrics → one number each, over the steps where they are defined."""
+"""Reduce per-step metrics to one number each, over the steps where they are defined."""
 
 import math
 from collections.abc import Callable
@@ -17,7 +17,7 @@ P99 = 0.99
 
 
 class MetricSums:
-    """Running sums of per-step metrics. NaN means: not defined at this step. One transfer from the device, when read.
+    """Keep running sums of per-step metrics. NaN means: not defined at this step. One transfer from the device, when read.
 
     A metric with a quantile is whole numbers: how often each one occurred is counted, so memory is bounded by the largest of them.
     """
@@ -38,7 +38,7 @@ class MetricSums:
                 self._counts[key] = _add_counts(self._counts[key], counts) if key in self._counts else counts
 
     def keys(self) -> list[str]:
-        """Keys seen so far, in order: the same on every process, since every process runs the same objective."""
+        """Return the keys seen so far, in order: the same on every process, since every process runs the same objective."""
         return list(self._sums)
 
     def read(self, reduce: Callable[[Tensor], Tensor] | None = None) -> dict[str, float]:
@@ -95,7 +95,7 @@ def support_metrics(steps: Steps) -> dict[str, Tensor]:
 
 
 def overlap_ratio(steps: Steps) -> Tensor:
-    """Share of the teacher's k most probable tokens that are among the student's k highest on A_p, k = ⌈|A_p|/2⌉, per step.
+    """Return for each step the share of the teacher's k most probable tokens that are among the student's k highest on A_p, k = ⌈|A_p|/2⌉.
 
     Both rankings are over A_p; 1 where they agree on the upper half.
     """

@@ -1,4 +1,4 @@
-"""The student's own roll-outs while it trains: it answers, the teacher scores, and what comes out is a cache like any other."""
+"""Make the student's own roll-outs while it trains: it answers, the teacher scores, and the result is an ordinary cache."""
 
 import copy
 import time
@@ -24,7 +24,7 @@ from tdistill.vocabulary import vocabulary_size
 
 @dataclass(frozen=True)
 class StudentSampling:
-    """How the student writes. The defaults are on-policy: what it samples from is π itself."""
+    """Set how the student writes. The defaults are on-policy: what it samples from is π itself."""
 
     temperature: float = 1.0
     top_p: float = 1.0
@@ -32,7 +32,7 @@ class StudentSampling:
 
 
 class StudentRollouts:
-    """Makes the rounds of a ``MixedDataset``, under ``directory/round-NNNN``; what is there is read, so that a resumed run goes on.
+    """Make the rounds of a ``MixedDataset``, under ``directory/round-NNNN``; existing rounds are read, so that a resumed run goes on.
 
     Args:
         student: the language model that is being trained; a copy in ``dtype`` of what it is when asked writes.
@@ -73,11 +73,11 @@ class StudentRollouts:
 
     @property
     def log(self) -> list[dict[str, float]]:
-        """What every round came to, those of before a kill too."""
+        """Return what was logged about every round, rounds before a kill included."""
         return [read_run_file(path, dict[str, float]) for path in sorted(self._directory.glob("round-*.json"))]
 
     def __call__(self, index: int, prompts: Sequence[TokenizedPrompt]) -> RolloutDataset:
-        """One round."""
+        """Make one round, or read it if it exists."""
         started = time.perf_counter()
         manifest = self._write(index, prompts)
         counts = {k: manifest.counts[k] for k in ("responses", "finished", "tokens")}

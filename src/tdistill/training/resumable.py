@@ -41,7 +41,7 @@ def check_same_length(checkpoint: Path, args: TrainingArguments, examples: int) 
 
 
 class ResumableTrainer(Trainer):
-    """A Trainer that writes a manifest into every checkpoint, verifies it on a resume, and never saves weights that are not finite.
+    """Train, write a manifest into every checkpoint, verify it on a resume, and never save weights that are not finite.
 
     A subclass sets ``objective`` and ``target`` and says in ``_check_student`` what a student that may be saved is.
     """
@@ -85,7 +85,7 @@ class ResumableTrainer(Trainer):
         return found
 
     def _identity(self) -> dict[str, Any]:
-        """What a run must share with a checkpoint to go on from it, beside its length."""
+        """Return what a run must share with a checkpoint to go on from it, beside its length."""
         args = self.args
         return {
             "objective": self.objective.describe(),
@@ -107,7 +107,7 @@ class ResumableTrainer(Trainer):
         super()._run_epoch(*args, **kwargs)
 
     def _is_over(self) -> bool:
-        """The checkpoint is that of the last step, or of the validation after which the run was stopped."""
+        """Tell whether the checkpoint is that of the last step, or of the validation after which the run was stopped."""
         watchers = [c for c in self.callback_handler.callbacks if isinstance(c, EarlyStoppingCallback)]
         stopped = any(c.early_stopping_patience_counter >= c.early_stopping_patience for c in watchers)
         return stopped or self.state.global_step >= self.state.max_steps

@@ -1,4 +1,4 @@
-"""One training run, from a start directory and caches to a saved student; a rerun resumes from its last whole checkpoint."""
+"""Run one training, from a start directory and caches to a saved student; a rerun resumes from its last whole checkpoint."""
 
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -198,7 +198,7 @@ def read_history(directory: Path) -> dict[str, Any]:
 
 
 class _ShowProgress(TrainerCallback):
-    """Shows a bar over the Trainer's own number of steps; ``stack`` closes it."""
+    """Show a bar over the Trainer's own number of steps; ``stack`` closes it."""
 
     def __init__(self, title: str, stack: ExitStack):
         self._title, self._stack = title, stack

@@ -1,4 +1,4 @@
-"""What several processes on one student can do, and what they can't: FSDP2, DeepSpeed, DDP, nn.DataParallel."""
+"""Check and set up several processes on one student: FSDP2, DeepSpeed, DDP, nn.DataParallel."""
 
 import os
 import warnings
@@ -180,7 +180,7 @@ def answer_together(student: StudentModel, answer: Callable[[Any], Answer]) -> A
 
 
 class _SharedModel:
-    """A language model whose forward takes all processes. The first one calls it, the others ``help``."""
+    """Wrap a language model whose forward needs all processes. The first one calls it, the others ``help``."""
 
     def __init__(self, student: StudentModel):
         self._student, self.config = student, student.config

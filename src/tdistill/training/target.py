@@ -1,4 +1,4 @@
-"""A target network: the Polyak average of the student, from which TD objectives read the values of later states."""
+"""Keep a target network: the Polyak average of the student, from which TD objectives read the values of later states."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +18,7 @@ TARGET_TAU = 0.005
 
 
 class TargetNetwork:
-    """θ̄ ← (1−τ)·θ̄ + τ·θ after every optimizer step, from θ̄ = θ. A whole copy of the student, without gradient.
+    """Update θ̄ ← (1−τ)·θ̄ + τ·θ after every optimizer step, from θ̄ = θ. A whole copy of the student, without gradient.
 
     Args:
         student: to follow; it must be whole in this process, so neither FSDP nor DeepSpeed shards it.
@@ -37,20 +37,20 @@ class TargetNetwork:
 
     @property
     def module(self) -> nn.Module:
-        """The average, of the student's own class."""
+        """Return the average, of the student's own class."""
         return self._averaged.module
 
     @torch.no_grad()
     def __call__(self, **inputs: Any) -> dict[str, torch.Tensor]:
-        """The student's forward under the averaged weights."""
+        """Run the student's forward under the averaged weights."""
         return self._averaged(**inputs)
 
     def follow(self, student: nn.Module) -> None:
-        """One Polyak step."""
+        """Make one Polyak step."""
         self._averaged.update_parameters(student)
 
     def save(self, directory: Path) -> None:
-        """Beside a checkpoint's weights, so that a resumed run bootstraps from the same values."""
+        """Save the target beside a checkpoint's weights, so that a resumed run bootstraps from the same values."""
         save_model(self.module, str(directory / TARGET_FILE))
 
     def load(self, directory: Path) -> None:
@@ -65,11 +65,11 @@ class TargetNetwork:
 
 
 class FollowStudent(TrainerCallback):
-    """Moves the target after every optimizer step."""
+    """Move the target after every optimizer step."""
 
     def __init__(self, target: TargetNetwork, student: Callable[[], nn.Module]):
         self._target, self._student = target, student
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """As the Trainer calls it."""
+        """Move the target, as the Trainer calls it."""
         self._target.follow(self._student())

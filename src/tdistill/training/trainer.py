@@ -1,4 +1,4 @@
-"""``DistillTrainer``: a ``transformers.Trainer`` that knows batches and ``Steps``, and no algorithm."""
+"""Define ``DistillTrainer``: a ``transformers.Trainer`` that knows batches and ``Steps``, and no algorithm."""
 
 import math
 from dataclasses import replace
@@ -142,7 +142,7 @@ class DistillTrainer(ResumableTrainer):
         return target
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """As the Trainer's, with the value head's own learning rate."""
+        """Create the Trainer's optimizer, with the value head's own learning rate."""
         is_new = self.optimizer is None
         optimizer = super().create_optimizer(model)
         head = self.accelerator.unwrap_model(model if model is not None else self.model).value_head
@@ -235,7 +235,7 @@ class DistillTrainer(ResumableTrainer):
         self._metrics.add({"completions/mean_length": lengths.float()}, lengths > 0)
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
-        """One micro-batch, forward and backward.
+        """Run one micro-batch, forward and backward.
 
         Raises:
             NonFiniteLossError: before the optimizer touches a weight.
@@ -274,7 +274,7 @@ class DistillTrainer(ResumableTrainer):
         )
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """As the Trainer's, with the objective's metrics since the last training log."""
+        """Log as the Trainer does, with the objective's metrics since the last training log."""
         if "loss" in logs and self._metrics.keys():
             logs |= self._metrics.read(self._over_processes if self.accelerator.num_processes > 1 else None)
         super().log(logs, start_time)
@@ -285,7 +285,7 @@ class DistillTrainer(ResumableTrainer):
 
     @torch.no_grad()
     def evaluate(self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval") -> dict[str, float]:
-        """Mean per valid step of the objective's own loss, NLL, both KLs on candidates + tail, and the student's mass on A_p."""
+        """Return the mean per valid step of the objective's own loss, NLL, both KLs on candidates + tail, and the student's mass on A_p."""
         loader = self.get_eval_dataloader(eval_dataset)
         needs = self.objective.needs.union(*(o.needs for o in VALIDATION.values()))
         model = self._wrap_model(self.model, training=False)

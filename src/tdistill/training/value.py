@@ -1,4 +1,4 @@
-"""How the value head learns: a rate of its own, and a head start."""
+"""Set how the value head learns: at its own rate, and alone in the first steps."""
 
 from dataclasses import dataclass
 
@@ -10,7 +10,7 @@ from tdistill.training.target import TARGET_TAU
 
 @dataclass(frozen=True)
 class ValueSettings:
-    """Of the value head and the target network.
+    """Set how the value head and the target network learn.
 
     Args:
         learning_rate: of the value head; None is the student's. The schedule is the same.
