@@ -186,7 +186,7 @@ def load_model(
 
     Args:
         source: from ``find_model``.
-        dtype: of the weights, or of what a quantised model computes in.
+        dtype: dtype of the weights, or the one in which a quantised model computes.
         trust_remote_code: run the code that lies beside the model.
         quantization: transformers' ``quantization_config``; such a model is loaded where it computes, and can't be trained.
 

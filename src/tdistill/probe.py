@@ -30,7 +30,7 @@ def probe(model: PreTrainedModel, name: str, vocab_size: int, avoid: Sequence[in
     it fails, and tdistill's losses have no such term).
 
     Args:
-        model: to probe.
+        model: the model to probe.
         name: for messages.
         vocab_size: V.
         avoid: token ids with a meaning of their own, such as padding and end of text.

@@ -64,7 +64,7 @@ def _explain(error: Any) -> str:
     if error["type"] == "missing":
         return f"{place!r} is missing."
     problem = str(error["msg"]).removeprefix("Value error, ")
-    # What a check of ours says names what it got.
+    # A message of our own check names what it got.
     return f"{place!r}: {problem}." if error["type"] == "value_error" else f"{place!r}: {problem}, got {brief(error.get('input'))}."
 
 

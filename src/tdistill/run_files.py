@@ -66,7 +66,7 @@ def read_stage_file(directory: Path, copied: bool = False) -> dict[str, Any]:
     """Read ``stage.json`` of ``…/STAGE/KEY``, and check that the stage's files are those that it made.
 
     Args:
-        directory: of the stage.
+        directory: the stage's directory.
         copied: the directory may be a copy that lacks files which are not read, such as weights.
 
     Raises:
@@ -216,7 +216,7 @@ def read_answer_lines(path: Path, expected: Iterable[tuple[str, int]], bounds: A
     """Read ``answers/NAME.jsonl``.
 
     Args:
-        path: of the file.
+        path: the file's path.
         expected: the (prompt id, sample index) of every answer that it must hold, in any order.
         bounds: what each must agree with.
 

@@ -14,7 +14,7 @@ def vocabulary_size(tokenizer: PreTrainedTokenizerBase | None, models: dict[str,
     ``len(tokenizer)``, which is too small where ids have gaps, and too large where a tokenizer has a token without a row.
 
     Args:
-        tokenizer: of all the models; without one, every row is a token.
+        tokenizer: tokenizer of all the models; without one, every row is a token.
         models: name (for messages) → model; all are read and written with the same ids.
         eos_ids: ids that end a response.
 

@@ -142,7 +142,7 @@ def load_whole(auto_class: Any, directory: Path, name: str, **kwargs: Any) -> Pr
         auto_class: ``AutoModelForCausalLM``, or a model's own class.
         directory: a model directory.
         name: for messages.
-        **kwargs: of ``from_pretrained``.
+        **kwargs: arguments of ``from_pretrained``.
 
     Raises:
         ModelError: the files can't be read, or lack tensors, or hold them in other shapes.

@@ -28,7 +28,7 @@ from tdistill.stages.train import DONE
 from tdistill.training.clock import SECONDS, TOKENS
 from tdistill.training.run import read_history
 
-# What a stage's content comes from, by sections of its recipe: equal sections, the same content.
+# Stage → the sections of a recipe that its content comes from: equal sections, the same content.
 UPSTREAM = ("seed", "data", "teacher", "student", "rollout")
 SECTIONS = {"rollout": UPSTREAM, "train": (*UPSTREAM, "sft", "train")}
 # Settings of an evaluation that do not change its numbers.

@@ -34,8 +34,8 @@ def at_baseline(curves: Mapping[str, Curve], baseline: str, metrics: Sequence[st
     """Read every method at the entropy of each of the baseline's temperatures, best first by the first metric: see ``evaluation.frontier``.
 
     Args:
-        curves: by method's name; the baseline's has at least two temperatures.
-        baseline: whose mean entropy is the level.
+        curves: method's name → curve; the baseline's has at least two temperatures.
+        baseline: the method whose mean entropy is the level.
         metrics: what is read there.
     """
     found = []

@@ -24,8 +24,8 @@ class Mixture:
     Args:
         lmbda: share of the student's responses, drawn for each example; GKD's λ (Agarwal et al. 2024).
         refresh_steps: optimizer steps between roll-outs of the student as it then is; None: once, by the start.
-        replay: from the roll-outs of how many rounds the responses are drawn. Each is used about so many times, and a round rolls
-            out so many times fewer.
+        replay: number of rounds to sample from, the newest included. With ``replay=2`` every response is used about twice, so each
+            round generates half as many.
 
     Raises:
         ConfigError: a value is out of range.
@@ -53,10 +53,10 @@ class MixedDataset(Dataset):
     Args:
         expert: the teacher's or human responses; their prompts are those that the student answers.
         roll_out: makes a round; not called with ``lmbda`` = 0.
-        mixture: of the two.
+        mixture: how the two are mixed.
         steps: optimizer steps of the run.
         batch_size: examples an optimizer step.
-        seed: of the draws.
+        seed: seed of the draws.
         corpus: adds a window of text to every example (``window_ids``), each once before any comes again.
 
     Raises:

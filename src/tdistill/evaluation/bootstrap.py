@@ -46,10 +46,10 @@ def hierarchical_bootstrap(
 
     Args:
         a: training seed → prompt id → value of the first method.
-        b: of the second.
+        b: the second method's.
         resamples: how many.
-        seed: of the resampling.
-        coverage: of the interval.
+        seed: seed of the resampling.
+        coverage: coverage of the interval.
         calibrated: correct for few seeds, as said above.
 
     Raises:

@@ -41,7 +41,7 @@ def at_level(curve: Curve, metric: str, level: float) -> AtLevel | None:
     bootstraps and standard errors of means take y as they take any score.
 
     Args:
-        curve: of the seeds that have all temperatures, and the prompts on which all of them have both metrics.
+        curve: the seeds that have all temperatures, and the prompts on which all of them have both metrics.
         metric: what to read.
         level: nats a token.
     """

@@ -26,7 +26,7 @@ from tdistill.stages.evaluate import systems
 from tdistill.stages.models import student_tokenizer
 
 LM_EVAL_DIRECTORY = "lm_eval"
-# What is kept of lm-eval's results; the rest describes the machine at length.
+# The parts of lm-eval's results that are kept; the rest describes the machine at length.
 KEPT = ("results", "groups", "configs", "versions", "n-shot", "n-samples", "higher_is_better")
 
 

@@ -107,7 +107,7 @@ class StudentModel(nn.Module):
             taken_ids: [B, T] token ids of the response, 0 past its end.
             candidate_ids: [B, T, K] token ids of A_p(s_t), 0 where not legal; None: every token is one, K = V.
             legal: [B, T, K] real candidates; only the diagnostics read it.
-            needs: of ``objectives.contract.NEEDS``.
+            needs: a subset of ``objectives.contract.NEEDS``.
             vocab_size: rows of the head that are real tokens; padding rows beyond it are sliced off.
             diagnostics: add ``student_mass`` and ``entropy`` [B, T], without gradient.
         """

@@ -50,7 +50,7 @@ def actor_critic(
             student lowers the total best; at 1, the default by measurement (docs/results-fast.md), ending early saves nothing.
             Above 0 it is biased by the order of 1/T, and no longer the gradient of the texts' total.
         cost: D, with the arguments' defaults: ``reverse_kl``, ``jsd`` (Jensen-Shannon) or ``skew_kl``.
-        support: of D, as for ``reverse_kl``.
+        support: support of D, as for ``reverse_kl``.
     """
     assert steps.value_t is not None
     assert steps.taken_logit_t is not None

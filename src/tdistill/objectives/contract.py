@@ -18,11 +18,11 @@ FinitePositive = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 
-# What an objective may ask for beyond the logits at the candidates. ``target``: a target network. ``other``: data with steps that
+# Fields that an objective may ask for beyond the logits at the candidates. ``target``: a target network. ``other``: data with steps that
 # are not the expert's.
 NEEDS = frozenset({"log_z", "max", "taken", "value", "action_value", "target", "behaviour", "expert", "other", "dense", "uniform"})
 
-# Where in ``Steps`` an answer to a need stands. ``expert_t`` may be missing: then every step is the expert's.
+# Need → the field of ``Steps`` that answers it. ``expert_t`` may be missing: then every step is the expert's.
 FIELDS = {
     "log_z": "log_z_t",
     "max": "max_t",

@@ -39,7 +39,7 @@ def minillm(
         clip_epsilon: ε, 0.2 as published; ``inf`` does not clip.
         reward_clip: r_t lies within ±``reward_clip`` nats. The paper has no such bound.
         w_max: w_t is at most this. Ours: with a share α of the teacher w_t ≤ 1/(1−α) as it is. 1 where nobody sampled the token.
-        support: of the KL, as for ``reverse_kl``.
+        support: support of the KL, as for ``reverse_kl``.
     """
     assert steps.taken_logit_t is not None
     assert steps.log_z_t is not None

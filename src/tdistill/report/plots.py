@@ -17,7 +17,7 @@ DASHES = ("-", "--", ":", "-.")
 QUALITY = ("teacher_nll", "forward_kl", "reverse_kl", "rouge_l", "student_mass")
 AT_MOST_POINTS = 150
 
-# What the trainer may have logged → title. TD terms and the mass may carry the name of an objective before them, and
+# Metrics that the trainer may have logged → title. TD terms and the mass may carry the name of an objective before them, and
 # ``_mean`` after them.
 CURVES = {
     "loss": "loss",

@@ -16,7 +16,7 @@ from tdistill.report.tables import Align, Cell, Table, format_number, sparsity_t
 
 # A candidate is an id (uint32) and a log-prob (float16) in the cache, before compression.
 BYTES_PER_CANDIDATE = 6
-# What a cached token may cost: about the hidden state of a small model.
+# Bytes that a cached token may cost: about the hidden state of a small model.
 BUDGET_BYTES = 1024
 GAMMA = 0.99
 POSITIONS = (0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512)

@@ -50,8 +50,8 @@ class ShardCheck:
 
     Args:
         table: the shard's rows, of the cache's schema.
-        settings: of the cache, checked.
-        path: of the shard, for messages.
+        settings: the cache's settings, already checked.
+        path: the shard's path, for messages.
         vocab_size: ids must lie below it, where it is known.
 
     Raises:

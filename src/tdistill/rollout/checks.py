@@ -15,7 +15,7 @@ def check_finite(logits: Tensor, names: Sequence[str], real: Tensor) -> None:
 
     Args:
         logits: [B, V] or [B, T, V].
-        names: of the B rows, for the message; without them it gives the row's number.
+        names: names of the B rows, for the message; without them it gives the row's number.
         real: [B] or [B, T] bool, what counts: padding may be anything.
 
     Raises:

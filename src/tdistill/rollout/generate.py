@@ -136,7 +136,7 @@ def next_logits(model: PreTrainedModel, input_ids: Tensor, attention: Tensor, ca
         model: a causal LM.
         input_ids: [B, N] the tokens that are new to the cache.
         attention: [B, L] 1 at real tokens, of all that the model has read, ``input_ids`` included.
-        cache: of the L − N tokens before.
+        cache: KV cache of the L − N tokens before.
     """
     return model(
         input_ids=input_ids,

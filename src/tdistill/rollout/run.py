@@ -68,13 +68,13 @@ def roll_out(
         load_teacher: called only if a shard is missing.
         tokenizer: decodes the texts, and reads the references.
         prompts: the prompt list; it fixes the batch plan.
-        directory: of the cache; finished shards in it are kept.
+        directory: the cache's directory; finished shards in it are kept.
         sampling: how responses are drawn.
         capture: what is recorded, and the batch plan.
-        fingerprints: of ``teacher``, ``tokenizer`` and ``template``.
+        fingerprints: fingerprints of ``teacher``, ``tokenizer`` and ``template``.
         eos_ids: ids that end a response.
         human: take the references as responses.
-        title: of the progress bar.
+        title: title of the progress bar.
         vocab_size: V, of teacher and student; by default of the tokenizer and the teacher (see ``vocabulary.vocabulary_size``).
     """
     plan = (
@@ -111,11 +111,11 @@ def write_rollouts(
         plan: batches; ``answer`` turns each into responses.
         answer: called only for what is missing.
         tokenizer: decodes the texts.
-        directory: of the cache.
+        directory: the cache's directory.
         shard_batches: batches in a shard.
         settings: all that shapes the content.
         author: the origin, and the policy's id.
-        title: of the progress bar; None: no bar.
+        title: title of the progress bar; None: no bar.
     """
     directory.mkdir(parents=True, exist_ok=True)
     remove_partial(directory)

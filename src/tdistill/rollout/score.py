@@ -25,7 +25,7 @@ def step_logp(
         attention_mask: [B, L] 1 at real tokens.
         steps: T.
         vocab_size: V.
-        names: of the rows, for messages.
+        names: names of the rows, for messages.
 
     Raises:
         ModelError: logits at a real token are not finite.

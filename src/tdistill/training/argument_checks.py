@@ -34,7 +34,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "dataloader_multiprocessing_context": ("fork", "spawn", "forkserver"),
 }
 _MOST_STEPS = 2**31
-# What optimizers, schedulers and trackers raise where they are missing or their arguments are wrong.
+# Errors that optimizers, schedulers and trackers raise if they are missing or their arguments are wrong.
 FOREIGN_ERRORS = (ImportError, TypeError, ValueError, RuntimeError, KeyError, AttributeError, AssertionError, ArithmeticError, OSError)
 
 
@@ -42,7 +42,7 @@ def check_training_arguments(arguments: Mapping[str, Any], place: str) -> None:
     """Check a recipe's ``arguments``, and build once what transformers would build of them: optimizer, schedule and trackers.
 
     Args:
-        arguments: of one training run, a baseline's own included.
+        arguments: the arguments of one training run, a baseline's own included.
         place: the section, such as ``train.arguments``, for the message.
 
     Raises:

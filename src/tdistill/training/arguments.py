@@ -27,7 +27,7 @@ DEFAULT_ARGUMENTS: dict[str, Any] = {
 METRICS: dict[str, bool | None] = {
     "loss": False, "nll": False, "forward_kl": False, "reverse_kl": False, "student_mass": True, "entropy": None,
 }  # fmt: skip
-# What a recipe can't pass: the run owns them.
+# Arguments that a recipe can't pass: the run owns them.
 OWNED_ARGUMENTS = frozenset(
     {"output_dir", "seed", "data_seed", "remove_unused_columns", "do_train", "do_eval", "do_predict", "resume_from_checkpoint", "local_rank"}
 )

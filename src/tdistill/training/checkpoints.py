@@ -12,7 +12,7 @@ from tdistill.files import read_json, sync_tree, write_json
 # Written last into a checkpoint: one without it was cut short and is not resumed from.
 MANIFEST = "tdistill.complete"
 _NAME = re.compile(r"checkpoint-(\d{1,18})")
-# What a resume reads where it is there. A callback may add other files.
+# Files that a resume reads if they exist. A callback may add other files.
 _READ = re.compile(
     r"(model.*|adapter_.*|value_head|target_network)\.(safetensors|bin|json)|(optimizer|scheduler|scaler|rng_state).*|trainer_state\.json"
 )

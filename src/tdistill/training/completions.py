@@ -24,10 +24,10 @@ class LogCompletions(TrainerCallback):
     """Append one line for each prompt and validation to ``path``, and a table to TensorBoard, Weights & Biases or Trackio if they are on.
 
     Args:
-        student: being trained.
-        tokenizer: its own.
-        valid: whose first prompts are answered, the same noise every time, so that lines differ only by the student.
-        count: of prompts.
+        student: the student that is trained.
+        tokenizer: the student's.
+        valid: its first prompts are answered, with the same noise every time, so that lines differ only by the student.
+        count: number of prompts.
         sampling: how they are answered.
         path: a JSON-lines file.
         trackers: the Trainer's callbacks.

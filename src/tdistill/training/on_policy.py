@@ -37,12 +37,12 @@ class StudentRollouts:
     Args:
         student: the language model that is being trained; a copy in ``dtype`` of what it is when asked writes.
         load_teacher: scores, and writes along with ``teacher_mix`` > 0; called once, at the first round.
-        tokenizer: of both.
+        tokenizer: tokenizer of both models.
         expert: the data set whose cache says how candidates are recorded, how long answers may be, and in which batches.
-        directory: of the rounds.
+        directory: where the rounds are written.
         sampling: how the student writes.
-        dtype: to write in.
-        seed: of the noise; a round is part of it.
+        dtype: dtype in which the student generates.
+        seed: seed of the noise, which also depends on the round.
         vocab_size: V of the expert's roll-outs; by default from the tokenizer and both models.
 
     Raises:

@@ -95,7 +95,7 @@ class ResumableTrainer(Trainer):
             "seed": args.seed,
         }
 
-    # What follows is the Trainer's own, called by it at these moments.
+    # The methods below override the Trainer's own, which it calls at these moments.
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         checkpoint, self._resumed_from = self._resumed_from, None

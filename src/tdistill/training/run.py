@@ -66,12 +66,12 @@ def train_student(
         start: model directory to start from.
         directory: where the student goes; checkpoints lie in ``checkpoints`` below it until it is saved.
         objective: from ``bind``.
-        train_dataset: to learn from.
+        train_dataset: examples to learn from.
         eval_dataset: picks the best checkpoint, by ``metric_for_best_model``.
         tokenizer: saved with the student.
         arguments: for ``TrainingArguments``.
-        seed: of data order and dropout.
-        title: of the progress bar.
+        seed: seed of data order and dropout.
+        title: title of the progress bar.
         load_teacher: called only if the objective or p = 1 needs the teacher online, or to score the student's roll-outs.
         extras: what else a run may have.
 

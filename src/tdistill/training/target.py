@@ -13,7 +13,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from tdistill.errors import ConfigError
 
 TARGET_FILE = "target_network.safetensors"
-# Of the soft updates of SAC (Haarnoja et al. 2018, table 1).
+# The rate of the soft updates of SAC (Haarnoja et al. 2018, table 1).
 TARGET_TAU = 0.005
 
 
@@ -21,7 +21,7 @@ class TargetNetwork:
     """Update θ̄ ← (1−τ)·θ̄ + τ·θ after every optimizer step, from θ̄ = θ. A whole copy of the student, without gradient.
 
     Args:
-        student: to follow; it must be whole in this process, so neither FSDP nor DeepSpeed shards it.
+        student: the student to follow; it must be whole in this process, so neither FSDP nor DeepSpeed shards it.
         tau: τ in (0, 1]; 1 is the student itself, one step late at most.
 
     Raises:

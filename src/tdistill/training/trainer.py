@@ -30,7 +30,7 @@ from tdistill.training.target import FollowStudent, TargetNetwork
 from tdistill.training.value import ValueSettings, clear_gradients, own_rate
 from tdistill.vocabulary import vocabulary_size
 
-# What every run is validated by, whatever it trains on: comparable across objectives.
+# Objectives that every validation measures, whatever the run trains on: comparable across runs.
 VALIDATION = {"nll": bind("nll"), "forward_kl": bind("forward_kl"), "reverse_kl": bind("reverse_kl")}
 
 

@@ -13,7 +13,7 @@ class ValueSettings:
     """Set how the value head and the target network learn.
 
     Args:
-        learning_rate: of the value head; None is the student's. The schedule is the same.
+        learning_rate: the value head's rate; None is the student's. The schedule is the same.
         warmup_steps: first steps in which the value head alone learns. It starts at 0, and until it has learnt the level of
             the returns, an advantage measured from it says that every token was a bad one. The gradient norm, and so its clip, is
             then that of the value head alone.
