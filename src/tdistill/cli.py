@@ -117,9 +117,9 @@ def sparsity(recipe: RecipeArgument, overrides: Overrides = None) -> None:
 def sample(
     student: Annotated[Path, typer.Argument(help="a saved student (or any model directory)")],
     prompt: Annotated[str, typer.Argument(help="what to ask")],
-    temperature: Annotated[float, typer.Option(min=0.01, help="of sampling")] = 1.0,
+    temperature: Annotated[float, typer.Option(min=0.01, max=1000, help="of sampling")] = 1.0,
     top_p: Annotated[float, typer.Option(min=0.01, max=1.0, help="nucleus of sampling")] = 0.8,
-    max_completion_length: Annotated[int, typer.Option(min=1, help="tokens")] = 128,
+    max_completion_length: Annotated[int, typer.Option(min=1, max=1_000_000, help="tokens")] = 128,
     seed: Annotated[int, typer.Option(min=0, help="another seed, another answer")] = 0,
 ) -> None:
     """Ask a checkpoint something."""
@@ -152,8 +152,8 @@ def judge(
     from tdistill.progress import say
     from tdistill.report.tables import to_rich
 
-    prices = price_per_million_input, price_per_million_output
-    settings = JudgeSettings(base_url, model, output, prompts, limit, max_tokens, *prices, concurrency, timeout, api_key_env)
+    prices, target = (price_per_million_input, price_per_million_output), _output(output) if output else None
+    settings = JudgeSettings(base_url, model, target, prompts, limit, max_tokens, *prices, concurrency, timeout, api_key_env)
     judging = Judging(answers_a, answers_b, settings)
     say(judging.plan())
     if judging.to_ask and not yes:
@@ -183,7 +183,7 @@ def compare(
     from tdistill.report.tables import to_rich
 
     comparison, console = compare_runs(runs, baseline), Console()
-    markdown, page = write(comparison, output)
+    markdown, page = write(comparison, _output(output))
     for table in for_terminal(comparison.methods, comparison.quality):
         console.print(to_rich(table))
     if comparison.at_equal_entropy:
@@ -211,11 +211,19 @@ def theory(
     from tdistill.theory.report import propositions_table
     from tdistill.theory.run import TheorySettings, run_theory
 
+    output_dir = _output(output_dir)
     sizes = {"horizons": tuple(horizon)} if horizon else {}
     settings = TheorySettings(instances=instances, mdps=mdps, bias_mdps=bias_mdps, seeds=seeds, steps=steps, seed=seed, **sizes)
     data, console = run_theory(output_dir, settings), Console()
     console.print(to_rich(propositions_table(data["propositions"])))
     console.print(f"\nreport: {output_dir / 'theory.html'}\n        {output_dir / 'theory.md'}", soft_wrap=True, highlight=False)
+
+
+def _output(path: Path) -> Path:
+    """Return where a command writes: shells leave ``~`` in ``--output=~/x`` as it is."""
+    from tdistill.textfiles import local_path
+
+    return local_path(str(path), OutputError)
 
 
 def _open(recipe: Path, overrides: list[str] | None, *stages: str) -> Any:
