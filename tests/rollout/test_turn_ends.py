@@ -76,6 +76,7 @@ def test_sample_asks_for_no_more_tokens_than_the_model_reads(teacher: Path, caps
     assert command("sample", teacher, "x", "--max-completion-length", 10**12) == 2
     assert command("sample", "~nobody-here/model", "x") == 2
 
+
 def test_the_end_of_a_turn_is_no_text_even_where_it_is_not_special(teacher: Path, tmp_path: Path) -> None:
     directory = save_tiny_model(tmp_path / "model")
     tokenizer = byte_level(["<|endoftext|>"], "{% for m in messages %}{{ m['content'] }}<stop>{% endfor %}", eos_token="<|endoftext|>")

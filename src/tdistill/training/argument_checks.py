@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, TensorDataset
 from transformers import Trainer, TrainingArguments, get_scheduler
 from transformers.integrations import get_reporting_integration_callbacks
 from transformers.trainer_utils import SchedulerType
@@ -139,7 +139,7 @@ def _build(args: TrainingArguments, place: str) -> None:
         raise ConfigError(f"{wrong} Install the package, or set report_to: none.") from None
     try:
         DataLoader(
-            [0],
+            TensorDataset(torch.zeros(1)),
             num_workers=args.dataloader_num_workers,
             persistent_workers=args.dataloader_persistent_workers,
             prefetch_factor=args.dataloader_prefetch_factor,
