@@ -127,6 +127,22 @@ def test_a_stage_without_its_inputs_says_which_command_comes_first(tiny_recipe, 
     assert "`tdistill rollout RECIPE` first" in refused(monkeypatch, capsys, "train", tiny_recipe)
 
 
+@pytest.mark.parametrize("option", ["--seeds", "--limit", "--max-prompt-length", "--lm-eval-include-path"])
+def test_an_option_of_a_measurement_that_is_not_asked_for_is_refused(option, tiny_recipe, monkeypatch, capsys):
+    assert f"{option} belongs to --" in refused(monkeypatch, capsys, "evaluate", tiny_recipe, option, "3")
+    assert not (tiny_recipe.parent / "run").exists()
+
+
+def test_a_tilde_that_the_shell_left_is_the_home_directory(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pages").mkdir()
+    (tmp_path / "pages" / "thesis.tex").write_text("mine")
+    assert f"{tmp_path / 'pages'} holds something else" in refused(monkeypatch, capsys, "theory", "~/pages")
+    assert "can't be read as a path" in refused(monkeypatch, capsys, "theory", "~nobody-here/pages")
+    assert not (tmp_path / "~").exists()
+
+
 def files_of(root: Path) -> dict[str, int]:
     return {str(p.relative_to(root)): p.stat().st_mtime_ns for p in root.rglob("*") if p.is_file()}
 

@@ -78,6 +78,12 @@ def test_a_missing_model_is_named(name):
         find_model(name)
 
 
+@pytest.mark.parametrize("name", ["~nobody-here/model", "m" * 5000], ids=["home", "long"])
+def test_a_name_that_can_be_no_path_is_refused(name):
+    with pytest.raises(ModelError, match="can't be read as a path"):
+        find_model(name)
+
+
 def test_a_directory_with_pickled_weights_only_is_refused(tiny_teacher, tmp_path):
     (tmp_path / "config.json").write_text((tiny_teacher / "config.json").read_text())
     with pytest.raises(ModelError, match="no \\*\\.safetensors"):
@@ -85,6 +91,16 @@ def test_a_directory_with_pickled_weights_only_is_refused(tiny_teacher, tmp_path
     (tmp_path / "pytorch_model.bin").write_bytes(b"\x80\x04.")
     with pytest.raises(ModelError, match=r"only pickled weights \(pytorch_model.bin\)"):
         find_model(str(tmp_path))
+
+
+@pytest.mark.parametrize("content", [b"", b'{"eos_token_id": [25', b"[]", b"\xff", b'{"eos_token_id": 1, "eos_token_id": 2}'])
+def test_a_damaged_generation_config_is_refused_and_not_left_out(content, tmp_path):
+    directory = save_tiny_model(tmp_path)
+    (directory / "generation_config.json").write_bytes(content)
+    with pytest.raises(ModelError, match="generation_config.json"):
+        load_model(find_model(str(directory)))
+    (directory / "generation_config.json").unlink()
+    assert load_model(find_model(str(directory))).generation_config.eos_token_id is not None
 
 
 def test_a_directory_without_a_config_is_refused(tmp_path):

@@ -122,7 +122,7 @@ def test_prompts_that_are_trained_on_are_dropped_or_counted_as_asked(recipe: Pat
     assert counted.key("rollout") == Run(load_recipe(recipe)).key("rollout"), "to count changes no prompt"
 
 
-def test_the_report_says_that_test_prompts_were_trained_on(recipe: Path) -> None:
+def test_the_report_says_that_test_prompts_were_trained_on(recipe: Path, capsys: pytest.CaptureFixture) -> None:
     repeat_in(recipe, "test", "train question 0")
     assert command("run", recipe, "data.overlap=count", "train.baselines={}") == 0
     (report,) = (recipe.parent / "run").glob("report/*/report.md")
@@ -131,6 +131,9 @@ def test_the_report_says_that_test_prompts_were_trained_on(recipe: Path) -> None
     (stage,) = (recipe.parent / "run").glob("rollout/*/stage.json")
     notes = json.loads(stage.read_text())["notes"]
     assert (notes["valid"]["also_in_train"], notes["test"]["also_in_train"]) == (0, 1)
+    # The roll-outs are complete, and now it is asked to refuse.
+    assert command("run", recipe, "train.baselines={}") == 2
+    assert "are also in train" in " ".join(capsys.readouterr().err.split())
 
 
 REFUSED = {
@@ -151,6 +154,7 @@ REFUSED = {
         "has no answers to learn from",
     ),
     "a short corpus": (["train.lm={corpus: DIR/short.txt, window: 100}"], "less than one window of 100"),
+    "workers that are kept and none": (["train.arguments.dataloader_persistent_workers=true"], "'train.arguments': the data loader"),
     "a large seed": (["seed=5000000000"], "'seed': Input should be less than 4294967296"),
     "a secret": (["train.arguments.hub_token=hf_abc"], "'train.arguments.hub_token' is a secret"),
     "a secret elsewhere": (["train.baselines.x={name: nll, api_key: hf_abc}"], "api_key' is a secret"),

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 from tdistill.errors import ConfigError, ModelError, brief, nearest
 from tdistill.files import read_json
 from tdistill.plain import describe_hint, fits, hints_of
+from tdistill.textfiles import local_path
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
@@ -155,7 +156,7 @@ def base_name(directory: Path) -> str:
     named = config.get("base_model_name_or_path") if isinstance(config, dict) else None
     if not isinstance(named, str) or not named or "\0" in named:
         raise ModelError(f"{directory / ADAPTER_CONFIG} must name its base model in base_model_name_or_path, got {named!r:.80}.")
-    beside = directory / Path(named).expanduser()
+    beside = directory / local_path(named, ModelError)
     return str(beside) if beside.is_dir() else named
 
 

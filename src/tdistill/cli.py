@@ -12,6 +12,7 @@ import typer
 from tdistill.errors import OutputError, TdistillError, shown
 from tdistill.stops import keeping, watched
 
+TASK_SEEDS = 5  # answers to every prompt of the tasks
 EXIT_USAGE, EXIT_BROKEN_PIPE = 2, 141  # 128 + SIGPIPE, as for other programs
 
 app = typer.Typer(
@@ -63,7 +64,7 @@ def evaluate(
     overrides: Overrides = None,
     tasks: Annotated[str | None, typer.Option(help="and on these: dolly,selfinst,vicuna,sni,unni,gsm8k")] = None,
     data_dir: Annotated[Path | None, typer.Option(help="of the tasks' files: DIR/dolly/test.jsonl and so on")] = None,
-    seeds: Annotated[int, typer.Option(min=1, help="answers to every prompt of the tasks")] = 5,
+    seeds: Annotated[int | None, typer.Option(min=1, help="answers to every prompt of the tasks. Default: 5")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="prompts of a task: a fixed random subset. Default: all")] = None,
     max_prompt_length: Annotated[int | None, typer.Option(min=1, help="of the tasks, tokens. Default: the recipe's")] = None,
     temperatures: Annotated[str | None, typer.Option(help="and decode at these, separated by commas: 0.5,0.7,1")] = None,
@@ -82,10 +83,13 @@ def evaluate(
         raise TdistillError(
             "--split says on which prompts --temperatures are measured: give both, such as --temperatures 0.5,0.7,1 --split valid."
         )
+    _refuse_unread({"--seeds": seeds, "--max-prompt-length": max_prompt_length}, "--tasks", tasks, data_dir)
+    _refuse_unread({"--limit": limit}, "--tasks or --lm-eval", tasks, data_dir, lm_eval)
+    _refuse_unread({"--lm-eval-include-path": lm_eval_include_path}, "--lm-eval", lm_eval)
     current = _open(recipe, overrides)
     measures: dict[str, Any] = {}
     if {tasks, data_dir} != {None}:
-        measures["tasks"] = TaskRun(current, TaskOptions(tasks or "", data_dir, seeds, limit, max_prompt_length))
+        measures["tasks"] = TaskRun(current, TaskOptions(tasks or "", data_dir, seeds or TASK_SEEDS, limit, max_prompt_length))
     if temperatures is not None:
         measures["temperatures"] = TemperatureRun(current, temperatures, split or "test")
     if lm_eval is not None:
@@ -117,9 +121,9 @@ def sparsity(recipe: RecipeArgument, overrides: Overrides = None) -> None:
 def sample(
     student: Annotated[Path, typer.Argument(help="a saved student (or any model directory)")],
     prompt: Annotated[str, typer.Argument(help="what to ask")],
-    temperature: Annotated[float, typer.Option(min=0.01, help="of sampling")] = 1.0,
+    temperature: Annotated[float, typer.Option(min=0.01, max=1000, help="of sampling")] = 1.0,
     top_p: Annotated[float, typer.Option(min=0.01, max=1.0, help="nucleus of sampling")] = 0.8,
-    max_completion_length: Annotated[int, typer.Option(min=1, help="tokens")] = 128,
+    max_completion_length: Annotated[int, typer.Option(min=1, max=1_000_000, help="tokens")] = 128,
     seed: Annotated[int, typer.Option(min=0, help="another seed, another answer")] = 0,
 ) -> None:
     """Ask a checkpoint something."""
@@ -152,8 +156,8 @@ def judge(
     from tdistill.progress import say
     from tdistill.report.tables import to_rich
 
-    prices = price_per_million_input, price_per_million_output
-    settings = JudgeSettings(base_url, model, output, prompts, limit, max_tokens, *prices, concurrency, timeout, api_key_env)
+    prices, target = (price_per_million_input, price_per_million_output), _output(output) if output else None
+    settings = JudgeSettings(base_url, model, target, prompts, limit, max_tokens, *prices, concurrency, timeout, api_key_env)
     judging = Judging(answers_a, answers_b, settings)
     say(judging.plan())
     if judging.to_ask and not yes:
@@ -183,7 +187,7 @@ def compare(
     from tdistill.report.tables import to_rich
 
     comparison, console = compare_runs(runs, baseline), Console()
-    markdown, page = write(comparison, output)
+    markdown, page = write(comparison, _output(output))
     for table in for_terminal(comparison.methods, comparison.quality):
         console.print(to_rich(table))
     if comparison.at_equal_entropy:
@@ -211,11 +215,26 @@ def theory(
     from tdistill.theory.report import propositions_table
     from tdistill.theory.run import TheorySettings, run_theory
 
+    output_dir = _output(output_dir)
     sizes = {"horizons": tuple(horizon)} if horizon else {}
     settings = TheorySettings(instances=instances, mdps=mdps, bias_mdps=bias_mdps, seeds=seeds, steps=steps, seed=seed, **sizes)
     data, console = run_theory(output_dir, settings), Console()
     console.print(to_rich(propositions_table(data["propositions"])))
     console.print(f"\nreport: {output_dir / 'theory.html'}\n        {output_dir / 'theory.md'}", soft_wrap=True, highlight=False)
+
+
+def _refuse_unread(given: dict[str, Any], reader: str, *readers: Any) -> None:
+    """Refuse options of a measurement that is not asked for: nothing would read them."""
+    unread = [option for option, value in given.items() if value is not None]
+    if unread and all(value is None for value in readers):
+        raise TdistillError(f"{unread[0]} belongs to {reader}, which is not given: give both, or leave it out.")
+
+
+def _output(path: Path) -> Path:
+    """Return where a command writes: shells leave ``~`` in ``--output=~/x`` as it is."""
+    from tdistill.textfiles import local_path
+
+    return local_path(str(path), OutputError)
 
 
 def _open(recipe: Path, overrides: list[str] | None, *stages: str) -> Any:

@@ -15,6 +15,7 @@ from tdistill.adapters import ADAPTER_CONFIG, adapter_weights, base_name, is_ada
 from tdistill.control import turn_end
 from tdistill.errors import ModelError
 from tdistill.files import read_json
+from tdistill.textfiles import local_path
 from tdistill.weights import foreign, load_whole, say_once, weight_files
 
 PACKAGED = "packaged:"
@@ -48,7 +49,7 @@ def find_model(name: str) -> ModelSource:
     """
     if name.startswith(PACKAGED):
         return _find_packaged(name)
-    path = Path(name).expanduser()
+    path = local_path(name, ModelError)
     if path.is_file() and path.suffix == ".gguf":
         return ModelSource(name, path.parent, path.name)
     if path.is_dir():
@@ -118,7 +119,7 @@ def whole_model(source: ModelSource) -> ModelSource:
 def _base(source: ModelSource) -> ModelSource:
     """Return where the base of a directory of adapters lies, which may be adapters again."""
     name = base_name(source.directory)
-    path = Path(name).expanduser()
+    path = local_path(name, ModelError)
     if path.is_dir() and is_adapter(path):
         return ModelSource(name, path)
     try:
@@ -201,6 +202,7 @@ def load_model(
         raise ModelError(f"{source.name!r} is a GGUF file, which needs the package gguf: pip install 'tdistill[demo]'")
     if is_adapter(source.directory):
         return _load_adapted(source, dtype, trust_remote_code, quantization)
+    _check_generation_config(source.directory)
     placed = {"quantization_config": dict(quantization), "device_map": {"": compute_device()}} if quantization else {}
     given = {"dtype": DTYPES[dtype], "trust_remote_code": trust_remote_code, **source.load_kwargs, **placed}
     model = load_whole(_auto_class(source), source.directory, source.name, **given)
@@ -208,6 +210,13 @@ def load_model(
         _forget_gguf(model)
     _switch_router_loss_off(model, source.name)
     return model.eval()
+
+
+def _check_generation_config(directory: Path) -> None:
+    """Refuse a damaged ``generation_config.json``: transformers would go on without it, and so without the tokens that end a text."""
+    path = directory / "generation_config.json"
+    if path.exists() and not isinstance(read_json(path, ModelError, "Save the model again."), dict):
+        raise ModelError(f"{path} must hold an object. Save the model again.")
 
 
 def _auto_class(source: ModelSource) -> Any:

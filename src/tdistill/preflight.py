@@ -52,9 +52,9 @@ def preflight(run: Run, stages: Sequence[str] = ()) -> None:
     for place, arguments in argument_sections(run.recipe).items():
         for remark in argument_remarks(arguments, place):
             say(remark)
+    _check_prompts(run)  # of complete roll-outs too: what is asked of shared prompts and answers may have changed since
     if run.is_complete("rollout"):
         return
-    _check_prompts(run)
     # An older torch can't tell.
     capabilities = getattr(torch.cpu, "get_capabilities", None)
     slow = slow_bfloat16(run.recipe, capabilities()) if capabilities and compute_device().type == "cpu" else []

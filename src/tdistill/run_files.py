@@ -23,7 +23,9 @@ from tdistill.models import hash_sampled
 from tdistill.run_forms import NOTES, RANGES, ROUNDING, AnswerForm, HistoryForm, LogEntryForm, StageForm
 
 STAGE_FILE, FILES, CHECKSUM = "stage.json", "files", "checksum"
-CHECKED = (".json", ".jsonl", ".safetensors")  # roll-outs' shards have their checksums in the manifest beside them
+# Results, weights, and all that a tokenizer or a model's own code is made of; roll-outs' shards have checksums in the manifest beside them.
+CHECKED = (".json", ".jsonl", ".safetensors", ".jinja", ".model", ".txt", ".py")
+PAGE_STAGES = ("report", "sparsity")
 UNCHECKED = ("checkpoints", "rollouts")  # folders that only a training run reads, while it runs
 
 
@@ -89,6 +91,10 @@ def read_stage_file(directory: Path, copied: bool = False) -> dict[str, Any]:
             raise OutputError(f"{path}: `{FILES}` names {name!r:.80}, which is no file of the stage. {advice}")
         if not (copied and not os.path.lexists(directory / name)):
             _check_file(directory / name, checksum)
+    if stage in PAGE_STAGES and not copied:
+        for name in ("markdown", "page"):  # people may write on a page, so it must only be there
+            if not (directory / record["notes"][name]).is_file():
+                raise OutputError(f"{directory / record['notes'][name]} is missing. {advice}")
     return record
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from reprlib import repr as short
 from typing import Any
 
-from tdistill.errors import DataError
+from tdistill.errors import DataError, TdistillError
 from tdistill.parse import read_maybe_gzip
 
 # First bytes of what is often given under a text file's name. UTF-32 stands before UTF-16, whose mark its own begins with.
@@ -26,17 +26,17 @@ SIGNATURES = {
 _NOT_TEXT = re.compile("[\x00\ud800-\udfff]")
 
 
-def local_path(source: str) -> Path:
-    """Return the path that a recipe or the command line names, with ``~`` expanded.
+def local_path(source: str, error: type[TdistillError] = DataError) -> Path:
+    """Return the path that a recipe, a model's file or the command line names, with ``~`` expanded.
 
     Raises:
-        DataError: the user in ``~user`` does not exist, or the name can't be a path.
+        error: the user in ``~user`` does not exist, or the name can't be a path.
     """
     try:
         path = Path(source).expanduser()
         path.exists()  # raises on a name that is too long, or below a directory that can't be read
-    except (RuntimeError, OSError, ValueError) as error:
-        raise DataError(f"{source!r:.200} can't be read as a path: {error}") from error
+    except (RuntimeError, OSError, ValueError) as cause:
+        raise error(f"{source!r:.200} can't be read as a path: {cause!s:.200}") from cause
     return path
 
 

@@ -91,6 +91,8 @@ def test_missing_directories_files_and_answers_are_named(data):
         tasks.load_task("dolly", None)
     with pytest.raises(DataError, match="--data-dir .*nowhere is no directory"):
         tasks.load_task("dolly", data / "nowhere")
+    with pytest.raises(DataError, match="can't be read as a path"):
+        tasks.load_task("dolly", Path("~nobody-here/data"))
     with pytest.raises(DataError, match=r"none of unni/test_0_2.jsonl, .*unni/test.parquet\. Put .*orhonovich.*; MIT"):
         tasks.load_task("unni", data)
     (data / "dolly/test.jsonl").write_text('{"instruction": "a", "output": ""}\n')

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import command, tiny_recipe_dict
+from conftest import command, save_tiny_model, tiny_recipe_dict
 
 from fuzz.mutate import mutated_bytes, mutated_values
 from tdistill.compare.run import compare
@@ -163,6 +163,42 @@ def test_report_refuses_every_damaged_file_that_it_reads(run, capsys):
             with damaged(path, damage, others):
                 check_refused(capsys, path, damage, "report", recipe, f"output_dir={output}")
     assert command("report", recipe, f"output_dir={output}") == 0
+
+
+def test_a_page_that_is_gone_is_not_called_complete(finished, tmp_path, capsys):
+    recipe, output = finished
+    output = shutil.copytree(output, tmp_path / "run")
+    for path in files(output, ["report/*/report.md", "report/*/report.html"]):
+        path.rename(tmp_path / path.name)
+        assert command("run", recipe, f"output_dir={output}") == 2
+        assert f"{path.name} is missing" in capsys.readouterr().err
+        (tmp_path / path.name).rename(path)
+        path.write_text(path.read_text() + "<!-- a reader's note -->")
+    assert command("run", recipe, f"output_dir={output}") == 0
+
+
+def test_another_chat_template_beside_the_start_is_refused(tmp_path, capsys):
+    teacher = save_tiny_model(tmp_path / "teacher")
+    template = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}<eos>{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
+    (teacher / "chat_template.jinja").write_text(template)
+    recipe, output = tmp_path / "recipe.yaml", tmp_path / "run"
+    recipe.write_text(yaml.safe_dump(tiny_recipe_dict(teacher, tmp_path)))
+    assert command("rollout", recipe) == 0
+    (beside,) = output.glob("models/*/start/chat_template.jinja")
+    beside.write_text(template.replace("assistant: ", "a: "))
+    assert command("sft", recipe) == 2
+    assert "chat_template.jinja was altered or is damaged" in capsys.readouterr().err
+    beside.unlink()
+    assert command("sft", recipe) == 2
+    (stage,) = output.glob("models/*/stage.json")
+    old = json.loads(stage.read_text())
+    del old["files"], old["checksum"]  # as an earlier version wrote it
+    stage.write_text(json.dumps(old))
+    capsys.readouterr()
+    assert command("sft", recipe) == 2
+    assert "is not the one that the models stage saved" in capsys.readouterr().err
+    beside.write_text(template)
+    assert command("sft", recipe) == 0
 
 
 def test_checksums_see_damage_in_files_that_nobody_reads_now(finished, tmp_path, capsys):

@@ -96,6 +96,7 @@ def test_a_relative_base_is_looked_up_from_the_adapters_then_from_here(named, ba
     ("named", "message"),
     [
         ("/nowhere/base", "that base model can't be used: No model at '/nowhere/base'"),
+        ("~nobody-here/base", "can't be read as a path"),
         (None, "must name its base model"),
         (3, "must name its base model"),
         ("", "must name its base"),

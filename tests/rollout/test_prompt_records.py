@@ -102,6 +102,7 @@ REFUSED = [
     ({"instruction": "Add.", "input": "1", "context": "2"}, "`input` and `context` are both here, and differ"),
     ({"prompt": "a", "input": "b"}, "`input` is not part of the `prompt`"),
     ({"messages": [user("a")], "context": "b"}, "`context` is not part of the `messages`"),
+    ({"prompt": "a", "context": ["b", "c"]}, "`context` is not part of the `prompt`"),
     ({"prompt": "a", "messages": [user("b")]}, "`messages` and `prompt` are both here, and not the same"),
     ({"prompt": "a", "instruction": "a"}, "`prompt` and `instruction` are both here"),
     ({"prompt": "a", "system": "Be kind."}, "the column `system` is not read"),

@@ -70,6 +70,13 @@ def test_sample_reads_control_strings_as_text(teacher: Path, capsys: pytest.Capt
         assert message in " ".join(capsys.readouterr().err.split())
 
 
+def test_sample_asks_for_no_more_tokens_than_the_model_reads(teacher: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command("sample", teacher, "x", "--max-completion-length", 250) == 2
+    assert "context is 256" in capsys.readouterr().err
+    assert command("sample", teacher, "x", "--max-completion-length", 10**12) == 2
+    assert command("sample", "~nobody-here/model", "x") == 2
+
+
 def test_the_end_of_a_turn_is_no_text_even_where_it_is_not_special(teacher: Path, tmp_path: Path) -> None:
     directory = save_tiny_model(tmp_path / "model")
     tokenizer = byte_level(["<|endoftext|>"], "{% for m in messages %}{{ m['content'] }}<stop>{% endfor %}", eos_token="<|endoftext|>")

@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from tdistill.errors import ConfigError, DataError, nearest
 from tdistill.evaluation.metrics import distinct_n, rouge_l
 from tdistill.rollout.prompts import Prompt, TokenizedPrompt, load_prompts, render_prompts
+from tdistill.textfiles import local_path
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")
 # --limit takes the prompts whose hash with this seed is least: the same for every system, recipe and training seed.
@@ -86,11 +87,12 @@ def load_task(name: str, data_dir: Path | None) -> Task:
     """
     if data_dir is None:
         raise ConfigError(f"Task {name!r} needs --data-dir DIR, the directory with {TASKS[name].stems[0]}{SUFFIXES[0]}.")
-    path = _find(name, data_dir.expanduser())
+    data_dir = local_path(str(data_dir))
+    path = _find(name, data_dir)
     task = Task(
         name,
         TASKS[name],
-        path.relative_to(data_dir.expanduser()).as_posix(),
+        path.relative_to(data_dir).as_posix(),
         hashlib.sha256(path.read_bytes()).hexdigest(),
         tuple(load_prompts(str(path))),
     )

@@ -60,7 +60,8 @@ def _turns(where: str, given: Mapping[str, Any]) -> list[Turn]:
         raise DataError(f"{where}: {' and '.join(f'`{form}`' for form in forms)} are both here, and not the same prompt. Remove one.")
     for name in EXTRAS:
         extra = given.get(name)
-        if "instruction" not in given and isinstance(extra, str) and not any(extra.strip() in turn["content"] for turn in turns):
+        read = isinstance(extra, str) and any(extra.strip() in turn["content"] for turn in turns)
+        if "instruction" not in given and extra and not read:
             raise DataError(f"{where}: `{name}` is not part of the `{forms[0]}`. Put it there, name the prompt `instruction`, or remove it.")
     return turns
 

@@ -8,7 +8,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tdistill.adapters import add_lora
 from tdistill.data.corpus import check_window, read_documents
-from tdistill.errors import ModelError
+from tdistill.errors import ModelError, OutputError
 from tdistill.files import write_json
 from tdistill.head.student import VALUES
 from tdistill.models import (
@@ -28,7 +28,7 @@ from tdistill.probe import probe
 from tdistill.progress import say
 from tdistill.prune import check_layer_count, outer_layers, prune_layers
 from tdistill.rollout.prompts import template_fingerprint
-from tdistill.run_files import read_run_file
+from tdistill.run_files import read_run_file, remedy
 from tdistill.run_forms import ModelsForm
 from tdistill.vocabulary import vocabulary_size
 
@@ -145,8 +145,19 @@ def load_teacher(run: Run, dtype: str | None = None) -> PreTrainedModel:
 
 
 def student_tokenizer(run: Run) -> PreTrainedTokenizerBase:
-    """Load the tokenizer saved with the student's start."""
-    return load_tokenizer(find_model(str(run.directory("models") / "start")), run.recipe.teacher.trust_remote_code)
+    """Return the tokenizer saved with the student's start.
+
+    Raises:
+        OutputError: its chat template is another than the models stage used, such as that of a file laid beside it since.
+    """
+    directory = run.directory("models")
+    tokenizer = load_tokenizer(find_model(str(directory / "start")), run.recipe.teacher.trust_remote_code)
+    if template_fingerprint(tokenizer) != models_info(run)["template"]:
+        raise OutputError(
+            f"The chat template in {directory / 'start'} is not the one that the models stage saved there. Put the right one back "
+            f"(chat_template.jinja, tokenizer_config.json), or {remedy(directory / INFO_FILE)}"
+        )
+    return tokenizer
 
 
 def student_trust(run: Run) -> bool:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch.utils.data import DataLoader, TensorDataset
 from transformers import Trainer, TrainingArguments, get_scheduler
 from transformers.integrations import get_reporting_integration_callbacks
 from transformers.trainer_utils import SchedulerType
@@ -128,7 +129,7 @@ def _check_together(arguments: Mapping[str, Any], place: str) -> None:
 
 
 def _build(args: TrainingArguments, place: str) -> None:
-    """Build trackers, optimizer and schedule for one small matrix, and let them take a step."""
+    """Build trackers, the data loader, and optimizer and schedule for one small matrix; let the last two take a step."""
     trackers = args.report_to or []
     try:
         for callback in get_reporting_integration_callbacks(trackers):
@@ -136,6 +137,15 @@ def _build(args: TrainingArguments, place: str) -> None:
     except FOREIGN_ERRORS as error:
         wrong = f"'{place}.report_to': {', '.join(trackers):.80} can't be used here: {error!s:.300}"
         raise ConfigError(f"{wrong} Install the package, or set report_to: none.") from None
+    try:
+        DataLoader(
+            TensorDataset(torch.zeros(1)),
+            num_workers=args.dataloader_num_workers,
+            persistent_workers=args.dataloader_persistent_workers,
+            prefetch_factor=args.dataloader_prefetch_factor,
+        )
+    except FOREIGN_ERRORS as error:
+        raise ConfigError(f"'{place}': the data loader can't be built: {error!s:.300}") from None
     try:
         optimizer = _step_once(args)
     except FOREIGN_ERRORS as error:
