@@ -207,3 +207,18 @@ def test_two_verdicts_on_one_question_are_refused_and_a_longer_reply_is_not(tmp_
 def test_an_error_body_in_latin_1_is_read_as_its_header_says() -> None:
     assert body_text("é".encode("latin-1"), "", "text/plain; charset=iso-8859-1") == "é"
     assert body_text("é".encode("latin-1"), "", "") == "\ufffd"
+
+
+def test_one_file_is_not_compared_with_itself(call: Caller) -> None:
+    call.b = call.a
+    code, text = call("http://127.0.0.1:9/v1")
+    assert (code, "are the same file" in text) == (2, True)
+
+
+def test_a_verdict_says_which_server_it_came_from(call: Caller) -> None:
+    with serving(prefer_larger) as first:
+        assert call(first.url, "--limit", "3")[0] == 0
+    with serving(prefer_larger) as second:
+        assert call(second.url)[0] == 0
+    assert len(second.asked) < 12
+    assert call.summary["judge"]["base_urls_of_verdicts"] == sorted([first.url, second.url])

@@ -61,6 +61,8 @@ class Judging:
         _check_numbers(settings)
         self.settings, self.base_url = settings, check_url(settings.base_url)
         self._key = read_key(settings.api_key_env)
+        if path_a.exists() and path_b.exists() and path_a.samefile(path_b):
+            raise ConfigError(f"{path_a} and {path_b} are the same file: give the answers of two systems.")
         self.a, self.b = read_answers(path_a), read_answers(path_b)
         self.prompts_source = find_prompts((self.a, self.b), settings.prompts)
         self.joined: Joined = join(self.a, self.b, self.prompts_source, settings.limit)
@@ -156,6 +158,7 @@ class Judging:
                 "failure": failure,
                 "reply": reply.refusal or reply.content,
                 "served_model": reply.served_model,
+                "base_url": self.base_url,
                 "prompt_tokens": reply.prompt_tokens,
                 "completion_tokens": reply.completion_tokens,
                 "max_tokens": self.settings.max_tokens,
@@ -185,6 +188,8 @@ class Judging:
             "judge": {
                 "model": self.settings.model,
                 "base_url": self.base_url,
+                # A server of another address is asked by the same model's name: each verdict says where it came from.
+                "base_urls_of_verdicts": sorted({row["base_url"] for row in self._rows() if row.get("base_url")}),
                 "served_models": sorted({row["served_model"] for row in self._rows() if row["served_model"]}),
                 "options": list(options.values()),
             },
