@@ -226,3 +226,17 @@ def test_a_student_keeps_its_checkpoints_until_it_has_its_mark(stage: str, tiny_
             train_stage.make_students(run, run.directory("train"))
     assert (student / "done.json").is_file()
     assert not last.exists()
+
+
+def test_a_resumed_run_answers_the_validation_prompts_once_a_validation(world: small_runs.World, tmp_path: Path) -> None:
+    given = {"save_total_limit": None, "eval_on_start": True}
+    world.train(tmp_path / "whole", arguments=given, log_completions=2, keep_checkpoints=True)
+    wanted = (tmp_path / "whole" / "completions.jsonl").read_text()
+    steps = [json.loads(line)["step"] for line in wanted.splitlines()]
+    assert steps == [0, 0, 2, 2, 4, 4, 6, 6, 6, 6]
+    for step in (0, 2, 4, 6):
+        killed = small_runs.left_by_a_kill(tmp_path / "whole", tmp_path / f"killed-{step}", step)
+        killed.mkdir(exist_ok=True)
+        (killed / "completions.jsonl").write_text(wanted + '{"step": 6, "prompt": "cut sho')
+        world.train(killed, arguments=given, log_completions=2)
+        assert (killed / "completions.jsonl").read_text() == wanted
