@@ -21,6 +21,22 @@ LARGEST, MEAN = 2e-3, 0.15
 LATER_MEAN, LATER = 0.01, 3
 
 
+def rounding(found: Tensor, wanted: Tensor, dtype: torch.dtype, mean: float = MEAN) -> tuple[float, float]:
+    """Return how far logits differ, as a share of their spread, and how far rounding in ``dtype`` lets them.
+
+    Args:
+        found: [..., V] logits.
+        wanted: [..., V] those that they should be.
+        dtype: of the weights.
+        mean: the allowed mean difference where ``dtype`` has 16 bits or fewer.
+    """
+    difference = (found - wanted).abs()
+    if dtype in (torch.float32, torch.float64):
+        spread = (wanted - wanted.mean(-1, keepdim=True)).abs().max().clamp(min=1e-6)
+        return float(difference.max() / spread), LARGEST
+    return float(difference.mean() / wanted.std().clamp(min=1e-6)), mean
+
+
 @torch.inference_mode()
 def probe(model: PreTrainedModel, name: str, vocab_size: int, avoid: Sequence[int] = (), hidden: bool = False) -> None:
     """Check a causal LM on a few tokens, in eval mode, where it is and in its own dtype. It takes about 20 short forward passes.
@@ -70,12 +86,9 @@ class _Probe:
         return ModelError(f"{self.what} lacks the property {name!r}: {why}. tdistill can't use it; choose another model.")
 
     def _compare(self, name: str, why: str, found: Tensor, wanted: Tensor, mean: float = MEAN) -> None:
-        spread = (wanted - wanted.mean(-1, keepdim=True)).abs().max().clamp(min=1e-6)
-        difference = (found - wanted).abs()
-        exact = self.model.dtype in (torch.float32, torch.float64)
-        size, limit = (difference.max() / spread, LARGEST) if exact else (difference.mean() / wanted.std().clamp(min=1e-6), mean)
+        size, limit = rounding(found, wanted, self.model.dtype, mean)
         if not size <= limit:  # NaN fails too
-            raise self._fails(name, f"{why} (by {float(size):.2g} of their spread, allowed {limit:g})")
+            raise self._fails(name, f"{why} (by {size:.2g} of their spread, allowed {limit:g})")
 
     def _tensor(self, ids: Sequence[int]) -> Tensor:
         return torch.tensor([ids], device=self.model.device)
