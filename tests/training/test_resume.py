@@ -242,3 +242,11 @@ def test_a_resumed_run_answers_the_validation_prompts_once_a_validation(world: s
         (killed / "completions.jsonl").write_text(wanted + '{"step": 6, "prompt": "cut sho')
         world.train(killed, arguments=given, log_completions=2)
         assert (killed / "completions.jsonl").read_text() == wanted
+
+
+def test_a_validation_moves_no_dropout(world: small_runs.World, tmp_path: Path) -> None:
+    """A validation that a kill left out is made up for before the noise of the next step is restored."""
+    run = trainer(world, tmp_path)
+    before = torch.get_rng_state()
+    run.evaluate()
+    assert torch.equal(torch.get_rng_state(), before)

@@ -285,6 +285,7 @@ class DistillTrainer(ResumableTrainer):
         """Return the sum over processes of tensors that may differ in length along the first axis."""
         return self.accelerator.reduce(self.accelerator.pad_across_processes(sums, dim=0), "sum")
 
+    @torch.random.fork_rng(devices=[])  # a loader draws a seed: a validation must not move the dropout of the steps after it
     @torch.no_grad()
     def evaluate(self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval") -> dict[str, float]:
         """Return the mean per valid step of the objective's own loss, NLL, both KLs on candidates + tail, and the student's mass on A_p."""
