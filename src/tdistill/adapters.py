@@ -31,6 +31,7 @@ LORA_REFUSED = {
     "init_lora_weights": "only true, false, gaussian and orthogonal leave the weights as they are that the adapters are saved for",
     "loftq_config": "it changes the weights that the adapters are saved for",
     "megatron_config": "Megatron's layers are not used here",
+    "layer_replication": "it makes another model of the student, which the adapters' files do not hold",
 }
 
 
@@ -71,7 +72,8 @@ def add_lora(lm: PreTrainedModel, arguments: dict[str, Any]) -> Any:
     """Return the model with adapters, the only weights with gradient.
 
     Raises:
-        ConfigError: none of the model's modules matches (those that it has are named), or adapters would change tied weights.
+        ConfigError: none of the model's modules matches (those that it has are named), adapters would change tied weights, or could
+            never be merged.
     """
     check_lora(arguments)
     from peft import LoraConfig, get_peft_model
@@ -83,6 +85,8 @@ def add_lora(lm: PreTrainedModel, arguments: dict[str, Any]) -> Any:
         modules = sorted({name.rsplit(".", 1)[-1] for name, m in lm.named_modules() if type(m).__name__ == "Linear"})
         raise ConfigError(f"train.peft.lora does not fit the student: {error} Its linear modules: {', '.join(modules)}.") from None
     _refuse_tied(adapted, tied)
+    if arguments.get("lora_bias"):
+        _refuse_lost_bias(adapted)
     lm.enable_input_require_grads()  # else activation checkpointing finds no gradient to the first adapter
     return adapted
 
@@ -112,6 +116,15 @@ def _refuse_tied(adapted: Any, tied: dict[int, list[str]]) -> None:
                 "adapters of the other. Leave them out of target_modules, modules_to_save and trainable_token_indices, or give a student "
                 "with tie_word_embeddings: false."
             )
+
+
+def _refuse_lost_bias(adapted: Any) -> None:
+    # Adapters are merged where a student is loaded, and PEFT can't add their bias to a layer that has none.
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    for name, module in adapted.named_modules():
+        if isinstance(module, BaseTunerLayer) and getattr(module.get_base_layer(), "bias", None) is None:
+            raise ConfigError(f"train.peft.lora.lora_bias: {name} has no bias that it could be added to. Leave lora_bias out.")
 
 
 def is_adapter(directory: Path) -> bool:

@@ -8,7 +8,7 @@ from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from tdistill.errors import ModelError
-from tdistill.probe import LARGEST
+from tdistill.probe import rounding
 from tdistill.weights import foreign
 
 # Settings that are lists of layer numbers (Qwen-MoE, Bamba, LFM2, Llama 4, Mllama, Zamba), and those that count dense first layers.
@@ -17,7 +17,6 @@ LAYER_NUMBERS = frozenset(
 )
 DENSE_FIRST = frozenset({"first_k_dense_replace", "num_dense_layers"})
 PROBED_TOKENS = 9
-ROUNDED = 0.1  # allowed difference where the teacher computes in 16 bits, as a share of the spread of the logits
 
 
 def outer_layers(total: int, kept: int) -> list[int]:
@@ -103,10 +102,8 @@ def check_pruned(teacher: PreTrainedModel, student: PreTrainedModel, layers: lis
     with foreign(f"{name} can't be pruned to layers {layers}"):
         wanted = _without_other_layers(teacher, ids, layers).float().cpu()
         found = student(input_ids=ids.to(student.device), use_cache=False).logits.float().cpu()
-    spread = (wanted - wanted.mean(-1, keepdim=True)).abs().max().clamp(min=1e-6)
-    error = float((found - wanted).abs().max() / spread)
-    allowed = LARGEST if teacher.dtype in (torch.float32, torch.float64) else ROUNDED
-    if not error <= allowed:
+    error, allowed = rounding(found, wanted, teacher.dtype)
+    if not error <= allowed:  # NaN is refused too
         raise ModelError(
             f"{name} can't be pruned to layers {layers}: the student's logits differ from those of the teacher without its other layers by "
             f"{error:.2g} of their spread. Its layers depend on their number or on each other. Keep other layers, or give a pretrained "

@@ -128,6 +128,11 @@ def test_temperatures_are_read_once_each() -> None:
     assert parse_temperatures("1, .5,1.0,") == (0.5, 1.0)
 
 
+def test_temperatures_that_would_share_a_directory_are_refused() -> None:
+    with pytest.raises(ConfigError, match="at most six digits, got 0.9999999: round it to 1"):
+        parse_temperatures("0.9999999,1")
+
+
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory, tiny_teacher) -> list[Path]:
     """Two runs that differ by their seed, with temperatures .6, 1 and 1.4."""

@@ -255,3 +255,15 @@ def test_a_recipe_whose_adapters_hit_tied_weights_ends_before_the_roll_outs(base
     assert command("run", path) == 2
     assert "adapts weights that the student shares between modules" in capsys.readouterr().err
     assert not (tmp_path / "run" / "rollout").exists()
+
+
+@pytest.mark.parametrize(
+    ("lora", "message"),
+    [
+        ({"lora_bias": True}, "lora_bias: .*q_proj has no bias that it could be added to"),
+        ({"layer_replication": [[0, 2], [0, 2]]}, "layer_replication is not supported: it makes another model"),
+    ],
+)
+def test_adapters_that_could_not_be_loaded_again_are_refused_before_training(lora, message, base):
+    with pytest.raises(ConfigError, match=message):
+        add_lora(load_model(find_model(str(base))), {"r": 2, **lora})

@@ -47,10 +47,12 @@ def test_a_property_that_is_missing_is_named_with_the_model(architecture):
         probe(tiny(architecture), "teacher", TOKENS, hidden=True)
 
 
-@pytest.mark.parametrize("architecture", sorted(MISSING.keys() - {"bert"}))  # a tiny encoder's later tokens move less than bfloat16 rounds
-def test_bfloat16_hides_no_missing_property(architecture):
-    with pytest.raises(ModelError, match=f"teacher .*lacks the property '{MISSING[architecture]}'"):
-        probe(tiny(architecture).to(torch.bfloat16), "teacher", TOKENS, hidden=True)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("architecture", [*MISSING, "roberta", "electra"])
+def test_16_bits_hide_no_missing_property(architecture, dtype):
+    missing = MISSING.get(architecture, "causal")
+    with pytest.raises(ModelError, match=f"teacher .*lacks the property '{missing}'"):
+        probe(tiny(architecture).to(dtype), "teacher", TOKENS, hidden=True)
 
 
 def test_a_hidden_state_that_no_value_head_reads_may_have_any_shape():

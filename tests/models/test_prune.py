@@ -100,5 +100,14 @@ def test_the_check_finds_a_setting_that_pruning_forgot():
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_a_teacher_of_16_bits_can_be_pruned(dtype):
-    assert prune_layers(teacher("llama").to(dtype), [0]).dtype == torch.float32
+@pytest.mark.parametrize("architecture", ["llama", "smollm3", "olmoe", "qwen3_moe", "minimax"])
+def test_a_teacher_of_16_bits_can_be_pruned(architecture, dtype):
+    settings = {"num_hidden_layers": 6} | {k: v * 3 for k, v in vars(CONFIGS[architecture]()).items() if k in ("no_rope_layers", "layer_types")}
+    assert prune_layers(teacher(architecture, **settings).to(dtype), [0, 2, 5]).dtype == torch.float32
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_16_bits_hide_no_layer_at_a_wrong_place(dtype):
+    full = teacher("llama", num_hidden_layers=4).to(dtype)
+    with pytest.raises(ModelError, match="differ from those of the teacher without its other layers"):
+        check_pruned(full, prune_layers(full, [0, 3]), [0, 2])

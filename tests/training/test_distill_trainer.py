@@ -93,9 +93,9 @@ def test_training_lowers_its_own_loss(name, train):
 
 def test_a_nan_weight_stops_the_run_and_names_step_and_prompts(train, tiny_teacher):
     student = make_student(tiny_teacher)
+    trainer = train(OBJECTIVES["iq_learn"], model=student, run=False, per_device_train_batch_size=2)
     with torch.no_grad():
         student.model.layers[0].mlp.up_proj.weight[0, 0] = torch.nan
-    trainer = train(OBJECTIVES["iq_learn"], model=student, run=False, per_device_train_batch_size=2)
     before = student.lm_head.weight.clone()
     with pytest.raises(NonFiniteLossError, match=r"The loss became nan at step 1 on prompts p\d+, p\d+\."):
         trainer.train()

@@ -13,6 +13,7 @@ from transformers import TrainerCallback
 
 from tdistill.errors import ModelError, NonFiniteLossError
 from tdistill.evaluation.run import check_finite
+from tdistill.models import find_model, load_model, load_tokenizer
 from tdistill.objectives import bind
 from tdistill.pipeline import Run
 from tdistill.recipe import load_recipe
@@ -171,3 +172,30 @@ def test_scores_of_a_model_with_a_weight_that_is_none_are_not_written(tiny_recip
     assert "logits are not finite on" in capsys.readouterr().err
     assert not (measured / "scores" / "distilled.json").exists()
     assert not run.is_complete("evaluate")
+
+
+@pytest.mark.parametrize("row", [65, 300])  # a token that the probe may not draw, and a row of padding
+def test_a_start_that_could_never_be_saved_is_refused_before_the_roll_outs(
+    row: int, tiny_recipe: Path, tiny_teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    student = load_model(find_model(str(tiny_teacher)))
+    with torch.no_grad():
+        student.model.embed_tokens.weight[row, 0] = float("nan")
+    student.save_pretrained(tmp_path / "student")
+    load_tokenizer(find_model(str(tiny_teacher))).save_pretrained(tmp_path / "student")
+    content = yaml.safe_load(tiny_recipe.read_text())
+    content["student"] = {"init": "pretrained", "student_model_name_or_path": str(tmp_path / "student")}
+    tiny_recipe.write_text(yaml.safe_dump(content))
+    assert command("rollout", tiny_recipe) == 2
+    assert "embed_tokens.weight of the student" in (error := capsys.readouterr().err)
+    assert "before any training" in error
+    assert not Run(load_recipe(tiny_recipe)).is_complete("rollout")
+
+
+def test_a_trainer_takes_no_student_that_could_never_be_saved(world: small_runs.World, tmp_path: Path) -> None:
+    student = world.student()
+    with torch.no_grad():
+        student.lm_head.weight[300, 0] = float("inf")
+    args = training_arguments(small_runs.EVERY_TWO, tmp_path, 3)
+    with pytest.raises(ModelError, match="lm_head.weight of the student is not finite before any training"):
+        DistillTrainer(student, args, small_runs.NLL, world.data, world.data, world.tokenizer)

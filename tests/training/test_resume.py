@@ -120,9 +120,11 @@ def test_a_validation_that_a_kill_left_out_is_made_up_for(world: small_runs.Worl
         return [(e["step"], e["eval_loss"]) for e in run.state.log_history if "eval_loss" in e]
 
     assert [step for step, _ in validated(whole)] == [3, 6, 9]
-    again = trainer(world, tmp_path / "again", **given)
-    again.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-3"))
-    assert validated(again) == validated(whole)
+    for step in (3, 6, 9):  # after the last one no epoch is left to run
+        again = trainer(world, tmp_path / f"again-{step}", **given)
+        again.train(resume_from_checkpoint=str(tmp_path / "whole" / f"checkpoint-{step}"))
+        assert validated(again) == validated(whole)
+        assert again.state.best_global_step == whole.state.best_global_step
 
 
 def test_true_resumes_from_the_newest_whole_checkpoint(world: small_runs.World, tmp_path: Path) -> None:
@@ -226,3 +228,25 @@ def test_a_student_keeps_its_checkpoints_until_it_has_its_mark(stage: str, tiny_
             train_stage.make_students(run, run.directory("train"))
     assert (student / "done.json").is_file()
     assert not last.exists()
+
+
+def test_a_resumed_run_answers_the_validation_prompts_once_a_validation(world: small_runs.World, tmp_path: Path) -> None:
+    given = {"save_total_limit": None, "eval_on_start": True}
+    world.train(tmp_path / "whole", arguments=given, log_completions=2, keep_checkpoints=True)
+    wanted = (tmp_path / "whole" / "completions.jsonl").read_text()
+    steps = [json.loads(line)["step"] for line in wanted.splitlines()]
+    assert steps == [0, 0, 2, 2, 4, 4, 6, 6, 6, 6]
+    for step in (0, 2, 4, 6):
+        killed = small_runs.left_by_a_kill(tmp_path / "whole", tmp_path / f"killed-{step}", step)
+        killed.mkdir(exist_ok=True)
+        (killed / "completions.jsonl").write_text(wanted + '{"step": 6, "prompt": "cut sho')
+        world.train(killed, arguments=given, log_completions=2)
+        assert (killed / "completions.jsonl").read_text() == wanted
+
+
+def test_a_validation_moves_no_dropout(world: small_runs.World, tmp_path: Path) -> None:
+    """A validation that a kill left out is made up for before the noise of the next step is restored."""
+    run = trainer(world, tmp_path)
+    before = torch.get_rng_state()
+    run.evaluate()
+    assert torch.equal(torch.get_rng_state(), before)

@@ -34,7 +34,7 @@ def parse_temperatures(text: str) -> tuple[float, ...]:
     """Return the temperatures in a list such as "0.5,1", ascending, each once.
 
     Raises:
-        ConfigError: one is no positive number, or there is none.
+        ConfigError: one is no positive number or has more than six digits, or there is none.
     """
     try:
         found = sorted({float(part) for part in text.split(",") if part.strip()})
@@ -42,6 +42,8 @@ def parse_temperatures(text: str) -> tuple[float, ...]:
         raise ConfigError(f"--temperatures takes numbers separated by commas, such as 0.5,0.7,1; got {text!r}.") from error
     if not found or not all(1e-3 <= t <= 1e3 for t in found):
         raise ConfigError(f"--temperatures takes numbers from 0.001 to 1000, such as 0.5,0.7,1; got {text!r:.80}.")
+    if finer := [t for t in found if float(f"{t:g}") != t]:  # directories are named by six digits
+        raise ConfigError(f"--temperatures takes numbers of at most six digits, got {finer[0]!r}: round it to {finer[0]:g}.")
     return tuple(found)
 
 

@@ -30,6 +30,7 @@ from tdistill.prune import check_layer_count, outer_layers, prune_layers
 from tdistill.rollout.prompts import template_fingerprint
 from tdistill.run_files import read_run_file, remedy
 from tdistill.run_forms import ModelsForm
+from tdistill.training.finite import check_start
 from tdistill.vocabulary import vocabulary_size
 
 INFO_FILE = "models.json"
@@ -60,6 +61,7 @@ def make_models(run: Run, directory: Path) -> dict[str, Any]:
     avoid = [*eos_ids, *tokenizer.all_special_ids]
     probe(teacher, f"teacher {run.teacher_source.name}", vocabulary_size(tokenizer, {"teacher": teacher}, eos_ids), avoid=avoid)
     start, layers = _make_start(run, teacher, tokenizer)
+    check_start(start, f"student {_start_name(run)}")
     vocab = vocabulary_size(tokenizer, {"teacher": teacher, "student": start}, eos_ids)
     probe(start, f"student {_start_name(run)}", vocab, avoid, hidden=_has_value_head(run))
     for name, model in {"teacher": teacher, "start": start}.items():

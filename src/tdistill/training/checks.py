@@ -119,6 +119,6 @@ def check_early_stopping(args: TrainingArguments) -> None:
     """
     if args.eval_strategy == "no" or args.metric_for_best_model is None:
         raise ConfigError(
-            f"Early stopping looks at validations, but eval_strategy is {str(args.eval_strategy)!r} and metric_for_best_model is "
+            f"Early stopping looks at validations, but eval_strategy is {args.eval_strategy.value!r} and metric_for_best_model is "
             f"{args.metric_for_best_model!r}: set both, or leave early stopping out."
         )

@@ -1,6 +1,7 @@
 """Log what the student writes while it trains: it answers a few validation prompts at every validation, for people to read."""
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainerContro
 from transformers.integrations import TensorBoardCallback, TrackioCallback, WandbCallback
 
 from tdistill.data.dataset import RolloutDataset
+from tdistill.files import replacing
 from tdistill.head.student import StudentModel
 from tdistill.processes import is_main_process
 from tdistill.rollout.generate import Generated, Sampling, generate_batch
@@ -53,6 +55,21 @@ class LogCompletions(TrainerCallback):
         self._prompts, self._eos = valid.prompts()[:count], valid.manifest.settings["eos_ids"]
         self._vocab_size = vocab_size or vocabulary_size(tokenizer, {"student": student.lm})
 
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Remove the lines of validations that a resumed run does again. The Trainer calls it."""
+        if not (is_main_process() and self._path.exists()):
+            return
+        left = Counter(entry["step"] for entry in state.log_history if "eval_loss" in entry)
+        left = Counter({step: times * len(self._prompts) for step, times in left.items()})
+        kept = []
+        for line in self._path.read_bytes().splitlines(keepends=True):
+            step = _step_of(line)
+            if step is not None and left[step] > 0:
+                left[step] -= 1
+                kept.append(line)
+        with replacing(self._path) as handle:
+            handle.writelines(kept)
+
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Log the answers, as the Trainer calls it."""
         training = self._student.training
@@ -85,6 +102,14 @@ class LogCompletions(TrainerCallback):
         if is_sharded(self._student):
             return answer_together(self._student, answer)
         return answer(self._student.lm) if is_main_process() else None
+
+
+def _step_of(line: bytes) -> int | None:
+    """Return the step of a line, or None if a kill cut it short."""
+    try:
+        return int(json.loads(line)["step"]) if line.endswith(b"\n") else None
+    except ValueError:
+        return None
 
 
 def _show(table: Sequence[dict[str, Any]], step: int, callbacks: Sequence[TrainerCallback]) -> None:

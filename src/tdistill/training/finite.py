@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from tdistill.errors import ModelError
+
 
 def non_finite_weight(module: nn.Module) -> str | None:
     """Return the name of a parameter with NaN or infinity, or of a buffer with NaN, or None. Of a sharded one, this process's part counts.
@@ -14,6 +16,23 @@ def non_finite_weight(module: nn.Module) -> str | None:
     A buffer may hold −∞, as an attention mask does.
     """
     return _first(module.named_parameters(), torch.isfinite) or _first(module.named_buffers(), lambda b: ~b.isnan())
+
+
+def check_start(model: nn.Module, name: str) -> None:
+    """Check that a student's weights are finite before it is trained: with one that is not it could never be saved.
+
+    Args:
+        model: the student.
+        name: for the message.
+
+    Raises:
+        ModelError: a weight is NaN or infinite, be it in a row of a token that no text has.
+    """
+    if wrong := non_finite_weight(model):
+        raise ModelError(
+            f"{wrong} of the {name} is not finite before any training, and such a student is never saved: set those numbers to 0 in its "
+            "files if they belong to no token, or choose another model."
+        )
 
 
 def non_finite_tensor(tensors: Mapping[str, Tensor]) -> str | None:

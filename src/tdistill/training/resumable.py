@@ -100,7 +100,8 @@ class ResumableTrainer(Trainer):
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         checkpoint, self._resumed_from = self._resumed_from, None
         if checkpoint is not None:
-            self._validate_what_a_kill_left_out(kwargs)
+            ends = self.state.global_step % kwargs["num_update_steps_per_epoch"] == 0
+            self._validate_what_a_kill_left_out(ends, kwargs["trial"], kwargs["ignore_keys_for_eval"])
             if self._is_over():
                 self.control.should_training_stop = True
                 return
@@ -112,14 +113,14 @@ class ResumableTrainer(Trainer):
         stopped = any(c.early_stopping_patience_counter >= c.early_stopping_patience for c in watchers)
         return stopped or self.state.global_step >= self.state.max_steps
 
-    def _validate_what_a_kill_left_out(self, epoch: dict[str, Any]) -> None:
+    def _validate_what_a_kill_left_out(self, ends: bool, trial: Any, ignore_keys: list[str] | None) -> None:
         """Validate at the end of an epoch whose checkpoint, saved by steps, was written before its validation, by epochs."""
         state, args = self.state, self.args
-        ends = state.global_step % epoch["num_update_steps_per_epoch"] == 0 or state.global_step >= state.max_steps
+        ends = ends or state.global_step >= state.max_steps
         seen = any(e["step"] == state.global_step for e in state.log_history if "eval_loss" in e)
         if ends and not seen and args.save_strategy == SaveStrategy.STEPS and args.eval_strategy == "epoch" and args.eval_delay <= state.epoch:
-            metrics = self._evaluate(epoch["trial"], epoch["ignore_keys_for_eval"])
-            self._determine_best_metric(metrics=metrics, trial=epoch["trial"])
+            metrics = self._evaluate(trial, ignore_keys)
+            self._determine_best_metric(metrics=metrics, trial=trial)
 
     def _load_callback_state(self) -> None:
         """Restore what callbacks have counted, such as early stopping its patience, and find the best checkpoint again."""
@@ -175,6 +176,9 @@ class ResumableTrainer(Trainer):
             remove_checkpoint(path)
 
     def _finalize_training(self, trial: Any, num_train_samples: int, start_time: float) -> Any:
+        if self._resumed_from is not None:  # at the end of the last epoch, so that no epoch was left to run
+            self._resumed_from = None
+            self._validate_what_a_kill_left_out(True, trial, None)
         with self._own_rotation():
             output = super()._finalize_training(trial, num_train_samples, start_time)
         best = self.state.best_model_checkpoint

@@ -20,7 +20,7 @@ from tdistill.objectives import BoundObjective, bind
 from tdistill.training.arguments import refuse_unused
 from tdistill.training.batch import build_steps, student_inputs, teacher_online
 from tdistill.training.checks import check_constructor, check_windows, own_arguments, unused_value_settings
-from tdistill.training.finite import non_finite_metric
+from tdistill.training.finite import check_start, non_finite_metric
 from tdistill.training.language_modelling import LanguageModelling, window_losses
 from tdistill.training.metrics import MetricSums, overlap_ratio, support_metrics
 from tdistill.training.resumable import ResumableTrainer
@@ -52,6 +52,7 @@ class DistillTrainer(ResumableTrainer):
 
     Raises:
         ConfigError: the objective needs what model, teacher or data do not offer, or something was asked for that has no effect.
+        ModelError: a weight of the student is not finite.
     """
 
     # The loss is divided by the global count of valid steps here, so the Trainer must not divide it again.
@@ -90,6 +91,7 @@ class DistillTrainer(ResumableTrainer):
                 "roll-outs (train.on_policy in a recipe, MixedDataset in Python), or choose other='untaken' where the objective has it."
             )
         refuse_unused(args)
+        check_start(student, "student")
         self.objective = objective
         self._online = "dense" in objective.needs or any(d is not None and d.teacher_top_p >= 1.0 for d in (train_dataset, eval_dataset))
         self.lm = lm
@@ -283,6 +285,7 @@ class DistillTrainer(ResumableTrainer):
         """Return the sum over processes of tensors that may differ in length along the first axis."""
         return self.accelerator.reduce(self.accelerator.pad_across_processes(sums, dim=0), "sum")
 
+    @torch.random.fork_rng(devices=[])  # a loader draws a seed: a validation must not move the dropout of the steps after it
     @torch.no_grad()
     def evaluate(self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval") -> dict[str, float]:
         """Return the mean per valid step of the objective's own loss, NLL, both KLs on candidates + tail, and the student's mass on A_p."""
