@@ -11,7 +11,7 @@ import torch
 
 from tdistill.data.dataset import RolloutDataset
 from tdistill.data.mixed import MixedDataset, Mixture
-from tdistill.errors import ConfigError
+from tdistill.errors import CacheError, ConfigError
 from tdistill.models import find_model, load_model, load_tokenizer
 from tdistill.objectives import BoundObjective, bind
 from tdistill.prune import prune_layers
@@ -197,3 +197,17 @@ def test_workers_would_roll_out_a_student_of_yesterday(expert: RolloutDataset, s
     data = MixedDataset(expert, Asked(expert), Mixture(0.5), 2, 4, 0)
     with pytest.raises(ConfigError, match="got 1 processes and 2 workers"):
         DistillTrainer(student, args, bind("reverse_kl"), data, None, tokenizer)
+
+
+def test_rounds_of_another_student_in_the_same_directory_are_refused(
+    expert: RolloutDataset, student: Any, teacher: Any, tokenizer: Any, tmp_path: Path
+) -> None:
+    prompts = expert.prompts()[:2]
+
+    def rounds(run: str) -> StudentRollouts:
+        return StudentRollouts(student, lambda: teacher, tokenizer, expert, tmp_path, StudentSampling(), torch.float32, 5, run=run)
+
+    first = rounds("a learning rate")(0, prompts)
+    assert rounds("a learning rate")(0, prompts).text(0) == first.text(0)
+    with pytest.raises(CacheError, match="was made with other settings"):
+        rounds("another one")(0, prompts)

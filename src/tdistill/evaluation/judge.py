@@ -61,11 +61,11 @@ class Judging:
         _check_numbers(settings)
         self.settings, self.base_url = settings, check_url(settings.base_url)
         self._key = read_key(settings.api_key_env)
-        if path_a.exists() and path_b.exists() and path_a.samefile(path_b):
-            raise ConfigError(f"{path_a} and {path_b} are the same file: give the answers of two systems.")
         self.a, self.b = read_answers(path_a), read_answers(path_b)
         self.prompts_source = find_prompts((self.a, self.b), settings.prompts)
         self.joined: Joined = join(self.a, self.b, self.prompts_source, settings.limit)
+        if path_a.samefile(path_b):
+            raise ConfigError(f"{path_a} and {path_b} are the same file: give the answers of two systems.")
         self.questions = questions(self.joined.pairs, settings.model)
         self.output = check_output(settings.output or default_output(self.a, self.b, settings.model))
         self._lock = lock_output(self.output)  # before the journal is read: its last line may be cut

@@ -34,9 +34,10 @@ class OnPolicy:
         directory: Path,
         seed: int,
         vocab_size: int | None = None,
+        run: str = "",
     ) -> StudentRollouts:
         """Return the object that makes the rounds of student roll-outs."""
-        return StudentRollouts(model, teacher, tokenizer, expert, directory, self.sampling, self.dtype, seed, vocab_size)
+        return StudentRollouts(model, teacher, tokenizer, expert, directory, self.sampling, self.dtype, seed, vocab_size, run)
 
 
 @dataclass(frozen=True)

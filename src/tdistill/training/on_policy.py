@@ -44,6 +44,7 @@ class StudentRollouts:
         dtype: dtype in which the student generates.
         seed: seed of the noise, which also depends on the round.
         vocab_size: V of the expert's roll-outs; by default from the tokenizer and both models.
+        run: what made the student, such as a digest of its start and its settings. A round of another run is refused.
 
     Raises:
         ConfigError: ``teacher_mix`` outside [0, 1).
@@ -60,7 +61,9 @@ class StudentRollouts:
         dtype: torch.dtype,
         seed: int,
         vocab_size: int | None = None,
+        run: str = "",
     ):
+        self._run = run
         if not 0.0 <= sampling.teacher_mix < 1.0:
             raise ConfigError(f"teacher_mix must lie in [0, 1), got {sampling.teacher_mix}: 0 is the student alone.")
         self._student, self._load_teacher, self._tokenizer, self._dtype = student, load_teacher, tokenizer, dtype
@@ -107,7 +110,7 @@ class StudentRollouts:
 
         origin = "mixed" if mix else "student"
         settings = cache_settings(self._drawn, self._capture, self._pinned, eos, prompts)
-        settings |= {"origin": origin, "round": index, "teacher_mix": mix}
+        settings |= {"origin": origin, "round": index, "teacher_mix": mix, "run": self._run}
         # The round stands where a sample's index stands: a prompt asked again is answered with other noise.
         plan = [[(p, index) for p, _ in batch] for batch in batch_plan(prompts, 1, self._capture.batch_size)]
         author = (origin, f"student in round {index}")

@@ -1,8 +1,10 @@
 """Run one training, from a start directory and caches to a saved student; a rerun resumes from its last whole checkpoint."""
 
+import hashlib
+import json
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -26,7 +28,7 @@ from tdistill.data.mixed import MixedDataset, Mixture
 from tdistill.errors import ConfigError
 from tdistill.files import sync_tree, write_json
 from tdistill.head.student import StudentModel
-from tdistill.models import find_model, load_model
+from tdistill.models import find_model, load_model, model_fingerprint
 from tdistill.objectives import BoundObjective
 from tdistill.processes import agreed, is_main_process, wait_for_everyone
 from tdistill.progress import bar, say
@@ -92,7 +94,8 @@ def train_student(
     teacher = lru_cache(load_teacher) if load_teacher else None
     rollouts = None
     if extras.on_policy is not None and teacher is not None:
-        rollouts = extras.on_policy.rollouts(model, teacher, tokenizer, train_dataset, directory / ROLLOUTS, seed, vocab_size)
+        made_by = _digest(start, objective, arguments, extras)
+        rollouts = extras.on_policy.rollouts(model, teacher, tokenizer, train_dataset, directory / ROLLOUTS, seed, vocab_size, made_by)
     online = "dense" in objective.needs or train_dataset.teacher_top_p >= 1.0 or (extras.lm is not None and extras.lm.reads_teacher)
     trainer = DistillTrainer(
         student,
@@ -126,6 +129,13 @@ def train_student(
             drop_checkpoints(checkpoints)
     wait_for_everyone()
     return metrics
+
+
+def _digest(start: Path, objective: BoundObjective, arguments: dict[str, Any], extras: Extras) -> str:
+    """Return 16 hex digits over what makes the student that writes: rounds of another student in the same directory are not its own."""
+    settings = [asdict(extras.value), extras.on_policy and asdict(extras.on_policy.mixture), extras.lm and asdict(extras.lm), extras.peft]
+    made_by = [model_fingerprint(find_model(str(start))), objective.describe(), arguments, settings]
+    return hashlib.sha256(json.dumps(made_by, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 def check_extras(args: TrainingArguments, extras: Extras, has_teacher: bool) -> None:
