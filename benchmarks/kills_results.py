@@ -5,8 +5,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-# Times differ from run to run. The Trainer's own `train_loss` is a mean over the steps of the last process; nothing reads it.
-TIMED = ("seconds", "runtime", "per_second", "train_loss")
+# Times differ from run to run.
+TIMED = ("seconds", "runtime", "per_second")
 WEIGHTS = ("models/*/start/model.safetensors", "sft/*/model.safetensors", "train/*/*/model.safetensors")
 FILES = ("rollout/*/*/shard-*.parquet", "evaluate/*/answers/*.jsonl", *WEIGHTS)
 VALUES = (

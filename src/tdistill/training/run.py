@@ -193,7 +193,8 @@ def _history(trainer: DistillTrainer, metrics: dict[str, float], rollouts: Stude
         "objective": trainer.objective.describe(),
         "best_step": trainer.state.best_global_step,
         "validation": metrics,
-        "history": trainer.state.log_history,
+        # The Trainer's own summary is a mean over the steps of the last process only: wrong after a resume.
+        "history": [{k: v for k, v in entry.items() if k != "train_loss"} for entry in trainer.state.log_history],
         "rollouts": rollouts.log if rollouts else [],
     }
 
