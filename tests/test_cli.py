@@ -190,6 +190,7 @@ FULL_DISKS = (
 )
 
 
+@pytest.mark.slow
 def test_a_full_disk_stops_with_an_error_and_nothing_half_written_counts(tiny_recipe, monkeypatch, capsys):
     root, undisturbed = tiny_recipe.parent / "run", tiny_recipe.parent / "undisturbed"
     assert call(monkeypatch, capsys, "run", tiny_recipe, f"output_dir={undisturbed}")[0] == 0

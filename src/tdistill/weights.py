@@ -114,7 +114,7 @@ def check_plausible(directory: Path, files: Sequence[Path]) -> None:
     path = directory / CONFIG_NAME
     tensors, widest = 0, 1
     for file in files:
-        with foreign(f"{file} can't be read"), safe_open(file, "pt") as handle:
+        with foreign(f"Can't load the weights {file}"), safe_open(file, "pt") as handle:
             shapes = [handle.get_slice(key).get_shape() for key in sorted(handle.keys())]
         tensors, widest = tensors + len(shapes), max([widest, *(max(shape, default=1) for shape in shapes)])
     for section in _sections(read_json(path, ModelError, "Save the model again.")):

@@ -7,6 +7,7 @@ from typing import Any
 import builders
 import pytest
 import torch
+from pairwise import pairwise
 
 from tdistill.objectives import OBJECTIVES, bind
 
@@ -17,7 +18,7 @@ PHIS = ["chi2", "hellinger", "kl", "js", "tv", "linear"]
 
 
 def grid(**choices: list[Any]) -> list[dict[str, Any]]:
-    return [dict(zip(choices, values, strict=True)) for values in itertools.product(*choices.values())]
+    return pairwise(dict(zip(choices, values, strict=True)) for values in itertools.product(*choices.values()))
 
 
 KNOBS: dict[str, list[dict[str, Any]]] = {
