@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from fuzz.summary import pytest_terminal_summary  # noqa: F401
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 

@@ -8,8 +8,6 @@ import pytest
 
 from tdistill.errors import TdistillError
 
-OUTCOMES = ("inputs", "accepted", "refused")
-
 
 @pytest.fixture
 def outcomes(record_property: Callable[[str, object], None]) -> Callable[..., Counter[str]]:
@@ -39,16 +37,3 @@ def outcomes(record_property: Callable[[str, object], None]) -> Callable[..., Co
         return counts
 
     return run
-
-
-def pytest_terminal_summary(terminalreporter: Any) -> None:
-    """Print the table; under xdist the properties come from the workers."""
-    totals: dict[str, Counter[str]] = {}
-    for report in terminalreporter.getreports("passed"):
-        for name, value in report.user_properties:
-            if name == "fuzz":
-                totals.setdefault(value["kind"], Counter()).update({k: value.get(k, 0) for k in OUTCOMES})
-    if totals:
-        terminalreporter.section("fuzz: inputs of the tests that passed (a traceback, or a wrong one accepted, fails its test)")
-        for kind, counts in sorted(totals.items()):
-            terminalreporter.write_line(f"{kind:<24}" + "  ".join(f"{k} {counts[k]:>6}" for k in OUTCOMES))
