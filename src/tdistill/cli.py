@@ -313,6 +313,10 @@ def _run_app() -> None:
         raise _output_error(error) from error
     finally:
         release_all()
+    if not status:  # after an error the launcher ends the others, who may still wait for this process
+        from tdistill.processes import part
+
+        part()
     _flush_output()
     sys.exit(status)
 

@@ -85,3 +85,15 @@ def _join():  # type: ignore[no-untyped-def]  # accelerate takes a second to imp
     from accelerate import PartialState
 
     return PartialState(cpu=not torch.cuda.is_available())
+
+
+def part() -> None:
+    """End the connection to the other processes of a launch. One that is left open can crash an interpreter that ends.
+
+    Every process must be past its last exchange with the others.
+    """
+    if process_count() > 1:
+        from torch import distributed
+
+        if distributed.is_initialized():
+            distributed.destroy_process_group()

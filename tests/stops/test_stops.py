@@ -213,7 +213,7 @@ def test_every_command_stops_in_one_line(tiny_recipe, tmp_path):
         "compare": (["compare", root, "--output", tmp_path / "compare"], None, "before anything was written"),
         "sparsity": (["sparsity", tiny_recipe], matches(root, ".tdistill.lock"), "What was complete"),
         "evaluate": (
-            ["evaluate", tiny_recipe, "--temperatures", ",".join(str(0.3 + i / 50) for i in range(40))],
+            ["evaluate", tiny_recipe, "--temperatures", ",".join(f"{0.3 + i / 50:g}" for i in range(40))],
             matches(root, "temperatures/*/*/scores/*.json"),
             "of `temperatures`",
         ),
