@@ -10,12 +10,12 @@ import sys
 
 import torch
 
-from tdistill.models import load_model
-from tdistill.pipeline import Run, provenance
-from tdistill.recipe import load_recipe
-from tdistill.rollout.generate import Sampling, batch_plan, generate_batch
-from tdistill.stages.models import models_info, student_tokenizer, teacher_directory, vocab_size
-from tdistill.stages.rollout import read_prompts
+from tdistill.experiment.models import models_info, student_tokenizer, teacher_directory, vocab_size
+from tdistill.experiment.pipeline import Run, provenance
+from tdistill.experiment.rollouts import read_prompts
+from tdistill.models.load import load_model
+from tdistill.recipe.read import load_recipe
+from tdistill.teachers.generate import Sampling, batch_plan, generate_batch
 
 BATCH_SIZES = (1, 4, 16)
 

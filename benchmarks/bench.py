@@ -23,19 +23,19 @@ from typing import Any
 
 import objectives
 
-from tdistill.config import BaselineConfig, Recipe, TrainConfig
-from tdistill.errors import ConfigError, OutputError
-from tdistill.evaluation.run import SCORES, EvaluatedSystem, read_scores
-from tdistill.files import read_jsonl, write_json, write_jsonl
-from tdistill.models import find_model, load_model, model_fingerprint
+from tdistill.experiment.evaluation import SCORES, EvaluatedSystem, read_scores
+from tdistill.experiment.models import load_teacher
+from tdistill.experiment.pipeline import Run
+from tdistill.experiment.students import start_directory
+from tdistill.experiment.systems import protocol
+from tdistill.models.load import find_model, load_model, model_fingerprint
 from tdistill.objectives import bind
-from tdistill.pipeline import Run
-from tdistill.progress import bar, say
-from tdistill.recipe import load_recipe
-from tdistill.recipe_text import parse_yaml
-from tdistill.stages.evaluate import protocol
-from tdistill.stages.models import load_teacher
-from tdistill.stages.train import start_directory
+from tdistill.recipe.read import load_recipe
+from tdistill.recipe.schema import BaselineConfig, Recipe, TrainConfig
+from tdistill.recipe.text import parse_yaml
+from tdistill.runtime.errors import ConfigError, OutputError
+from tdistill.runtime.files import read_jsonl, write_json, write_jsonl
+from tdistill.runtime.progress import bar, say
 
 POLL_SECONDS = 1.0
 DIGITS = 4  # of a prompt's score in a row

@@ -4,11 +4,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tdistill.compare.frontier import READ, AtBaseline, at_baseline, difference_cell, frontier_table
-from tdistill.compare.pool import Compared, pooled
 from tdistill.compare.table import title
-from tdistill.evaluation.frontier import Curve, curve_of
-from tdistill.report.data import Estimate
-from tdistill.report.tables import Align, Cell, Table, format_estimate, to_markdown
+from tdistill.pages.tables import Align, Cell, Table, format_estimate, to_markdown
+from tdistill.statistics.equal_entropy import Curve, curve_of
+from tdistill.statistics.estimate import Estimate
+from tdistill.statistics.pooling import Compared, pooled
 
 SHOWN = ("teacher_nll", "rouge_l", "entropy", "distinct_2")
 

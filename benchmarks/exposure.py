@@ -13,15 +13,15 @@ import numpy as np
 import torch
 
 from tdistill.evaluation.answers import write_answers
-from tdistill.evaluation.run import SCORED_AT_ONCE, Protocol
-from tdistill.files import read_jsonl, write_jsonl
-from tdistill.padding import pad_pairs
-from tdistill.pipeline import provenance
-from tdistill.progress import say
-from tdistill.rollout.generate import Sampling
-from tdistill.rollout.score import step_logp
-from tdistill.stages.evaluate import protocol
-from tdistill.stages.models import load_teacher
+from tdistill.experiment.evaluation import SCORED_AT_ONCE, Protocol
+from tdistill.experiment.models import load_teacher
+from tdistill.experiment.pipeline import provenance
+from tdistill.experiment.systems import protocol
+from tdistill.models.layout import pad_pairs
+from tdistill.runtime.files import read_jsonl, write_jsonl
+from tdistill.runtime.progress import say
+from tdistill.teachers.generate import Sampling
+from tdistill.teachers.score import step_logp
 
 
 def main() -> None:

@@ -31,13 +31,7 @@ from kills_results import differences, results
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-import tdistill.cli
-import tdistill.preflight
-import tdistill.recipe
-import tdistill.report.collect
-import tdistill.report.render
-import tdistill.stages  # noqa: F401
-from tdistill.files import read_jsonl, write_jsonl
+from tdistill.runtime.files import read_jsonl, write_jsonl
 
 torch.set_num_threads(1)  # a pool of threads does not survive a fork
 STAGES = ("models", "rollout", "sft", "train", "evaluate", "report")

@@ -23,18 +23,18 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from tdistill.data.prompts import Prompt, TokenizedPrompt
 from tdistill.evaluation.answers import EVALUATION_SEED_OFFSET
-from tdistill.files import write_jsonl
-from tdistill.models import find_model, load_model
-from tdistill.padding import pad_pairs
-from tdistill.pipeline import Run, provenance
-from tdistill.progress import bar, say
-from tdistill.recipe import load_recipe
-from tdistill.rollout.generate import Sampling, generate_batch
-from tdistill.rollout.prompts import Prompt, TokenizedPrompt
-from tdistill.rollout.score import step_logp
-from tdistill.stages.evaluate import protocol
-from tdistill.stages.models import load_teacher, models_info, vocab_size
+from tdistill.experiment.models import load_teacher, models_info, vocab_size
+from tdistill.experiment.pipeline import Run, provenance
+from tdistill.experiment.systems import protocol
+from tdistill.models.layout import pad_pairs
+from tdistill.models.load import find_model, load_model
+from tdistill.recipe.read import load_recipe
+from tdistill.runtime.files import write_jsonl
+from tdistill.runtime.progress import bar, say
+from tdistill.teachers.generate import Sampling, generate_batch
+from tdistill.teachers.score import step_logp
 
 GAMMAS = (0.5, 0.7, 0.9, 0.99, 1.0)
 ROWS_AT_ONCE = 256  # continuations in a batch

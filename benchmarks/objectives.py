@@ -23,22 +23,22 @@ from typing import Any
 
 import numpy as np
 
-from tdistill.config import BaselineConfig, TrainConfig
-from tdistill.errors import ConfigError, NonFiniteLossError
-from tdistill.evaluation.metrics import estimate, paired_difference
-from tdistill.evaluation.run import EvaluatedSystem, Protocol, evaluate_systems, read_scores
-from tdistill.files import write_json, write_jsonl
-from tdistill.models import find_model, load_model
+from tdistill.experiment.evaluation import EvaluatedSystem, Protocol, evaluate_systems, read_scores
+from tdistill.experiment.models import load_teacher, student_tokenizer
+from tdistill.experiment.pipeline import Run, provenance
+from tdistill.experiment.rollouts import cache
+from tdistill.experiment.students import start_directory, training_extras
+from tdistill.experiment.systems import protocol
+from tdistill.models.load import find_model, load_model
 from tdistill.objectives import bind
-from tdistill.pipeline import Run, provenance
-from tdistill.progress import say
-from tdistill.recipe import load_recipe
-from tdistill.recipe_text import parse_yaml
-from tdistill.stages.evaluate import protocol
-from tdistill.stages.models import load_teacher, student_tokenizer
-from tdistill.stages.rollout import cache
-from tdistill.stages.train import start_directory, training_extras
-from tdistill.training.run import read_history, train_student
+from tdistill.recipe.read import load_recipe
+from tdistill.recipe.schema import BaselineConfig, TrainConfig
+from tdistill.recipe.text import parse_yaml
+from tdistill.runtime.errors import ConfigError, NonFiniteLossError
+from tdistill.runtime.files import write_json, write_jsonl
+from tdistill.runtime.progress import say
+from tdistill.statistics.estimate import estimate, paired_difference
+from tdistill.training.fit import read_history, train_student
 
 BASELINE, TRAINED, DIVERGED = "sft_continued", "trained.json", "diverged.json"
 

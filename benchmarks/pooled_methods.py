@@ -8,9 +8,9 @@ from typing import Any
 
 from matplotlib.axes import Axes
 
-from tdistill.compare.pool import BySeed, compared, pooled
+from tdistill.pages.svg import Line, Panel, Plot, set_scale
 from tdistill.report.plots import COLOURS
-from tdistill.report.svg import Line, Panel, Plot, set_scale
+from tdistill.statistics.pooling import BySeed, compared, pooled
 
 TITLES = {
     "teacher_nll": ("teacher NLL ↓", 3),

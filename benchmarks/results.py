@@ -18,9 +18,9 @@ from matplotlib.axes import Axes
 from pooled_methods import CLONING, dots, methods, methods_table, pairs_table, seconds_table, tasks_table
 
 from tdistill.compare.frontier import frontier_plot
-from tdistill.files import read_jsonl, write_text
+from tdistill.pages.svg import INK, Line, Panel, Plot, plot_file, set_scale
 from tdistill.report.plots import COLOURS
-from tdistill.report.svg import INK, Line, Panel, Plot, plot_file, set_scale
+from tdistill.runtime.files import read_jsonl, write_text
 
 DOCS = Path(__file__).parents[1] / "docs"
 PAGES, DATA, IMAGES = sorted(DOCS.glob("results*.md")), DOCS / "results", DOCS / "images"

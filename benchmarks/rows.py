@@ -4,9 +4,9 @@ import json
 import sys
 from dataclasses import asdict
 
-from tdistill.pipeline import Run
-from tdistill.recipe import load_recipe
-from tdistill.report.collect import collect
+from tdistill.experiment.pipeline import Run
+from tdistill.experiment.report import collect
+from tdistill.recipe.read import load_recipe
 
 
 def main() -> None:

@@ -21,16 +21,16 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from tdistill.data.collate import DistillCollator
-from tdistill.files import write_jsonl
-from tdistill.head.student import StudentModel
-from tdistill.models import find_model, load_model
+from tdistill.experiment.models import load_teacher, vocab_size
+from tdistill.experiment.pipeline import Run, provenance
+from tdistill.experiment.rollouts import cache
+from tdistill.experiment.students import start_directory
+from tdistill.models.load import find_model, load_model
+from tdistill.models.student import StudentModel
 from tdistill.objectives import OBJECTIVES, BoundObjective, bind
-from tdistill.pipeline import Run, provenance
-from tdistill.progress import bar
-from tdistill.recipe import load_recipe
-from tdistill.stages.models import load_teacher, vocab_size
-from tdistill.stages.rollout import cache
-from tdistill.stages.train import start_directory
+from tdistill.recipe.read import load_recipe
+from tdistill.runtime.files import write_jsonl
+from tdistill.runtime.progress import bar
 from tdistill.training.batch import build_steps, student_inputs, teacher_online
 
 STEPS, BATCH, LEARNING_RATE, WARMUP = 20, 4, 1e-4, 5

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import bench
 
-from tdistill.evaluation.task_run import TaskOptions, TaskRun
 from tdistill.evaluation.tasks import task_names
-from tdistill.files import read_jsonl, write_jsonl
-from tdistill.progress import say
+from tdistill.experiment.tasks import TaskOptions, TaskRun
+from tdistill.runtime.files import read_jsonl, write_jsonl
+from tdistill.runtime.progress import say
 
 
 def main() -> None:

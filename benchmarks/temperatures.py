@@ -7,10 +7,10 @@ with every prompt's scores. What is in ``--rows`` is kept and not measured again
 
 import bench
 
-from tdistill.evaluation.temperatures import TemperatureRun, parse_temperatures
-from tdistill.files import read_jsonl, write_jsonl
-from tdistill.pipeline import provenance
-from tdistill.progress import say
+from tdistill.experiment.pipeline import provenance
+from tdistill.experiment.temperatures import TemperatureRun, parse_temperatures
+from tdistill.runtime.files import read_jsonl, write_jsonl
+from tdistill.runtime.progress import say
 
 
 def main() -> None:

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from tdistill.cli import main
-from tdistill.pipeline import Run
-from tdistill.recipe import load_recipe
+from tdistill.experiment.pipeline import Run
+from tdistill.recipe.read import load_recipe
 
 
 def call(monkeypatch, capsys, *argv: str) -> tuple[int, str, str]:
@@ -216,7 +216,7 @@ def test_a_full_disk_stops_with_an_error_and_nothing_half_written_counts(tiny_re
 
 def shell(recipe: Path, output: Path) -> subprocess.Popen:
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "tdistill.cli", "run", str(recipe), f"output_dir={output}"]
+    command = [sys.executable, "-m", "tdistill", "run", str(recipe), f"output_dir={output}"]
     return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
 
 

@@ -41,10 +41,10 @@ def test_a_toy_algorithm_takes_one_file_and_one_line(tiny_recipe, tmp_path):
     source = tmp_path / "src"
     shutil.copytree(ROOT / "src", source, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
     (source / "tdistill/objectives/toy.py").write_text(TOY)
-    registry = source / "tdistill/objectives/__init__.py"
+    registry = source / "tdistill/objectives/registry.py"
     text = registry.read_text().replace("    nll,\n", "    nll,\n    toy,\n", 1)
     registry.write_text(text.replace('    "nll": nll.OBJECTIVE,\n', '    "nll": nll.OBJECTIVE,\n    "toy": toy.OBJECTIVE,\n', 1))
-    command = [sys.executable, "-m", "tdistill.cli", "run", str(tiny_recipe), "train.objective={name: toy, scale: 0.5}"]
+    command = [sys.executable, "-m", "tdistill", "run", str(tiny_recipe), "train.objective={name: toy, scale: 0.5}"]
     done = subprocess.run(command, env=os.environ | {"PYTHONPATH": str(source)}, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     log = json.loads(next((tiny_recipe.parent / "run").glob("train/*/distilled/log_history.json")).read_text())
@@ -52,7 +52,9 @@ def test_a_toy_algorithm_takes_one_file_and_one_line(tiny_recipe, tmp_path):
     assert any("toy/ratio" in entry for entry in log["history"])
 
 
-@pytest.mark.parametrize("module", ["tdistill.report.collect", "tdistill.stages", "tdistill.theory.run", "tdistill.report.document"])
+@pytest.mark.parametrize(
+    "module", ["tdistill.experiment.report", "tdistill.experiment.graph", "tdistill.theory.run", "tdistill.pages.document"]
+)
 def test_a_module_can_be_imported_first(module):
     done = subprocess.run([sys.executable, "-c", f"import {module}"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

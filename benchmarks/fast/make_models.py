@@ -19,8 +19,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from tdistill.files import write_json, write_jsonl
-from tdistill.progress import bar, say
+from tdistill.runtime.files import write_json, write_jsonl
+from tdistill.runtime.progress import bar, say
 
 EOS, MODEL_INFO = "<eos>", "models.json"
 IGNORED = -100

@@ -11,7 +11,7 @@ _LAZY = {
     "OBJECTIVES": "tdistill.objectives",
     "Steps": "tdistill.mdp.steps",
     "DistillTrainer": "tdistill.training.trainer",
-    "StudentModel": "tdistill.head.student",
+    "StudentModel": "tdistill.models.student",
     "RolloutDataset": "tdistill.data.dataset",
     "DistillCollator": "tdistill.data.collate",
 }

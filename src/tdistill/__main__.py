@@ -2,7 +2,7 @@
 
 import signal
 
-from tdistill.stops import watched
+from tdistill.runtime.stops import watched
 
 
 def main() -> None:

@@ -9,8 +9,8 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from tdistill.errors import OutputError, TdistillError, shown
-from tdistill.stops import keeping, watched
+from tdistill.runtime.errors import OutputError, TdistillError, shown
+from tdistill.runtime.stops import keeping, watched
 
 TASK_SEEDS = 5  # answers to every prompt of the tasks
 EXIT_USAGE, EXIT_BROKEN_PIPE = 2, 141  # 128 + SIGPIPE, as for other programs
@@ -73,11 +73,11 @@ def evaluate(
     lm_eval_include_path: Annotated[Path | None, typer.Option(help="a directory of lm-eval tasks of your own")] = None,
 ) -> None:
     """Measure teacher, start, SFT student, baselines and distilled student on the test prompts, at other temperatures, on named tasks."""
-    from tdistill.disks import disk_errors
-    from tdistill.evaluation.lm_eval import LmEvalOptions, LmEvalRun
-    from tdistill.evaluation.task_run import TaskOptions, TaskRun
-    from tdistill.evaluation.temperatures import TemperatureRun
-    from tdistill.kept import kept_of_stage
+    from tdistill.experiment.kept import kept_of_stage
+    from tdistill.experiment.lm_eval import LmEvalOptions, LmEvalRun
+    from tdistill.experiment.tasks import TaskOptions, TaskRun
+    from tdistill.experiment.temperatures import TemperatureRun
+    from tdistill.runtime.disk import disk_errors
 
     if split is not None and temperatures is None:
         raise TdistillError(
@@ -127,7 +127,7 @@ def sample(
     seed: Annotated[int, typer.Option(min=0, help="another seed, another answer")] = 0,
 ) -> None:
     """Ask a checkpoint something."""
-    from tdistill.sample import answer
+    from tdistill.experiment.sample import answer
 
     typer.echo(answer(student, prompt, temperature, top_p, max_completion_length, seed))
 
@@ -152,9 +152,9 @@ def judge(
     """Let a judge model compare two systems' answers, in both orders: win rate and position bias."""
     from rich.console import Console
 
-    from tdistill.evaluation.judge import JudgeSettings, Judging
-    from tdistill.progress import say
-    from tdistill.report.tables import to_rich
+    from tdistill.judge.judging import JudgeSettings, Judging
+    from tdistill.pages.tables import to_rich
+    from tdistill.runtime.progress import say
 
     prices, target = (price_per_million_input, price_per_million_output), _output(output) if output else None
     settings = JudgeSettings(base_url, model, target, prompts, limit, max_tokens, *prices, concurrency, timeout, api_key_env)
@@ -184,7 +184,7 @@ def compare(
     from tdistill.compare.pages import write
     from tdistill.compare.run import compare as compare_runs
     from tdistill.compare.table import for_terminal
-    from tdistill.report.tables import to_rich
+    from tdistill.pages.tables import to_rich
 
     comparison, console = compare_runs(runs, baseline), Console()
     markdown, page = write(comparison, _output(output))
@@ -211,7 +211,7 @@ def theory(
     """Check the paper's propositions exactly on small MDPs, and measure what they leave open."""
     from rich.console import Console
 
-    from tdistill.report.tables import to_rich
+    from tdistill.pages.tables import to_rich
     from tdistill.theory.report import propositions_table
     from tdistill.theory.run import TheorySettings, run_theory
 
@@ -232,20 +232,20 @@ def _refuse_unread(given: dict[str, Any], reader: str, *readers: Any) -> None:
 
 def _output(path: Path) -> Path:
     """Return where a command writes: shells leave ``~`` in ``--output=~/x`` as it is."""
-    from tdistill.textfiles import local_path
+    from tdistill.runtime.textfiles import local_path
 
     return local_path(str(path), OutputError)
 
 
 def _open(recipe: Path, overrides: list[str] | None, *stages: str) -> Any:
-    from tdistill.recipe import load_recipe
+    from tdistill.recipe.read import load_recipe
 
     loaded = load_recipe(recipe, overrides)
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # ours are enough
-    from tdistill.pipeline import Run
-    from tdistill.preflight import preflight
+    from tdistill.experiment.pipeline import Run
+    from tdistill.experiment.preflight import preflight
 
     current = Run(loaded)
     preflight(current, stages)
@@ -265,8 +265,8 @@ def _stages(recipe: Path, overrides: list[str] | None, *names: str) -> Any:
 def _show(current: Any) -> None:
     from rich.console import Console
 
-    from tdistill.report.collect import collect
-    from tdistill.report.tables import comparison_table, quality_table, to_rich
+    from tdistill.experiment.report import collect
+    from tdistill.pages.tables import comparison_table, quality_table, to_rich
 
     data, console = collect(current), Console()
     console.print(to_rich(quality_table(data.systems)))
@@ -288,7 +288,7 @@ def main() -> None:
         try:
             _run_app()
         except TdistillError as error:
-            from tdistill.processes import process_label
+            from tdistill.runtime.processes import process_label
 
             typer.echo(f"tdistill: error{process_label()}: {shown(str(error))}", err=True)
             sys.exit(EXIT_USAGE)
@@ -296,8 +296,8 @@ def main() -> None:
 
 def _run_app() -> None:
     """Run the command. A closed standard output ends it quietly, a full one with a message: what was made is kept."""
-    from tdistill.disks import FAILING, FULL
-    from tdistill.locks import release_all
+    from tdistill.runtime.disk import FAILING, FULL
+    from tdistill.runtime.locks import release_all
 
     status: Any = 0
     try:
@@ -314,7 +314,7 @@ def _run_app() -> None:
     finally:
         release_all()
     if not status:  # after an error the launcher ends the others, who may still wait for this process
-        from tdistill.processes import part
+        from tdistill.runtime.processes import part
 
         part()
     _flush_output()
@@ -343,6 +343,4 @@ def _silence_output() -> None:
 
 
 if __name__ == "__main__":
-    from tdistill.__main__ import main as entry
-
-    entry()
+    main()

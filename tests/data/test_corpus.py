@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from tokenizer_kinds import KINDS, chatml, word_level
 
-from tdistill.control import control_tokens
 from tdistill.data.corpus import PackedCorpus, read_documents
-from tdistill.errors import DataError
+from tdistill.models.control import control_tokens
+from tdistill.runtime.errors import DataError
 
 DOCUMENTS = ["First line\nsecond line.", "Zwei – 漢字 😀", "  \x0bthree\u2028still three".strip(), "a{b}\\n"]
 TEXT = "\n\n".join(DOCUMENTS)

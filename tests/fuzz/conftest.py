@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tdistill.errors import TdistillError
+from tdistill.runtime.errors import TdistillError
 
 
 @pytest.fixture

@@ -14,14 +14,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from fuzz.mutate import HOSTILE, mutated_bytes, mutated_values
+from tdistill.cache.manifest import MANIFEST, shard_name
+from tdistill.cache.write import SCHEMA, SETTINGS_KEY, finish_cache, open_cache, shard_is_done
 from tdistill.data.dataset import RolloutDataset
-from tdistill.errors import CacheError
-from tdistill.models import find_model, load_model, load_tokenizer
-from tdistill.rollout.cache import SCHEMA, SETTINGS_KEY, finish_cache, open_cache, shard_is_done
-from tdistill.rollout.generate import Sampling
-from tdistill.rollout.manifest_form import MANIFEST, shard_name
-from tdistill.rollout.prompts import Prompt, tokenize_prompts
-from tdistill.rollout.run import Capture, roll_out
+from tdistill.data.prompts import Prompt, tokenize_prompts
+from tdistill.models.load import find_model, load_model, load_tokenizer
+from tdistill.runtime.errors import CacheError
+from tdistill.teachers.generate import Sampling
+from tdistill.teachers.rollouts import Capture, roll_out
 
 SHARD = shard_name(0)
 VOCAB = 257

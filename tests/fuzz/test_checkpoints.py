@@ -13,8 +13,8 @@ from conftest import command
 from safetensors.torch import load_file, save_file
 
 from fuzz.mutate import HOSTILE, mutated_bytes, mutated_values
-from tdistill.errors import ModelError
-from tdistill.models import eos_token_ids, find_model, load_model, load_tokenizer, model_fingerprint, read_config, tokenizer_fingerprint
+from tdistill.models.load import eos_token_ids, find_model, load_model, load_tokenizer, model_fingerprint, read_config, tokenizer_fingerprint
+from tdistill.runtime.errors import ModelError
 
 JSON_FILES = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors.index.json")
 TEXT = "Why? <eos> 7 é"

@@ -12,8 +12,8 @@ import pytest
 from tokenizer_kinds import chatml
 
 from fuzz.mutate import mutated_bytes, mutated_values
-from tdistill.control import control_tokens
 from tdistill.data.corpus import PackedCorpus, read_documents
+from tdistill.models.control import control_tokens
 
 RECORD = {"text": "A document\nof two lines, 漢字 😀 <|im_end|>", "meta": {"n": 1}}
 LINES = "".join(json.dumps(RECORD | {"text": f"{RECORD['text']} {i}"}, ensure_ascii=False) + "\n" for i in range(4))

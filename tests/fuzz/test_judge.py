@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from fuzz.mutate import mutated_bytes, mutated_values
-from tdistill.errors import JudgeError
-from tdistill.evaluation.judge_journal import Journal
-from tdistill.evaluation.judge_protocol import LONGEST_QUOTE, Reply, body_text, quote, read_reply, retry_after_s, without_refused
-from tdistill.evaluation.judge_score import parse_verdict
+from tdistill.judge.journal import Journal
+from tdistill.judge.protocol import LONGEST_QUOTE, Reply, body_text, quote, read_reply, retry_after_s, without_refused
+from tdistill.judge.score import parse_verdict
+from tdistill.runtime.errors import JudgeError
 
 KEY = "sk-very-secret-0123456789"
 REPLY = {

@@ -15,8 +15,8 @@ import pytest
 from tokenizer_kinds import CHATML, chatml
 
 from fuzz.mutate import mutated_bytes, mutated_values
-from tdistill.control import control_tokens
-from tdistill.rollout.prompts import Prompt, load_prompts, tokenize_prompts
+from tdistill.data.prompts import Prompt, load_prompts, tokenize_prompts
+from tdistill.models.control import control_tokens
 
 RECORDS = [
     {"prompt": "Why is the sky blue?", "completion": "Because of 漢字 😀.", "category": "science"},

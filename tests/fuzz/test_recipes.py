@@ -14,13 +14,13 @@ import yaml
 from conftest import tiny_recipe_dict
 
 from fuzz.mutate import HOSTILE, mutated_bytes, mutated_values, places, put
-from tdistill.config import Recipe
-from tdistill.errors import ConfigError, TdistillError
-from tdistill.parse import parse_json
-from tdistill.pipeline import Run, resolved_yaml
-from tdistill.preflight import preflight
-from tdistill.recipe import load_recipe
-from tdistill.recipe_text import dump_yaml, parse_yaml
+from tdistill.experiment.pipeline import Run, resolved_yaml
+from tdistill.experiment.preflight import preflight
+from tdistill.recipe.read import load_recipe
+from tdistill.recipe.schema import Recipe
+from tdistill.recipe.text import dump_yaml, parse_yaml
+from tdistill.runtime.errors import ConfigError, TdistillError
+from tdistill.runtime.parse import parse_json
 
 Outcomes = Callable[..., Any]
 

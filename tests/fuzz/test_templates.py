@@ -8,7 +8,7 @@ import pytest
 from tokenizer_kinds import CHATML, LLAMA_2, PHI_3, PLAIN, chatml
 
 from fuzz.mutate import mutated_bytes
-from tdistill.rollout.prompts import Prompt, render_prompts
+from tdistill.data.prompts import Prompt, render_prompts
 
 QUESTIONS = ("What is a barcode?", "What is a bar code?")
 SNIPPETS = (

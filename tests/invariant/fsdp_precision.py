@@ -10,7 +10,7 @@ from torch.distributed.fsdp import FSDPModule
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainingArguments
 
 from tdistill.data.dataset import RolloutDataset
-from tdistill.head.student import StudentModel
+from tdistill.models.student import StudentModel
 from tdistill.objectives import bind
 from tdistill.training.batch import student_inputs
 from tdistill.training.trainer import DistillTrainer

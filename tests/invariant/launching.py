@@ -40,6 +40,6 @@ def with_fsdp2(*argv: object, **changes: str) -> str:
 
 def with_ddp(*argv: object, **changes: str) -> str:
     """Run the command line in two processes with a whole student each."""
-    done = launch(["-m", "tdistill.cli", *map(str, argv)], environment("ddp", **changes))
+    done = launch(["-m", "tdistill", *map(str, argv)], environment("ddp", **changes))
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout + done.stderr

@@ -14,8 +14,8 @@ import yaml
 from safetensors.torch import load_file
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
-from tdistill.pipeline import Run
-from tdistill.recipe import load_recipe
+from tdistill.experiment.pipeline import Run
+from tdistill.recipe.read import load_recipe
 
 FIVE_DIGITS = 1e-5
 WHOLE, HALF = (f"train.arguments.per_device_train_batch_size={size}" for size in (8, 4))

@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 
 from tdistill.cli import main
 from tdistill.data.dataset import RolloutDataset
-from tdistill.pipeline import Run
-from tdistill.recipe import load_recipe
+from tdistill.experiment.pipeline import Run
+from tdistill.recipe.read import load_recipe
 
 CONFIGS = Path(__file__).parents[2] / "recipes" / "accelerate"
 FIVE_DIGITS = 1e-5
@@ -29,7 +29,7 @@ ONE_PROCESS = {
 DYING = """
 import os
 from tdistill.cli import main
-from tdistill.errors import TrainingError
+from tdistill.runtime.errors import TrainingError
 from tdistill.training.trainer import DistillTrainer
 
 step = DistillTrainer.training_step
@@ -126,7 +126,7 @@ def test_two_processes_with_ddp(recipe: Path, reference: Path) -> None:
 @pytest.mark.slow
 def test_fsdp_on_cpu_is_refused_since_accelerate_would_make_ddp_of_it(recipe: Path) -> None:
     asked = [*HALF, "train.arguments.learning_rate=0.002"]
-    done = launching.launch(["-m", "tdistill.cli", "train", str(recipe), *asked], launching.environment("fsdp2"))
+    done = launching.launch(["-m", "tdistill", "train", str(recipe), *asked], launching.environment("fsdp2"))
     assert_refused(done, "FSDP was asked for, but accelerate shards on GPUs only, and this run is on cpu")
     assert not list(student(recipe, asked).rglob("*.safetensors"))
 
@@ -147,7 +147,7 @@ def test_a_process_that_dies_or_fails_ends_the_others(process: int, how: str, re
 
 @pytest.mark.slow
 def test_roll_outs_are_refused_in_two_processes(recipe: Path) -> None:
-    done = launching.launch(["-m", "tdistill.cli", "run", str(recipe), "rollout.temperature=0.9"], launching.environment("ddp"))
+    done = launching.launch(["-m", "tdistill", "run", str(recipe), "rollout.temperature=0.9"], launching.environment("ddp"))
     assert_refused(done, "`rollout` runs in one process, and this is one of 2")
 
 

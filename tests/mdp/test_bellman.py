@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tdistill.errors import ConfigError
 from tdistill.mdp.bellman import bellman_error, expectation, has_successor, kappa, masked, next_value, project, soft_value, take
+from tdistill.runtime.errors import ConfigError
 
 T, F = True, False
 

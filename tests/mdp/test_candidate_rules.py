@@ -8,8 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tdistill.errors import ConfigError
 from tdistill.mdp.candidates import CandidateRule
+from tdistill.runtime.errors import ConfigError
 
 
 def loop(name: str, value: float, probs: list[float]) -> int:

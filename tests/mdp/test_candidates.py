@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tdistill.errors import ConfigError
 from tdistill.mdp.candidates import FIRST_TOPK, TOPK_GROWTH, Candidates, check_top_p, nucleus_mask, top_p_candidates
+from tdistill.runtime.errors import ConfigError
 
 SMOLLM2_VOCAB = 49_152
 

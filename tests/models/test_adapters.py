@@ -12,11 +12,11 @@ from peft import IA3Config, LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
-from tdistill.adapters import add_lora
-from tdistill.errors import ConfigError, ModelError
-from tdistill.head.student import StudentModel
-from tdistill.models import find_model, load_model, load_tokenizer, model_fingerprint, read_config
-from tdistill.sample import answer
+from tdistill.experiment.sample import answer
+from tdistill.models.load import find_model, load_model, load_tokenizer, model_fingerprint, read_config
+from tdistill.models.lora import add_lora
+from tdistill.models.student import StudentModel
+from tdistill.runtime.errors import ConfigError, ModelError
 
 IDS = torch.tensor([[5, 9, 200, 31]])
 
@@ -160,7 +160,7 @@ def test_adapters_of_another_kind_load_where_they_can_be_merged(base, tmp_path):
 
 
 def test_a_quantised_model_of_adapters_is_refused(adapters, monkeypatch):
-    monkeypatch.setattr("tdistill.models.check_quantization", lambda config: None)  # bitsandbytes is not installed here
+    monkeypatch.setattr("tdistill.models.load.check_quantization", lambda config: None)  # bitsandbytes is not installed here
     with pytest.raises(ModelError, match="can't be merged into a quantised model"):
         load_model(find_model(str(adapters)), quantization={"quant_method": "bitsandbytes", "load_in_8bit": True})
 

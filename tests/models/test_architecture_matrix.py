@@ -10,20 +10,20 @@ from conftest import command, save_tiny_model, tiny_recipe_dict
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedModel, TrainingArguments
 
 from tdistill.data.dataset import RolloutDataset
-from tdistill.errors import ModelError
-from tdistill.head.student import StudentModel
-from tdistill.models import eos_token_ids, find_model, load_model, load_tokenizer
+from tdistill.data.prompts import Prompt, tokenize_prompts
+from tdistill.experiment.pipeline import Run
+from tdistill.models.load import eos_token_ids, find_model, load_model, load_tokenizer
+from tdistill.models.probe import probe
+from tdistill.models.prune import prune_layers
+from tdistill.models.student import StudentModel
+from tdistill.models.vocabulary import vocabulary_size
 from tdistill.objectives import bind
-from tdistill.pipeline import Run
-from tdistill.probe import probe
-from tdistill.prune import prune_layers
-from tdistill.recipe import load_recipe
-from tdistill.rollout.generate import Sampling
-from tdistill.rollout.prompts import Prompt, tokenize_prompts
-from tdistill.rollout.run import Capture, roll_out
-from tdistill.rollout.score import score_batch
+from tdistill.recipe.read import load_recipe
+from tdistill.runtime.errors import ModelError
+from tdistill.teachers.generate import Sampling
+from tdistill.teachers.rollouts import Capture, roll_out
+from tdistill.teachers.score import score_batch
 from tdistill.training.trainer import DistillTrainer
-from tdistill.vocabulary import vocabulary_size
 
 # What each architecture lacks with transformers' own code. "pruned" ones work, but not with fewer layers.
 REFUSED = {

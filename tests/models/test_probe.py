@@ -8,12 +8,12 @@ from conftest import command, save_tiny_model, tiny_recipe_dict
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from tdistill.errors import ModelError
-from tdistill.models import find_model, load_model
-from tdistill.probe import probe
-from tdistill.rollout.generate import Sampling, generate_batch
-from tdistill.rollout.prompts import Prompt, TokenizedPrompt
-from tdistill.rollout.score import score_batch, step_logp
+from tdistill.data.prompts import Prompt, TokenizedPrompt
+from tdistill.models.load import find_model, load_model
+from tdistill.models.probe import probe
+from tdistill.runtime.errors import ModelError
+from tdistill.teachers.generate import Sampling, generate_batch
+from tdistill.teachers.score import score_batch, step_logp
 
 
 def tiny(architecture: str) -> PreTrainedModel:

@@ -7,10 +7,10 @@ import torch
 from architectures import CONFIGS
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from tdistill.errors import ModelError
-from tdistill.models import ModelSource, load_model
-from tdistill.prune import check_pruned, prune_layers, pruned_config
-from tdistill.stages.models import check_saved
+from tdistill.experiment.models import check_saved
+from tdistill.models.load import ModelSource, load_model
+from tdistill.models.prune import check_pruned, prune_layers, pruned_config
+from tdistill.runtime.errors import ModelError
 
 
 def teacher(architecture: str, **settings) -> PreTrainedModel:

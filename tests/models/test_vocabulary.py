@@ -9,18 +9,18 @@ import yaml
 from conftest import EOS, command, save_tiny_model, tiny_recipe_dict
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from tdistill.errors import ModelError
-from tdistill.models import eos_token_ids, find_model, load_model, load_tokenizer
-from tdistill.pipeline import Run
-from tdistill.recipe import load_recipe
-from tdistill.rollout.generate import Sampling, generate_batch
-from tdistill.rollout.prompts import Prompt, TokenizedPrompt
-from tdistill.rollout.score import score_batch
-from tdistill.sample import answer
-from tdistill.stages.models import vocab_size
-from tdistill.stages.rollout import cache
+from tdistill.data.prompts import Prompt, TokenizedPrompt
+from tdistill.experiment.models import vocab_size
+from tdistill.experiment.pipeline import Run
+from tdistill.experiment.rollouts import cache
+from tdistill.experiment.sample import answer
+from tdistill.models.load import eos_token_ids, find_model, load_model, load_tokenizer
+from tdistill.models.vocabulary import vocabulary_size
+from tdistill.recipe.read import load_recipe
+from tdistill.runtime.errors import ModelError
+from tdistill.teachers.generate import Sampling, generate_batch
+from tdistill.teachers.score import score_batch
 from tdistill.training.trainer import DistillTrainer
-from tdistill.vocabulary import vocabulary_size
 
 GAP = 40  # ids without a token before the end-of-text token
 

@@ -11,9 +11,9 @@ from conftest import save_tiny_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from tdistill.errors import ModelError
-from tdistill.head.student import StudentModel
-from tdistill.models import find_model, load_model, load_tokenizer, model_fingerprint, read_config
+from tdistill.models.load import find_model, load_model, load_tokenizer, model_fingerprint, read_config
+from tdistill.models.student import StudentModel
+from tdistill.runtime.errors import ModelError
 
 
 @pytest.fixture

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tdistill.errors import ConfigError
 from tdistill.objectives import bind
 from tdistill.objectives.alpha_beta import EXP_LIMIT, ab_divergence
+from tdistill.runtime.errors import ConfigError
 
 SUPPORTS = ["tail", "proj", "uniform", "dense"]
 LINES = [(0.7, 0.0), (1.0, 0.0), (0.0, 0.7), (0.0, 1.0), (0.5, -0.5), (-0.5, 0.5), (1.0, -1.0), (0.0, 0.0)]

@@ -8,8 +8,8 @@ import oracles_inverse
 import pytest
 import torch
 
-from tdistill.errors import ConfigError
 from tdistill.objectives import bind
+from tdistill.runtime.errors import ConfigError
 
 DEFAULTS: dict[str, float] = {"gamma": 0.99, "alpha": 0.1, "q_min": -10.0}
 

@@ -7,9 +7,9 @@ import builders
 import pytest
 import torch
 
-from tdistill.errors import ConfigError
 from tdistill.objectives import OBJECTIVES, BoundObjective, bind
 from tdistill.objectives.contract import NEEDS
+from tdistill.runtime.errors import ConfigError
 
 
 def on(world: builders.World, objective: Any) -> torch.Tensor:

@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from tdistill.errors import ConfigError
 from tdistill.objectives import bind
+from tdistill.runtime.errors import ConfigError
 
 KNOBS = [
     dict(zip(("gauge", "stop_target", "anchor"), values, strict=True))

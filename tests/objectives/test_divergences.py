@@ -16,8 +16,8 @@ from oracles_divergences import per_step
 from pairwise import pairwise
 from torch import Tensor
 
-from tdistill.errors import ConfigError
 from tdistill.objectives import BoundObjective, bind
+from tdistill.runtime.errors import ConfigError
 
 SETTINGS = [
     ("tail", 1.0),

@@ -9,7 +9,7 @@ import pytest
 import torch
 from iq_learn_cases import bound, counted, every_kind_of_step, loss_of
 
-from tdistill.objectives.clip import clip_below
+from tdistill.objectives.parts.clip import clip_below
 
 
 @pytest.fixture

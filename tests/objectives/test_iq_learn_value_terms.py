@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from iq_learn_cases import bound, every_kind_of_step, knob_id, loss_of, oracle
 from pairwise import pairwise
 
-from tdistill.errors import ConfigError
-from tdistill.objectives.value_term import discount_weights
+from tdistill.objectives.parts.value_term import discount_weights
+from tdistill.runtime.errors import ConfigError
 
 PHIS = ["chi2", "hellinger", "kl", "js", "tv", "linear"]
 TERMS = ["value_expert", "v0", "value_mix"]

@@ -9,8 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tdistill.errors import ConfigError
 from tdistill.objectives import bind
+from tdistill.runtime.errors import ConfigError
 
 SUPPORTS = ["tail", "proj", "uniform", "dense"]
 

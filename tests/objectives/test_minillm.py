@@ -13,8 +13,8 @@ import torch
 from pairwise import pairwise
 from torch import Tensor
 
-from tdistill.errors import ConfigError
 from tdistill.objectives import bind
+from tdistill.runtime.errors import ConfigError
 
 SUPPORTS = ["tail", "proj", "uniform", "dense"]
 INF = float("inf")

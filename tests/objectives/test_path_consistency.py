@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from pairwise import pairwise
 from torch import Tensor
 
-from tdistill.errors import ConfigError
 from tdistill.objectives import bind
 from tdistill.objectives.path_consistency import window_length, window_weights
+from tdistill.runtime.errors import ConfigError
 
 GAUGES = ["none", "max", "max_support", "mean_support", "lse", "learned"]
 KNOBS = pairwise(

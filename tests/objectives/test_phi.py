@@ -9,8 +9,8 @@ import pytest
 import torch
 from iq_learn_cases import bound, counted, every_kind_of_step, loss_of, oracle
 
-from tdistill.errors import ConfigError
-from tdistill.objectives.phi import ARGMAX, MARGIN, extended, phi_alpha, r_max
+from tdistill.objectives.parts.phi import ARGMAX, MARGIN, extended, phi_alpha, r_max
+from tdistill.runtime.errors import ConfigError
 
 PHIS = ["chi2", "hellinger", "kl", "js", "tv", "linear"]
 NEW = PHIS[1:-1]

@@ -12,8 +12,8 @@ import torch
 from pairwise import pairwise
 from torch import Tensor
 
-from tdistill.errors import ConfigError
 from tdistill.objectives import bind
+from tdistill.runtime.errors import ConfigError
 
 KNOBS = pairwise(
     dict(zip(("gauge", "stop_target", "anchor"), values, strict=True))

@@ -7,9 +7,9 @@ import builders
 import pytest
 import torch
 
-from tdistill.errors import ConfigError
 from tdistill.objectives import bind
-from tdistill.objectives.support import kl
+from tdistill.objectives.parts.support import kl
+from tdistill.runtime.errors import ConfigError
 
 SUPPORTS = ["tail", "proj", "uniform", "dense"]
 PLAIN = {"skew_kl": "forward_kl", "skew_rkl": "reverse_kl"}

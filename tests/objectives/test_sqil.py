@@ -10,8 +10,8 @@ import pytest
 import torch
 from pairwise import pairwise
 
-from tdistill.errors import ConfigError
 from tdistill.objectives import bind
+from tdistill.runtime.errors import ConfigError
 
 KNOBS = pairwise(
     dict(zip(("other", "terminal", "gauge", "stop_target", "anchor"), values, strict=True))

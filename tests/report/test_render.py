@@ -5,8 +5,8 @@ from html.parser import HTMLParser
 import pytest
 from report_data import ATTACK, bare_data, report_data
 
+from tdistill.pages.page import html_page
 from tdistill.report.data import ReportData
-from tdistill.report.page import html_page
 from tdistill.report.plots import all_plots
 from tdistill.report.render import markdown_page, write_report
 

@@ -11,16 +11,16 @@ from safetensors.torch import load_file
 from tdistill.data.corpus import PackedCorpus
 from tdistill.data.dataset import RolloutDataset
 from tdistill.data.mixed import Mixture
-from tdistill.models import find_model, load_model, load_tokenizer
+from tdistill.data.prompts import Prompt, tokenize_prompts
+from tdistill.models.load import find_model, load_model, load_tokenizer
+from tdistill.models.prune import prune_layers
 from tdistill.objectives import BoundObjective, bind
-from tdistill.prune import prune_layers
-from tdistill.rollout.generate import Sampling
-from tdistill.rollout.prompts import Prompt, tokenize_prompts
-from tdistill.rollout.run import Capture, roll_out
+from tdistill.teachers.generate import Sampling
+from tdistill.teachers.rollouts import Capture, roll_out
 from tdistill.training.extras import Extras, OnPolicy
+from tdistill.training.fit import train_student
 from tdistill.training.language_modelling import LanguageModelling
 from tdistill.training.on_policy import StudentSampling
-from tdistill.training.run import train_student
 
 NLL = bind("nll")
 EVERY_TWO = {"max_steps": 6, "eval_steps": 2, "save_steps": 2, "logging_steps": 1, "per_device_train_batch_size": 4}

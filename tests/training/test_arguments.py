@@ -8,8 +8,8 @@ import pytest
 import torch
 from transformers import TrainingArguments
 
-from tdistill.adapters import check_lora
-from tdistill.errors import ConfigError
+from tdistill.models.lora import check_lora
+from tdistill.runtime.errors import ConfigError
 from tdistill.training.argument_checks import check_training_arguments
 from tdistill.training.arguments import (
     METRICS,

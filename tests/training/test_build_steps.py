@@ -14,19 +14,19 @@ import pytest
 import torch
 from torch import Tensor
 
+from tdistill.cache.write import open_cache
 from tdistill.data.collate import DistillCollator
 from tdistill.data.dataset import RolloutDataset
-from tdistill.errors import CacheError
-from tdistill.head.student import StudentModel
+from tdistill.data.prompts import Prompt, tokenize_prompts
 from tdistill.mdp.candidates import CandidateRule
 from tdistill.mdp.steps import Steps
-from tdistill.models import find_model, load_model, load_tokenizer
-from tdistill.prune import prune_layers
-from tdistill.rollout.cache import open_cache
-from tdistill.rollout.generate import Sampling, batch_plan, generate_batch
-from tdistill.rollout.prompts import Prompt, tokenize_prompts
-from tdistill.rollout.run import Capture, cache_settings, roll_out, write_rollouts
-from tdistill.rollout.score import score_batch
+from tdistill.models.load import find_model, load_model, load_tokenizer
+from tdistill.models.prune import prune_layers
+from tdistill.models.student import StudentModel
+from tdistill.runtime.errors import CacheError
+from tdistill.teachers.generate import Sampling, batch_plan, generate_batch
+from tdistill.teachers.rollouts import Capture, cache_settings, roll_out, write_rollouts
+from tdistill.teachers.score import score_batch
 from tdistill.training.batch import build_steps, student_inputs, teacher_online
 from tdistill.training.target import TargetNetwork
 

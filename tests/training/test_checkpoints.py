@@ -10,8 +10,8 @@ import pytest
 import small_runs
 import torch
 
-from tdistill.errors import ConfigError, TrainingError
 from tdistill.objectives import bind
+from tdistill.runtime.errors import ConfigError, TrainingError
 from tdistill.training.checkpoints import (
     MANIFEST,
     drop_checkpoints,
@@ -19,7 +19,7 @@ from tdistill.training.checkpoints import (
     find_checkpoints,
     last_checkpoint,
 )
-from tdistill.training.run import training_arguments
+from tdistill.training.fit import training_arguments
 from tdistill.training.trainer import DistillTrainer
 
 OBJECTIVE = bind("csil", target_network=True, anchor="tail")

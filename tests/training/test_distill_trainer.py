@@ -7,14 +7,14 @@ from transformers import AutoModelForCausalLM
 
 from tdistill.data.collate import IGNORED_LABEL, DistillCollator
 from tdistill.data.dataset import RolloutDataset
-from tdistill.errors import ConfigError, ModelError, NonFiniteLossError, TrainingError
-from tdistill.models import find_model, load_model, load_tokenizer
+from tdistill.data.prompts import Prompt, tokenize_prompts
+from tdistill.models.load import find_model, load_model, load_tokenizer
+from tdistill.models.prune import prune_layers
 from tdistill.objectives import bind
-from tdistill.prune import prune_layers
-from tdistill.rollout.generate import Sampling
-from tdistill.rollout.prompts import Prompt, tokenize_prompts
-from tdistill.rollout.run import Capture, roll_out
-from tdistill.training.run import LOG_FILE, train_student, training_arguments
+from tdistill.runtime.errors import ConfigError, ModelError, NonFiniteLossError, TrainingError
+from tdistill.teachers.generate import Sampling
+from tdistill.teachers.rollouts import Capture, roll_out
+from tdistill.training.fit import LOG_FILE, train_student, training_arguments
 from tdistill.training.trainer import DistillTrainer
 
 

@@ -11,14 +11,14 @@ import yaml
 from conftest import command
 from transformers import TrainerCallback
 
-from tdistill.errors import ModelError, NonFiniteLossError
-from tdistill.evaluation.run import check_finite
-from tdistill.models import find_model, load_model, load_tokenizer
+from tdistill.experiment.evaluation import check_finite
+from tdistill.experiment.pipeline import Run
+from tdistill.models.load import find_model, load_model, load_tokenizer
 from tdistill.objectives import bind
-from tdistill.pipeline import Run
-from tdistill.recipe import load_recipe
+from tdistill.recipe.read import load_recipe
+from tdistill.runtime.errors import ModelError, NonFiniteLossError
 from tdistill.training.checkpoints import find_checkpoints
-from tdistill.training.run import training_arguments
+from tdistill.training.fit import training_arguments
 from tdistill.training.trainer import DistillTrainer
 
 SILENT = {"eval_strategy": "no", "save_strategy": "no"}

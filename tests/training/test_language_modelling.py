@@ -12,12 +12,12 @@ import yaml
 
 from tdistill.cli import main
 from tdistill.data.corpus import PackedCorpus, read_documents
-from tdistill.errors import ConfigError, DataError
-from tdistill.head.student import StudentModel
-from tdistill.models import find_model, load_model, load_tokenizer
-from tdistill.pipeline import Run
-from tdistill.prune import prune_layers
-from tdistill.recipe import load_recipe
+from tdistill.experiment.pipeline import Run
+from tdistill.models.load import find_model, load_model, load_tokenizer
+from tdistill.models.prune import prune_layers
+from tdistill.models.student import StudentModel
+from tdistill.recipe.read import load_recipe
+from tdistill.runtime.errors import ConfigError, DataError
 from tdistill.training.language_modelling import LanguageModelling, window_losses
 
 PARAGRAPHS = [f"Paragraph {i} of the corpus" + ", and more" * (i % 4) + "." for i in range(40)]

@@ -9,12 +9,12 @@ import yaml
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from tdistill.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from tdistill.cli import main
-from tdistill.errors import ConfigError
-from tdistill.models import find_model, load_model
-from tdistill.pipeline import Run
-from tdistill.recipe import load_recipe
+from tdistill.experiment.pipeline import Run
+from tdistill.models.load import find_model, load_model
+from tdistill.models.lora import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from tdistill.recipe.read import load_recipe
+from tdistill.runtime.errors import ConfigError
 
 LORA = {"r": 4, "lora_alpha": 8, "target_modules": "all-linear"}
 
@@ -67,7 +67,7 @@ def test_arguments_are_checked_before_anything_starts(recipe: Path) -> None:
 
 
 def test_modules_that_the_student_does_not_have_are_named(tiny_teacher: Path) -> None:
-    from tdistill.adapters import add_lora
+    from tdistill.models.lora import add_lora
 
     with pytest.raises(ConfigError, match=r"does not fit the student.*down_proj, gate_proj"):
         add_lora(load_model(find_model(str(tiny_teacher))), {"r": 4, "target_modules": ["c_attn"]})

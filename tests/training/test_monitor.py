@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from tdistill.cli import main
-from tdistill.files import read_jsonl
-from tdistill.pipeline import Run
-from tdistill.recipe import load_recipe
+from tdistill.experiment.pipeline import Run
+from tdistill.recipe.read import load_recipe
+from tdistill.runtime.files import read_jsonl
 from tdistill.training.checkpoints import drop_checkpoints
 
 

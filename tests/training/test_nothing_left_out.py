@@ -9,13 +9,13 @@ import torch
 from transformers import EarlyStoppingCallback
 
 from tdistill.data.mixed import MixedDataset, Mixture
-from tdistill.errors import ConfigError
-from tdistill.head.student import StudentModel
+from tdistill.models.student import StudentModel
 from tdistill.objectives import bind
+from tdistill.runtime.errors import ConfigError
 from tdistill.training.extras import Extras, OnPolicy
+from tdistill.training.fit import train_student, training_arguments
 from tdistill.training.language_modelling import LanguageModelling
 from tdistill.training.on_policy import StudentSampling
-from tdistill.training.run import train_student, training_arguments
 from tdistill.training.trainer import DistillTrainer
 from tdistill.training.value import ValueSettings
 

@@ -11,16 +11,16 @@ import torch
 
 from tdistill.data.dataset import RolloutDataset
 from tdistill.data.mixed import MixedDataset, Mixture
-from tdistill.errors import CacheError, ConfigError
-from tdistill.models import find_model, load_model, load_tokenizer
+from tdistill.data.prompts import Prompt, TokenizedPrompt, tokenize_prompts
+from tdistill.models.load import find_model, load_model, load_tokenizer
+from tdistill.models.prune import prune_layers
 from tdistill.objectives import BoundObjective, bind
-from tdistill.prune import prune_layers
-from tdistill.rollout.generate import Sampling
-from tdistill.rollout.prompts import Prompt, TokenizedPrompt, tokenize_prompts
-from tdistill.rollout.run import Capture, roll_out
+from tdistill.runtime.errors import CacheError, ConfigError
+from tdistill.teachers.generate import Sampling
+from tdistill.teachers.rollouts import Capture, roll_out
 from tdistill.training.extras import Extras, OnPolicy
+from tdistill.training.fit import read_history, train_student, training_arguments
 from tdistill.training.on_policy import StudentRollouts, StudentSampling
-from tdistill.training.run import read_history, train_student, training_arguments
 from tdistill.training.trainer import DistillTrainer
 from tdistill.training.value import ValueSettings
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from tdistill.errors import ConfigError
+from tdistill.runtime.errors import ConfigError
 from tdistill.training.target import TARGET_FILE, TargetNetwork
 
 

@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from tdistill.head.student import StudentModel, full_vocabulary_metrics
-from tdistill.head.value import ValueHead
-from tdistill.models import find_model, load_model
+from tdistill.models.load import find_model, load_model
+from tdistill.models.prune import prune_layers
+from tdistill.models.student import StudentModel, full_vocabulary_metrics
+from tdistill.models.value_head import ValueHead
 from tdistill.objectives import OBJECTIVES, bind
-from tdistill.prune import prune_layers
 from tdistill.training.language_modelling import LanguageModelling, window_losses
 from tdistill.training.target import TargetNetwork
 

@@ -8,13 +8,13 @@ import pytest
 import torch
 import yaml
 
-from tdistill.errors import ModelError
-from tdistill.models import check_quantization, find_model, load_model
-from tdistill.pipeline import Run
-from tdistill.preflight import preflight
-from tdistill.recipe import load_recipe
-from tdistill.stages.models import load_teacher
-from tdistill.stages.rollout import cache
+from tdistill.experiment.models import load_teacher
+from tdistill.experiment.pipeline import Run
+from tdistill.experiment.preflight import preflight
+from tdistill.experiment.rollouts import cache
+from tdistill.models.load import check_quantization, find_model, load_model
+from tdistill.recipe.read import load_recipe
+from tdistill.runtime.errors import ModelError
 
 EIGHT_BIT = {"quant_method": "bitsandbytes", "load_in_8bit": True}
 # No development dependency: where it is installed, every start of transformers has a line of its own from it.

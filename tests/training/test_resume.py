@@ -12,13 +12,13 @@ import torch
 from conftest import command
 from transformers import EarlyStoppingCallback, TrainerCallback
 
-from tdistill.errors import TrainingError
+from tdistill.experiment import students as train_stage
+from tdistill.experiment.pipeline import Run
 from tdistill.objectives import BoundObjective, bind
-from tdistill.pipeline import Run
-from tdistill.recipe import load_recipe
-from tdistill.stages import train as train_stage
+from tdistill.recipe.read import load_recipe
+from tdistill.runtime.errors import TrainingError
 from tdistill.training.checkpoints import find_checkpoints, last_checkpoint
-from tdistill.training.run import read_history, training_arguments
+from tdistill.training.fit import read_history, training_arguments
 from tdistill.training.trainer import DistillTrainer
 
 TARGET = bind("csil", target_network=True, anchor="tail")

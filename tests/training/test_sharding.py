@@ -9,10 +9,10 @@ from accelerate.utils import FullyShardedDataParallelPlugin
 from torch.distributed.fsdp import MixedPrecisionPolicy
 from transformers import AutoModelForCausalLM, TrainingArguments
 
-from tdistill.errors import ConfigError
-from tdistill.head.student import StudentModel
+from tdistill.models.student import StudentModel
 from tdistill.objectives import bind
-from tdistill.processes import agreed, is_main_process, process_count, process_label
+from tdistill.runtime.errors import ConfigError
+from tdistill.runtime.processes import agreed, is_main_process, process_count, process_label
 from tdistill.training.sharding import check_devices, check_sharding, check_whole_weights, keep_float32
 from tdistill.training.trainer import DistillTrainer
 

@@ -17,12 +17,12 @@ from transformers import TrainingArguments
 
 from tdistill.data.collate import DistillCollator
 from tdistill.data.mixed import MixedDataset, Mixture
-from tdistill.errors import ConfigError
-from tdistill.pipeline import Run
-from tdistill.progress import console
-from tdistill.recipe import load_recipe
+from tdistill.experiment.pipeline import Run
+from tdistill.recipe.read import load_recipe
+from tdistill.runtime.errors import ConfigError
+from tdistill.runtime.progress import console
+from tdistill.training.fit import read_history, training_arguments
 from tdistill.training.language_modelling import LanguageModelling
-from tdistill.training.run import read_history, training_arguments
 from tdistill.training.schedule import steps_per_epoch, total_steps
 from tdistill.training.trainer import DistillTrainer
 
@@ -196,7 +196,7 @@ def test_two_processes_train_a_mixture_as_long_as_the_plain_run(tiny_recipe: Pat
     assert command("sft", tiny_recipe) == 0
     found = []
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29621", "-m", "tdistill.cli"]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29621", "-m", "tdistill"]
     for lm in ("train.lm=null", f"train.lm={{corpus: {corpus}, window: 16}}"):
         done = subprocess.run([*launcher, "train", tiny_recipe, lm], env=environment, capture_output=True, text=True, timeout=300, check=False)
         assert done.returncode == 0, done.stdout + done.stderr

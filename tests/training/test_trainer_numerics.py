@@ -12,15 +12,15 @@ from transformers import TrainerCallback
 
 from tdistill.data.collate import DistillCollator
 from tdistill.data.dataset import RolloutDataset
-from tdistill.head.student import StudentModel
-from tdistill.models import find_model, load_model, load_tokenizer
+from tdistill.data.prompts import Prompt, tokenize_prompts
+from tdistill.models.load import find_model, load_model, load_tokenizer
+from tdistill.models.prune import prune_layers
+from tdistill.models.student import StudentModel
 from tdistill.objectives import BoundObjective, ObjectiveOutput, bind
-from tdistill.prune import prune_layers
-from tdistill.rollout.generate import Sampling
-from tdistill.rollout.prompts import Prompt, tokenize_prompts
-from tdistill.rollout.run import Capture, roll_out
+from tdistill.teachers.generate import Sampling
+from tdistill.teachers.rollouts import Capture, roll_out
+from tdistill.training.fit import training_arguments
 from tdistill.training.language_modelling import LanguageModelling, window_losses
-from tdistill.training.run import training_arguments
 from tdistill.training.trainer import DistillTrainer
 from tdistill.training.value import ValueSettings
 

@@ -9,13 +9,13 @@ from transformers import TrainingArguments
 
 from tdistill import DistillTrainer
 from tdistill.cli import main
-from tdistill.errors import ConfigError, ModelError
-from tdistill.head.student import StudentModel
-from tdistill.models import find_model, load_model
+from tdistill.experiment.pipeline import Run
+from tdistill.models.load import find_model, load_model
+from tdistill.models.prune import prune_layers
+from tdistill.models.student import StudentModel
 from tdistill.objectives import bind
-from tdistill.pipeline import Run
-from tdistill.prune import prune_layers
-from tdistill.recipe import load_recipe
+from tdistill.recipe.read import load_recipe
+from tdistill.runtime.errors import ConfigError, ModelError
 from tdistill.training.value import own_rate
 
 

@@ -11,22 +11,22 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from tdistill.cache.write import read_manifest
 from tdistill.compare.data import Cost, Scores, Student
-from tdistill.config import Recipe
-from tdistill.errors import CacheError, ConfigError
-from tdistill.evaluation.frontier import ENTROPY
-from tdistill.evaluation.run import read_scores
-from tdistill.evaluation.temperatures import SWEEP, TEMPERATURES, read_sweep
-from tdistill.forms import check_form
-from tdistill.pipeline import MARKER
-from tdistill.recipe_text import parse_yaml
-from tdistill.report.tables import TEACHER
-from tdistill.rollout.cache import read_manifest
-from tdistill.run_files import STAGE_FILE, is_complete, read_run_file, read_stage_file
-from tdistill.run_forms import RecipeForm, SweepForm, TrainedForm
-from tdistill.stages.train import DONE
+from tdistill.experiment.evaluation import read_scores
+from tdistill.experiment.pipeline import MARKER
+from tdistill.experiment.run_files import STAGE_FILE, is_complete, read_run_file, read_stage_file
+from tdistill.experiment.run_forms import RecipeForm, SweepForm, TrainedForm
+from tdistill.experiment.students import DONE
+from tdistill.experiment.temperatures import SWEEP, TEMPERATURES, read_sweep
+from tdistill.pages.tables import TEACHER
+from tdistill.recipe.schema import Recipe
+from tdistill.recipe.text import parse_yaml
+from tdistill.runtime.errors import CacheError, ConfigError
+from tdistill.runtime.forms import check_form
+from tdistill.statistics.equal_entropy import ENTROPY
 from tdistill.training.clock import SECONDS, TOKENS
-from tdistill.training.run import read_history
+from tdistill.training.fit import read_history
 
 # Stage → the sections of a recipe that its content comes from: equal sections, the same content.
 UPSTREAM = ("seed", "data", "teacher", "student", "rollout")

@@ -8,8 +8,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from tdistill.evaluation.frontier import Curve, curve_of
-from tdistill.report.tables import TEACHER
+from tdistill.pages.tables import TEACHER
+from tdistill.statistics.equal_entropy import Curve, curve_of
+from tdistill.statistics.pooling import BySeed
 
 METRICS = ("rouge_l", "teacher_nll", "forward_kl", "reverse_kl", "distinct_2")
 REFERENCES = (TEACHER, "start", "sft")  # evaluated by every run, and not trained by its train stage
@@ -124,3 +125,8 @@ def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
     if items is None:
         return {prefix: value}
     return {k: v for key, inner in items for k, v in _flat(inner, f"{prefix}.{key}".lstrip(".")).items()}
+
+
+def by_seed(method: Method, metric: str) -> BySeed:
+    """Return one metric of a method as seed → scores."""
+    return {s.seed: s.scores[metric] for s in method.students if s.scores.get(metric)}

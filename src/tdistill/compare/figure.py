@@ -10,9 +10,9 @@ from matplotlib.transforms import ScaledTranslation
 
 from tdistill.compare.data import COSTS, METRICS, Method
 from tdistill.compare.table import Quality, title
+from tdistill.pages.svg import Line, Panel, Plot, set_scale
+from tdistill.pages.tables import TEACHER, format_number
 from tdistill.report.plots import COLOURS, DASHES, TEACHER_COLOUR, thinned
-from tdistill.report.svg import Line, Panel, Plot, set_scale
-from tdistill.report.tables import TEACHER, format_number
 from tdistill.training.clock import SECONDS
 
 COST_TITLES = {"seconds": "seconds of training", "tokens": "response tokens", "steps": "optimizer steps"}

@@ -5,13 +5,14 @@ from dataclasses import dataclass
 
 from matplotlib.axes import Axes
 
-from tdistill.compare.pool import Compared, compared, pooled
 from tdistill.compare.table import p_value, title
-from tdistill.evaluation.frontier import ENTROPY, AtLevel, Curve, at_level, mean_of
-from tdistill.report.data import METRICS, Estimate
+from tdistill.evaluation.metrics import METRICS
+from tdistill.pages.svg import Line, Panel, Plot, set_scale
+from tdistill.pages.tables import MISSING, TEACHER, Align, Cell, Table, format_estimate, format_number
 from tdistill.report.plots import COLOURS, DASHES, TEACHER_COLOUR
-from tdistill.report.svg import Line, Panel, Plot, set_scale
-from tdistill.report.tables import MISSING, TEACHER, Align, Cell, Table, format_estimate, format_number
+from tdistill.statistics.equal_entropy import ENTROPY, AtLevel, Curve, at_level, mean_of
+from tdistill.statistics.estimate import Estimate
+from tdistill.statistics.pooling import Compared, compared, pooled
 
 READ = ("teacher_nll", "rouge_l")
 EXCESS = "excess"

@@ -10,15 +10,15 @@ import tdistill
 from tdistill.compare.data import COSTS, METRICS, Method
 from tdistill.compare.figure import cost_plot, validation_plot
 from tdistill.compare.frontier import frontier_plot, frontier_table
-from tdistill.compare.pool import pooled
 from tdistill.compare.run import Comparison
-from tdistill.errors import OutputError
-from tdistill.files import write_jsonl
-from tdistill.outputs import claimed
-from tdistill.pipeline import MARKER
-from tdistill.report.document import Section, write_document
-from tdistill.report.svg import Plot
-from tdistill.report.tables import MISSING, Cell, Table
+from tdistill.experiment.pipeline import MARKER
+from tdistill.pages.document import Section, write_document
+from tdistill.pages.svg import Plot
+from tdistill.pages.tables import MISSING, Cell, Table
+from tdistill.runtime.errors import OutputError
+from tdistill.runtime.files import write_jsonl
+from tdistill.runtime.outputs import claimed
+from tdistill.statistics.pooling import pooled
 from tdistill.training.arguments import DEFAULT_ARGUMENTS
 
 NAME, FIGURES = "compare", ("cost", "frontier", "validation")

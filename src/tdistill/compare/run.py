@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tdistill.compare.collect import Collected, collect
-from tdistill.compare.data import METRICS, Method, Student, methods
+from tdistill.compare.data import METRICS, Method, Student, by_seed, methods
 from tdistill.compare.figure import trained
 from tdistill.compare.frontier import AtBaseline, at_baseline
-from tdistill.compare.pool import by_seed, compared, pooled
 from tdistill.compare.table import Difference, Quality, differences_table, methods_table
-from tdistill.errors import ConfigError, nearest
-from tdistill.evaluation.frontier import Curve
-from tdistill.report.tables import Table
+from tdistill.pages.tables import Table
+from tdistill.runtime.errors import ConfigError, nearest
+from tdistill.statistics.equal_entropy import Curve
+from tdistill.statistics.pooling import compared, pooled
 
 DEFAULT_BASELINE = "sft_continued"
 FEW_SEEDS = 5  # a bootstrap over fewer is rough

@@ -5,10 +5,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from tdistill.compare.data import METRICS, Method
-from tdistill.compare.pool import Compared
-from tdistill.report.data import METRICS as TITLES
-from tdistill.report.data import Estimate
-from tdistill.report.tables import ARROWS, MISSING, TEACHER, Align, Cell, Table, format_count, format_estimate, format_number, format_seconds
+from tdistill.evaluation.metrics import METRICS as TITLES
+from tdistill.pages.tables import ARROWS, MISSING, TEACHER, Align, Cell, Table, format_count, format_estimate, format_number, format_seconds
+from tdistill.statistics.estimate import Estimate
+from tdistill.statistics.pooling import Compared
 
 SIGNIFICANT = 0.05
 LEAST_P = 0.001  # smaller ones are shown as smaller than this

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tdistill.padding import pad_pairs
+from tdistill.models.layout import pad_pairs
 
 IGNORED_LABEL = -100
 

@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from tdistill.control import TextEncoder
-from tdistill.errors import DataError
-from tdistill.parse import parse_json
-from tdistill.progress import say
-from tdistill.textfiles import checked_text, inner_suffix, local_path, read_text
+from tdistill.models.control import TextEncoder
+from tdistill.runtime.errors import DataError
+from tdistill.runtime.parse import parse_json
+from tdistill.runtime.progress import say
+from tdistill.runtime.textfiles import checked_text, inner_suffix, local_path, read_text
 
 FORMATS = "a .txt or .jsonl file (or either as .gz)"
 _BLANK_LINES = re.compile(r"\n(?:[ \t\f\v]*\n)+")

@@ -7,10 +7,10 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from tdistill.errors import CacheError, ConfigError
+from tdistill.cache.write import open_cache
+from tdistill.data.prompts import Prompt, TokenizedPrompt
 from tdistill.mdp.candidates import CandidateRule, check_top_p, nucleus_mask
-from tdistill.rollout.cache import open_cache
-from tdistill.rollout.prompts import Prompt, TokenizedPrompt
+from tdistill.runtime.errors import CacheError, ConfigError
 
 EXPERT_ORIGINS = frozenset({"teacher", "human"})
 

@@ -10,8 +10,8 @@ from torch.utils.data import Dataset
 
 from tdistill.data.corpus import PackedCorpus
 from tdistill.data.dataset import RolloutDataset
-from tdistill.errors import ConfigError
-from tdistill.rollout.prompts import TokenizedPrompt
+from tdistill.data.prompts import TokenizedPrompt
+from tdistill.runtime.errors import ConfigError
 
 # (round, its prompts) → what the student, as it is when asked, wrote for them, scored by the teacher.
 RollOut = Callable[[int, list[TokenizedPrompt]], RolloutDataset]

@@ -5,11 +5,11 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from tdistill.data.prompts import TokenizedPrompt
 from tdistill.evaluation.metrics import distinct_n, rouge_l, rouge_scorer
-from tdistill.progress import bar
-from tdistill.rollout.generate import Generated, Sampling, batch_plan, generate_batch
-from tdistill.rollout.prompts import TokenizedPrompt
-from tdistill.rollout.score import score_batch
+from tdistill.runtime.progress import bar
+from tdistill.teachers.generate import Generated, Sampling, batch_plan, generate_batch
+from tdistill.teachers.score import score_batch
 
 # Answers are sampled with a seed of their own: the teacher's must not repeat its reference.
 EVALUATION_SEED_OFFSET = 1_000_003

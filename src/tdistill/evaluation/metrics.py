@@ -3,10 +3,7 @@
 import math
 from collections.abc import Sequence
 
-import numpy as np
 from rouge_score.rouge_scorer import RougeScorer
-
-from tdistill.report.data import Estimate
 
 
 def rouge_l(answer: str, references: Sequence[str], scorer: RougeScorer) -> float:
@@ -26,15 +23,14 @@ def distinct_n(text: str, n: int = 2) -> float:
     return len(set(grams)) / len(grams) if grams else math.nan
 
 
-def estimate(values: Sequence[float]) -> Estimate:
-    """Return the mean and standard error over prompts; NaN entries (undefined for a prompt) are left out."""
-    x = np.asarray([v for v in values if not math.isnan(v)], dtype=np.float64)
-    if len(x) == 0:
-        return Estimate(math.nan, math.nan, 0)
-    stderr = float(x.std(ddof=1) / math.sqrt(len(x))) if len(x) > 1 else math.nan
-    return Estimate(float(x.mean()), stderr, len(x))
-
-
-def paired_difference(a: Sequence[float], b: Sequence[float]) -> Estimate:
-    """Estimate of a − b over the prompts where both are defined; both lists are in the same order of prompts."""
-    return estimate([x - y for x, y in zip(a, b, strict=True)])
+# metric → (title, unit or hint, which direction is better: "lower", "higher" or "" for neither)
+METRICS: dict[str, tuple[str, str, str]] = {
+    "rouge_l": ("ROUGE-L", "against the reference answer, ×100", "higher"),
+    "teacher_nll": ("teacher NLL", "nats per token of the generated text under the teacher", "lower"),
+    "forward_kl": ("forward KL", "KL(teacher‖student), nats per token of held-out teacher text", "lower"),
+    "reverse_kl": ("reverse KL", "KL(student‖teacher), nats per token of held-out teacher text", "lower"),
+    "student_mass": ("mass on A_p", "student's probability on the teacher's candidates", "higher"),
+    "entropy": ("entropy", "nats per token of the generated text under the distribution it was drawn from", ""),
+    "distinct_2": ("distinct-2", "distinct bigrams ÷ bigrams of an answer", ""),
+    "mean_length": ("length", "tokens per answer", ""),
+}

@@ -12,20 +12,20 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from tdistill.errors import DataError, OutputError
+from tdistill.data.prompts import TokenizedPrompt
 from tdistill.evaluation.answers import entropy_of
-from tdistill.evaluation.metrics import estimate, rouge_scorer
-from tdistill.evaluation.run import SCORED_AT_ONCE
+from tdistill.evaluation.metrics import rouge_scorer
 from tdistill.evaluation.tasks import TaskSpec, text_metrics
-from tdistill.files import read_jsonl, write_jsonl
-from tdistill.padding import pad_pairs
-from tdistill.progress import bar
-from tdistill.report.data import Estimate
-from tdistill.report.tables import ARROWS, Align, Cell, Table, format_estimate
-from tdistill.rollout.prompts import TokenizedPrompt
-from tdistill.rollout.score import step_logp
-from tdistill.run_files import AnswerBounds, advice_for, check_answers, read_answer_lines, read_scores_file
-from tdistill.run_forms import TaskScoresForm
+from tdistill.experiment.evaluation import SCORED_AT_ONCE
+from tdistill.experiment.run_files import AnswerBounds, advice_for, check_answers, read_answer_lines, read_scores_file
+from tdistill.experiment.run_forms import TaskScoresForm
+from tdistill.models.layout import pad_pairs
+from tdistill.pages.tables import ARROWS, Align, Cell, Table, format_estimate
+from tdistill.runtime.errors import DataError, OutputError
+from tdistill.runtime.files import read_jsonl, write_jsonl
+from tdistill.runtime.progress import bar
+from tdistill.statistics.estimate import Estimate, estimate
+from tdistill.teachers.score import step_logp
 
 SCORES = "scores"
 # metric → (title, which direction is better)

@@ -11,10 +11,10 @@ from pathlib import Path
 from rouge_score.rouge_scorer import RougeScorer
 from transformers import PreTrainedTokenizerBase
 
-from tdistill.errors import ConfigError, DataError, nearest
+from tdistill.data.prompts import Prompt, TokenizedPrompt, load_prompts, render_prompts
 from tdistill.evaluation.metrics import distinct_n, rouge_l
-from tdistill.rollout.prompts import Prompt, TokenizedPrompt, load_prompts, render_prompts
-from tdistill.textfiles import local_path
+from tdistill.runtime.errors import ConfigError, DataError, nearest
+from tdistill.runtime.textfiles import local_path
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")
 # --limit takes the prompts whose hash with this seed is least: the same for every system, recipe and training seed.

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from tdistill.errors import ConfigError
+from tdistill.runtime.errors import ConfigError
 
 
 def project(logits: Float[Tensor, "*B K"], legal: Bool[Tensor, "*B K"]) -> Float[Tensor, "*B K"]:

@@ -11,8 +11,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from tdistill.errors import ConfigError, nearest
 from tdistill.mdp.bellman import log_tail, soft_value
+from tdistill.runtime.errors import ConfigError, nearest
 
 # The nucleus is looked for among this many tokens first, then among ×8 of them, and only then by a full sort:
 # sorting [tokens, 49152] costs ten times a topk, and most nuclei are narrow.

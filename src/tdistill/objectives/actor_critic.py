@@ -11,8 +11,8 @@ from tdistill.mdp.bellman import has_successor, lambda_return, next_value
 from tdistill.mdp.steps import Steps
 from tdistill.objectives.contract import Gamma, NonNegative, Objective, ObjectiveOutput, Positive, UnitInterval
 from tdistill.objectives.jsd import jensen_shannon
+from tdistill.objectives.parts.support import Support, distributions, kl, support_needs
 from tdistill.objectives.skew_kl import SKEW
-from tdistill.objectives.support import Support, distributions, kl, support_needs
 
 Cost = Literal["reverse_kl", "jsd", "skew_kl"]
 

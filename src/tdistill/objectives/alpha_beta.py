@@ -7,10 +7,10 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from tdistill.errors import ConfigError
 from tdistill.mdp.steps import Steps
 from tdistill.objectives.contract import Finite, FinitePositive, Objective, ObjectiveOutput
-from tdistill.objectives.support import Support, check_temperature, distributions, support_needs
+from tdistill.objectives.parts.support import Support, check_temperature, distributions, support_needs
+from tdistill.runtime.errors import ConfigError
 
 # exp goes on as its tangent above e^20: only p^α q^β with a negative exponent gets there, for a ratio of 5e8 and more.
 EXP_LIMIT = 20.0

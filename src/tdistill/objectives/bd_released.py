@@ -5,7 +5,7 @@ import torch
 from tdistill.mdp.bellman import has_successor, next_value, soft_value
 from tdistill.mdp.steps import Steps
 from tdistill.objectives.contract import Finite, Gamma, Objective, ObjectiveOutput, Positive
-from tdistill.objectives.gauge import gauged_q
+from tdistill.objectives.parts.gauge import gauged_q
 
 
 def bd_released(steps: Steps, *, gamma: Gamma = 0.99, alpha: Positive = 0.1, q_min: Finite = -10.0) -> ObjectiveOutput:

@@ -9,9 +9,10 @@ from typing import Any
 import pydantic
 import torch
 
-from tdistill.errors import ConfigError, brief, nearest
 from tdistill.mdp.steps import Steps
 from tdistill.objectives.contract import NEEDS, BoundObjective, ObjectiveOutput
+from tdistill.objectives.registry import OBJECTIVES
+from tdistill.runtime.errors import ConfigError, brief, nearest
 
 Term = Mapping[str, Any]
 
@@ -33,7 +34,7 @@ def bind(objective: str | Term | Sequence[Term], **arguments: Any) -> BoundObjec
         objective = [objective]
     terms = [_split_term(term) for term in objective]
     if not terms:
-        raise ConfigError("The objective is an empty list: name at least one of " + ", ".join(_registry()) + ".")
+        raise ConfigError("The objective is an empty list: name at least one of " + ", ".join(OBJECTIVES) + ".")
     bound = [(weight, _bind_one(name, arguments)) for weight, name, arguments in terms]
     if len(bound) == 1 and bound[0][0] == 1.0:
         return bound[0][1]
@@ -45,26 +46,20 @@ def bind(objective: str | Term | Sequence[Term], **arguments: Any) -> BoundObjec
     )
 
 
-def _registry() -> dict[str, Any]:
-    from tdistill.objectives import OBJECTIVES  # here, because the registry imports this module
-
-    return OBJECTIVES
-
-
 def _split_term(term: Term) -> tuple[float, str, dict[str, Any]]:
     if not isinstance(term, Mapping) or "name" not in term:
         raise ConfigError(f"A term of an objective needs a name, e.g. {{name: iq_learn, weight: 1.0}}; got {term!r}.")
     arguments = dict(term)
     name, weight = arguments.pop("name"), arguments.pop("weight", 1.0)
     if not isinstance(name, str):
-        raise ConfigError(f"An objective's name must be text, got {brief(name)}.{nearest(str(name), _registry())}")
+        raise ConfigError(f"An objective's name must be text, got {brief(name)}.{nearest(str(name), OBJECTIVES)}")
     if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < float("inf"):
         raise ConfigError(f"weight of objective {name!r} must be a positive number, got {weight!r}.")
     return float(weight), name, arguments
 
 
 def _bind_one(name: str, arguments: Mapping[str, Any]) -> BoundObjective:
-    registry = _registry()
+    registry = OBJECTIVES
     if not isinstance(name, str) or name not in registry:
         raise ConfigError(f"Unknown objective {name!r}.{nearest(str(name), registry)}")
     entry = registry[name]

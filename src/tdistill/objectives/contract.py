@@ -8,8 +8,8 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
-from tdistill.errors import ConfigError
 from tdistill.mdp.steps import Steps
+from tdistill.runtime.errors import ConfigError
 
 UnitInterval = Annotated[float, Field(ge=0.0, le=1.0)]
 Gamma = UnitInterval

@@ -1,10 +1,10 @@
 """Learn by coherent soft imitation on the top-p tokens: soft Q-learning on the reward that the teacher's policy defines."""
 
 from tdistill.mdp.steps import Steps
-from tdistill.objectives.anchor import Anchor
 from tdistill.objectives.contract import Gamma, NonNegative, Objective, ObjectiveOutput
-from tdistill.objectives.gauge import FreeGauge
-from tdistill.objectives.transition import td_needs, td_output, transitions
+from tdistill.objectives.parts.anchor import Anchor
+from tdistill.objectives.parts.gauge import FreeGauge
+from tdistill.objectives.parts.transition import td_needs, td_output, transitions
 
 
 def csil(

@@ -7,16 +7,16 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from tdistill.errors import ConfigError
 from tdistill.mdp.bellman import bellman_error, expectation, project, soft_value, take
 from tdistill.mdp.steps import Steps
-from tdistill.objectives.anchor import ANCHOR_NEEDS, Anchor, anchor_loss
-from tdistill.objectives.clip import clip_below
 from tdistill.objectives.contract import Finite, Gamma, NonNegative, Objective, ObjectiveOutput, Positive
-from tdistill.objectives.counted import counted, expert_flags, successor_value, td_metrics
-from tdistill.objectives.gauge import GAUGE_NEEDS, Gauge, gauged_q
-from tdistill.objectives.phi import MARGIN, Phi, extended, phi_alpha, r_max
-from tdistill.objectives.value_term import ValueTerm, discount_weights, value_part
+from tdistill.objectives.parts.anchor import ANCHOR_NEEDS, Anchor, anchor_loss
+from tdistill.objectives.parts.clip import clip_below
+from tdistill.objectives.parts.counted import counted, expert_flags, successor_value, td_metrics
+from tdistill.objectives.parts.gauge import GAUGE_NEEDS, Gauge, gauged_q
+from tdistill.objectives.parts.phi import MARGIN, Phi, extended, phi_alpha, r_max
+from tdistill.objectives.parts.value_term import ValueTerm, discount_weights, value_part
+from tdistill.runtime.errors import ConfigError
 
 Estimator = Literal["sampled", "expected"]
 PhiOn = Literal["expert", "all"]

@@ -7,10 +7,10 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from tdistill.errors import ConfigError
 from tdistill.mdp.steps import Steps
 from tdistill.objectives.contract import Finite, FinitePositive, Objective, ObjectiveOutput
-from tdistill.objectives.support import Support, check_temperature, distributions, kl, support_needs
+from tdistill.objectives.parts.support import Support, check_temperature, distributions, kl, support_needs
+from tdistill.runtime.errors import ConfigError
 
 
 def jsd(steps: Steps, *, beta: Finite = 0.5, support: Support = "tail", loss_temperature: FinitePositive = 1.0) -> ObjectiveOutput:

@@ -5,10 +5,10 @@ from typing import Annotated
 from pydantic import Field
 
 from tdistill.mdp.steps import Steps
-from tdistill.objectives.anchor import Anchor
 from tdistill.objectives.contract import FinitePositive, NonNegative, Objective, ObjectiveOutput
-from tdistill.objectives.gauge import FreeGauge
-from tdistill.objectives.q_regression import Other, RegressionTerminal, q_regression, q_regression_needs
+from tdistill.objectives.parts.anchor import Anchor
+from tdistill.objectives.parts.gauge import FreeGauge
+from tdistill.objectives.parts.q_regression import Other, RegressionTerminal, q_regression, q_regression_needs
 
 Discount = Annotated[float, Field(ge=0.0, lt=1.0)]  # the bound on the targets, 1/(c(1−γ)), is none at γ = 1
 

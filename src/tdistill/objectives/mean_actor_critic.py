@@ -7,7 +7,7 @@ from tdistill.mdp.bellman import expectation, has_successor, lambda_return, next
 from tdistill.mdp.steps import Steps
 from tdistill.objectives.actor_critic import Cost, divergence, response_mean, truncated_ratio
 from tdistill.objectives.contract import Gamma, NonNegative, Objective, ObjectiveOutput, UnitInterval
-from tdistill.objectives.support import Support, distributions, support_needs
+from tdistill.objectives.parts.support import Support, distributions, support_needs
 
 
 def mean_actor_critic(

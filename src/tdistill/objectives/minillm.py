@@ -10,7 +10,7 @@ from tdistill.mdp.bellman import lambda_return, next_value
 from tdistill.mdp.steps import Steps
 from tdistill.objectives.actor_critic import truncated_ratio
 from tdistill.objectives.contract import Gamma, NonNegative, Objective, ObjectiveOutput, Positive
-from tdistill.objectives.support import Support, distributions, kl, support_needs
+from tdistill.objectives.parts.support import Support, distributions, kl, support_needs
 
 
 def minillm(

@@ -12,10 +12,10 @@ from torch.nn.functional import pad
 
 from tdistill.mdp.bellman import lambda_return
 from tdistill.mdp.steps import Steps
-from tdistill.objectives.anchor import Anchor
 from tdistill.objectives.contract import Gamma, NonNegative, Objective, ObjectiveOutput, UnitInterval
-from tdistill.objectives.gauge import Gauge
-from tdistill.objectives.transition import td_error, td_needs, td_output, transitions
+from tdistill.objectives.parts.anchor import Anchor
+from tdistill.objectives.parts.gauge import Gauge
+from tdistill.objectives.parts.transition import td_error, td_needs, td_output, transitions
 
 Length = Annotated[int, Field(ge=1)]
 

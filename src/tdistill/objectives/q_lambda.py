@@ -2,10 +2,10 @@
 
 from tdistill.mdp.bellman import lambda_return, next_value
 from tdistill.mdp.steps import Steps
-from tdistill.objectives.anchor import Anchor
 from tdistill.objectives.contract import Gamma, NonNegative, Objective, ObjectiveOutput, UnitInterval
-from tdistill.objectives.gauge import FreeGauge
-from tdistill.objectives.transition import td_needs, td_output, transitions
+from tdistill.objectives.parts.anchor import Anchor
+from tdistill.objectives.parts.gauge import FreeGauge
+from tdistill.objectives.parts.transition import td_needs, td_output, transitions
 
 
 def q_lambda(

@@ -2,7 +2,7 @@
 
 from tdistill.mdp.steps import Steps
 from tdistill.objectives.contract import Finite, FinitePositive, Objective, ObjectiveOutput
-from tdistill.objectives.support import Support, check_skew, distributions, kl, support_needs
+from tdistill.objectives.parts.support import Support, check_skew, distributions, kl, support_needs
 
 
 def skew_rkl(steps: Steps, *, skew: Finite = 0.1, support: Support = "tail", loss_temperature: FinitePositive = 1.0) -> ObjectiveOutput:

@@ -1,10 +1,10 @@
 """Learn by soft Q imitation (Reddy, Dragan & Levine 2020): soft Q-learning with reward 1 for the expert's steps and 0 for others."""
 
 from tdistill.mdp.steps import Steps
-from tdistill.objectives.anchor import Anchor
 from tdistill.objectives.contract import Gamma, NonNegative, Objective, ObjectiveOutput
-from tdistill.objectives.gauge import FreeGauge
-from tdistill.objectives.q_regression import (
+from tdistill.objectives.parts.anchor import Anchor
+from tdistill.objectives.parts.gauge import FreeGauge
+from tdistill.objectives.parts.q_regression import (
     Other,
     RegressionTerminal,
     check_discount,

@@ -4,7 +4,7 @@ import torch
 
 from tdistill.mdp.steps import Steps
 from tdistill.objectives.contract import FinitePositive, Objective, ObjectiveOutput
-from tdistill.objectives.support import Support, check_temperature, distributions, support_needs
+from tdistill.objectives.parts.support import Support, check_temperature, distributions, support_needs
 
 
 def tvd(steps: Steps, *, support: Support = "tail", loss_temperature: FinitePositive = 1.0) -> ObjectiveOutput:

@@ -2,14 +2,7 @@
 
 from dataclasses import dataclass, field
 
-
-@dataclass(frozen=True)
-class Estimate:
-    """Hold a mean over ``n`` samples with its standard error (NaN if it has none)."""
-
-    mean: float
-    stderr: float
-    n: int
+from tdistill.statistics.estimate import Estimate
 
 
 @dataclass(frozen=True)
@@ -85,16 +78,3 @@ class ReportData:
     samples: list[Sample]
     recipe_yaml: str
     notes: list[str] = field(default_factory=list)  # limits and warnings to show under the table
-
-
-# metric → (title, unit or hint, which direction is better: "lower", "higher" or "" for neither)
-METRICS: dict[str, tuple[str, str, str]] = {
-    "rouge_l": ("ROUGE-L", "against the reference answer, ×100", "higher"),
-    "teacher_nll": ("teacher NLL", "nats per token of the generated text under the teacher", "lower"),
-    "forward_kl": ("forward KL", "KL(teacher‖student), nats per token of held-out teacher text", "lower"),
-    "reverse_kl": ("reverse KL", "KL(student‖teacher), nats per token of held-out teacher text", "lower"),
-    "student_mass": ("mass on A_p", "student's probability on the teacher's candidates", "higher"),
-    "entropy": ("entropy", "nats per token of the generated text under the distribution it was drawn from", ""),
-    "distinct_2": ("distinct-2", "distinct bigrams ÷ bigrams of an answer", ""),
-    "mean_length": ("length", "tokens per answer", ""),
-}

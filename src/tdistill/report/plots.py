@@ -6,9 +6,11 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from matplotlib.axes import Axes
 
-from tdistill.report.data import METRICS, Curve, Estimate, ReportData, Sparsity, Stage, System
-from tdistill.report.svg import INK, Line, Panel, Plot, set_scale, short
-from tdistill.report.tables import TEACHER, format_number, format_seconds
+from tdistill.evaluation.metrics import METRICS
+from tdistill.pages.svg import INK, Line, Panel, Plot, set_scale, short
+from tdistill.pages.tables import TEACHER, format_number, format_seconds
+from tdistill.report.data import Curve, ReportData, Sparsity, Stage, System
+from tdistill.statistics.estimate import Estimate
 
 TEACHER_COLOUR = "#808080"
 # Okabe & Ito's colours, the light ones darkened: each has a contrast of 3:1 on white and on the dark page.

@@ -3,12 +3,10 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from tdistill.files import write_text
-from tdistill.report.data import METRICS, ReportData, Sample
-from tdistill.report.page import html_page
-from tdistill.report.plots import all_plots
-from tdistill.report.svg import Plot, plot_file
-from tdistill.report.tables import (
+from tdistill.evaluation.metrics import METRICS
+from tdistill.pages.page import html_page
+from tdistill.pages.svg import Plot, plot_file
+from tdistill.pages.tables import (
     comparison_table,
     metrics_of,
     quality_table,
@@ -16,7 +14,10 @@ from tdistill.report.tables import (
     stages_table,
     to_markdown,
 )
-from tdistill.report.text import escape_html, escape_markdown, fenced
+from tdistill.pages.text import escape_html, escape_markdown, fenced
+from tdistill.report.data import ReportData, Sample
+from tdistill.report.plots import all_plots
+from tdistill.runtime.files import write_text
 
 FIGURES = ("quality", "curves", "sparsity", "time")
 

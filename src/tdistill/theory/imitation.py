@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tdistill.mdp.bellman import project, soft_value
 from tdistill.mdp.tabular import TabularMDP, inverse_bellman, occupancy
-from tdistill.objectives.phi import phi_alpha
+from tdistill.objectives.parts.phi import phi_alpha
 
 GRADIENT_TOLERANCE = 1e-10
 MOST_STEPS = 200

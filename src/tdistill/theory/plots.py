@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 
+from tdistill.pages.svg import INK, Line, Panel, Plot, set_scale
+from tdistill.pages.tables import format_number
 from tdistill.report.plots import COLOURS, DASHES
-from tdistill.report.svg import INK, Line, Panel, Plot, set_scale
-from tdistill.report.tables import format_number
 
 Rows = list[dict[str, Any]]
 Series = dict[str, tuple[list[float], list[float]]]  # name → x, y

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tdistill.files import write_jsonl
-from tdistill.report.document import Section, write_document
-from tdistill.report.svg import Plot
-from tdistill.report.tables import Align, Cell, Table, format_number
+from tdistill.pages.document import Section, write_document
+from tdistill.pages.svg import Plot
+from tdistill.pages.tables import Align, Cell, Table, format_number
+from tdistill.runtime.files import write_jsonl
 from tdistill.theory.estimator_report import estimator_section
 from tdistill.theory.plots import LOOSENESS_P, STAGES, Rows, all_plots
 

@@ -12,9 +12,9 @@ import torch
 from torch import Generator
 
 import tdistill
-from tdistill.errors import ConfigError
-from tdistill.outputs import claimed
-from tdistill.progress import Bar, bar
+from tdistill.runtime.errors import ConfigError
+from tdistill.runtime.outputs import claimed
+from tdistill.runtime.progress import Bar, bar
 from tdistill.theory.compounding import METHODS
 from tdistill.theory.estimator_rows import estimator_rows, n_checks
 from tdistill.theory.instances import make_road

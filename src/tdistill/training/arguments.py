@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from transformers import TrainingArguments
 
-from tdistill.errors import ConfigError
+from tdistill.runtime.errors import ConfigError
 
 # Ours where transformers' own default does not fit; a recipe overrides any of them.
 DEFAULT_ARGUMENTS: dict[str, Any] = {

@@ -6,8 +6,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from tdistill.errors import TrainingError
-from tdistill.files import read_json, sync_tree, write_json
+from tdistill.runtime.errors import TrainingError
+from tdistill.runtime.files import read_json, sync_tree, write_json
 
 # Written last into a checkpoint: one without it was cut short and is not resumed from.
 MANIFEST = "tdistill.complete"

@@ -8,8 +8,8 @@ from transformers import EarlyStoppingCallback, TrainerCallback, TrainingArgumen
 
 from tdistill.data.dataset import RolloutDataset
 from tdistill.data.mixed import MixedDataset
-from tdistill.errors import ConfigError
-from tdistill.head.student import VALUES
+from tdistill.models.student import VALUES
+from tdistill.runtime.errors import ConfigError
 from tdistill.training.language_modelling import LanguageModelling
 from tdistill.training.on_policy import check_in_order
 from tdistill.training.schedule import examples_per_step, total_steps

@@ -12,12 +12,12 @@ from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainerContro
 from transformers.integrations import TensorBoardCallback, TrackioCallback, WandbCallback
 
 from tdistill.data.dataset import RolloutDataset
-from tdistill.files import replacing
-from tdistill.head.student import StudentModel
-from tdistill.processes import is_main_process
-from tdistill.rollout.generate import Generated, Sampling, generate_batch
+from tdistill.models.student import StudentModel
+from tdistill.models.vocabulary import vocabulary_size
+from tdistill.runtime.files import replacing
+from tdistill.runtime.processes import is_main_process
+from tdistill.teachers.generate import Generated, Sampling, generate_batch
 from tdistill.training.sharding import answer_together, check_can_answer, is_sharded
-from tdistill.vocabulary import vocabulary_size
 
 COMPLETIONS = "completions.jsonl"
 

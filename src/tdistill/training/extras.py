@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from tdistill.data.corpus import PackedCorpus
 from tdistill.data.dataset import RolloutDataset
 from tdistill.data.mixed import Mixture
-from tdistill.rollout.generate import Sampling
+from tdistill.teachers.generate import Sampling
 from tdistill.training.language_modelling import LanguageModelling
 from tdistill.training.on_policy import StudentRollouts, StudentSampling
 from tdistill.training.value import ValueSettings

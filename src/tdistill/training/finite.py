@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from tdistill.errors import ModelError
+from tdistill.runtime.errors import ModelError
 
 
 def non_finite_weight(module: nn.Module) -> str | None:

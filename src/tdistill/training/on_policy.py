@@ -10,16 +10,16 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 
+from tdistill.cache.write import Manifest
 from tdistill.data.dataset import RolloutDataset
-from tdistill.errors import ConfigError
-from tdistill.files import write_json
-from tdistill.rollout.cache import Manifest
-from tdistill.rollout.generate import Generated, Mixed, Sampling, batch_plan, generate_batch
-from tdistill.rollout.prompts import TokenizedPrompt
-from tdistill.rollout.run import Capture, cache_settings, write_rollouts
-from tdistill.rollout.score import score_batch
-from tdistill.run_files import read_run_file
-from tdistill.vocabulary import vocabulary_size
+from tdistill.data.prompts import TokenizedPrompt
+from tdistill.experiment.run_files import read_run_file
+from tdistill.models.vocabulary import vocabulary_size
+from tdistill.runtime.errors import ConfigError
+from tdistill.runtime.files import write_json
+from tdistill.teachers.generate import Generated, Mixed, Sampling, batch_plan, generate_batch
+from tdistill.teachers.rollouts import Capture, cache_settings, write_rollouts
+from tdistill.teachers.score import score_batch
 
 
 @dataclass(frozen=True)

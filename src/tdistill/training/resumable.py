@@ -13,8 +13,8 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import SaveStrategy
 
-from tdistill.errors import NonFiniteLossError, TrainingError
-from tdistill.files import read_json
+from tdistill.runtime.errors import NonFiniteLossError, TrainingError
+from tdistill.runtime.files import read_json
 from tdistill.training.checkpoints import find_checkpoints, last_checkpoint, remove_checkpoint, seal, verify
 from tdistill.training.checks import check_callbacks
 from tdistill.training.finite import non_finite_tensor, non_finite_weight

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from torch.utils.data import Sampler
 from transformers import TrainingArguments
 
-from tdistill.errors import ConfigError
+from tdistill.runtime.errors import ConfigError
 
 
 def examples_per_step(args: TrainingArguments) -> int:

@@ -14,14 +14,14 @@ from torch import nn
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from transformers import TrainingArguments
 
-from tdistill.errors import ConfigError
-from tdistill.head.student import StudentModel
-from tdistill.head.value import ValueHead
-from tdistill.processes import is_main_process, process_count
+from tdistill.models.student import StudentModel
+from tdistill.models.value_head import ValueHead
+from tdistill.runtime.errors import ConfigError
+from tdistill.runtime.processes import is_main_process, process_count
 
 Answer = TypeVar("Answer")
 
-LAUNCH = "accelerate launch --config_file recipes/accelerate/ddp.yaml -m tdistill.cli train RECIPE"
+LAUNCH = "accelerate launch --config_file recipes/accelerate/ddp.yaml -m tdistill train RECIPE"
 
 
 def check_devices(args: TrainingArguments) -> None:

@@ -10,7 +10,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from tdistill.errors import ConfigError
+from tdistill.runtime.errors import ConfigError
 
 TARGET_FILE = "target_network.safetensors"
 # The rate of the soft updates of SAC (Haarnoja et al. 2018, table 1).

@@ -13,10 +13,11 @@ from transformers.trainer_utils import IntervalStrategy
 from tdistill.data.collate import DistillCollator
 from tdistill.data.dataset import RolloutDataset
 from tdistill.data.mixed import MixedDataset
-from tdistill.errors import ConfigError, NonFiniteLossError
-from tdistill.head.student import StudentModel
 from tdistill.mdp.steps import Steps
+from tdistill.models.student import StudentModel
+from tdistill.models.vocabulary import vocabulary_size
 from tdistill.objectives import BoundObjective, bind
+from tdistill.runtime.errors import ConfigError, NonFiniteLossError
 from tdistill.training.arguments import refuse_unused
 from tdistill.training.batch import build_steps, student_inputs, teacher_online
 from tdistill.training.checks import check_constructor, check_windows, own_arguments, unused_value_settings
@@ -28,7 +29,6 @@ from tdistill.training.schedule import InOrder, steps_per_epoch
 from tdistill.training.sharding import check_devices, check_sharding, check_whole_weights, keep_float32, shard_value_head
 from tdistill.training.target import FollowStudent, TargetNetwork
 from tdistill.training.value import ValueSettings, clear_gradients, own_rate
-from tdistill.vocabulary import vocabulary_size
 
 # Objectives that every validation measures, whatever the run trains on: comparable across runs.
 VALIDATION = {"nll": bind("nll"), "forward_kl": bind("forward_kl"), "reverse_kl": bind("reverse_kl")}

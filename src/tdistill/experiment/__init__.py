@@ -1,0 +1,1 @@
+"""Turn a recipe into artefacts: models, roll-outs, students, measurements, a report."""

@@ -1,0 +1,152 @@
+"""Find what is sure to fail, before anything long starts."""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+
+from tdistill.data.corpus import check_window, read_documents
+from tdistill.data.overlap import HELD_OUT, check_overlap, held_out_prompts, load_split
+from tdistill.experiment.context import check_contexts
+from tdistill.experiment.pipeline import Run
+from tdistill.experiment.rollouts import SPLITS, model_configs
+from tdistill.experiment.systems import check_references
+from tdistill.models.load import PACKAGED, check_quantization, compute_device, find_model, load_tokenizer
+from tdistill.models.prune import check_layer_count
+from tdistill.recipe.plain import nearest_path
+from tdistill.recipe.read import argument_sections
+from tdistill.recipe.schema import Recipe
+from tdistill.runtime.errors import ConfigError, DataError, ModelError, brief
+from tdistill.runtime.progress import say
+from tdistill.training.arguments import argument_remarks, training_arguments
+from tdistill.training.sharding import check_devices
+
+# Models that are widely known by a name without an owner.
+OWNERS = {
+    **dict.fromkeys(("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl"), "openai-community"),
+    **dict.fromkeys(("opt-125m", "opt-350m", "opt-1.3b", "opt-2.7b", "opt-6.7b", "opt-13b"), "facebook"),
+    "distilgpt2": "distilbert",
+}
+BFLOAT16 = ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16")  # any of them: the CPU multiplies bfloat16 in hardware
+
+
+def preflight(run: Run, stages: Sequence[str] = ()) -> None:
+    """Check what can be known before anything is written: models, layers, contexts, the output directory, corpus, prompts and answers.
+
+    Says what another option makes void, and where a CPU would crawl.
+
+    Args:
+        run: what will be run.
+        stages: those that will be; the devices of training are checked for them.
+
+    Raises:
+        ConfigError, ModelError, DataError: with the option, what was got and what to do.
+    """
+    _check_output(run.root)
+    _check_models(run)
+    _check_devices(run, stages)
+    if run.recipe.teacher.quantization:
+        check_quantization(run.recipe.teacher.quantization)
+    _check_corpus(run)
+    for place, arguments in argument_sections(run.recipe).items():
+        for remark in argument_remarks(arguments, place):
+            say(remark)
+    _check_prompts(run)  # of complete roll-outs too: what is asked of shared prompts and answers may have changed since
+    if run.is_complete("rollout"):
+        return
+    # An older torch can't tell.
+    capabilities = getattr(torch.cpu, "get_capabilities", None)
+    slow = slow_bfloat16(run.recipe, capabilities()) if capabilities and compute_device().type == "cpu" else []
+    if slow:
+        say(f"This CPU has no bfloat16 instructions: float32 is 2 to 3 times faster here. Append {' '.join(slow)}")
+
+
+def _check_devices(run: Run, stages: Sequence[str]) -> None:
+    arguments = {"sft": run.recipe.sft.arguments if run.recipe.sft else {}, "train": run.recipe.train.arguments}
+    for stage in arguments.keys() & run.stages.keys() & set(stages):
+        if not run.is_complete(stage):
+            check_devices(training_arguments(arguments[stage], run.root, run.recipe.seed))
+
+
+def _check_output(root: Path) -> None:
+    """Raise ``ConfigError`` unless the output directory can be made or written."""
+    there = next(path for path in (root, *root.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise ConfigError(f"output_dir {root}: {there} is a file, not a directory. Choose another: output_dir=runs/NAME")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise ConfigError(f"output_dir {root}: {there} can't be written by this user. Choose another: output_dir=runs/NAME")
+
+
+def _check_prompts(run: Run) -> None:
+    recipe = run.recipe
+    sets = {split: load_split(recipe, split) for split in SPLITS}
+    check_overlap(recipe, sets)
+    for split in HELD_OUT:
+        sets[split] = held_out_prompts(recipe, split)
+    check_references(run, "test", any(p.references for p in sets["test"]))
+    human = "human" in [*recipe.train.origins, *(recipe.sft.origins if recipe.sft else [])]
+    for split in ("train", "valid"):
+        if human and not any(p.references for p in sets[split]):
+            raise DataError(f"origins: [human], but {getattr(recipe.data, split)} has no answers to learn from. Use origins: [teacher].")
+
+
+def _check_corpus(run: Run) -> None:
+    """Read the whole corpus, and find at least one window in it where the tokenizer is read fast."""
+    lm = run.recipe.train.lm
+    if lm is None or run.is_complete("train"):
+        return
+    documents = read_documents(lm.corpus)
+    if not run.teacher_source.gguf_file:  # its tokenizer takes seconds: the models stage looks then
+        check_window(lm.corpus, documents, load_tokenizer(run.teacher_source, run.recipe.teacher.trust_remote_code), lm.window)
+    for _ in documents:  # a bad line anywhere is found now
+        pass
+
+
+def slow_bfloat16(recipe: Recipe, capabilities: Mapping[str, object]) -> list[str]:
+    """Return the overrides that turn a recipe's bfloat16 off, if the CPU lacks the instructions."""
+    if any(capabilities.get(name) for name in BFLOAT16):
+        return []
+    dtypes = {"teacher": recipe.teacher.dtype, "evaluation": recipe.evaluation.dtype}
+    arguments = {"sft": recipe.sft.arguments if recipe.sft else {}, "train": recipe.train.arguments}
+    asked = [f"{stage}.dtype=float32" for stage, dtype in dtypes.items() if dtype == "bfloat16"]
+    return asked + [f"{stage}.arguments.bf16=false" for stage, own in arguments.items() if own.get("bf16")]
+
+
+def _check_models(run: Run) -> None:
+    student = run.recipe.student
+    _find("teacher.teacher_model_name_or_path", run.recipe.teacher.teacher_model_name_or_path)
+    if student.init == "pretrained":
+        _find("student.student_model_name_or_path", str(student.student_model_name_or_path))
+    configs = model_configs(run)
+    check_contexts(run.recipe, configs)
+    total = configs["teacher"].get("num_hidden_layers")
+    if total is not None and not isinstance(total, int):
+        raise ModelError(f"The teacher's configuration has num_hidden_layers={brief(total)}: it must be a whole number.")
+    if total is None or student.init == "pretrained":
+        return
+    if student.num_hidden_layers is not None:
+        check_layer_count(total, student.num_hidden_layers)
+    wrong = [i for i in student.keep_layers or [] if not 0 <= i < total]
+    if wrong:
+        raise ModelError(f"student.keep_layers names {wrong}, but the teacher has layers 0 to {total - 1}.")
+
+
+def _find(option: str, name: str) -> None:
+    """Raise ``ModelError``, with the option and what may have been meant, unless the model is there."""
+    try:
+        find_model(name)
+    except ModelError as error:
+        raise ModelError(f"'{option}': {error}{_hint(name)}") from error
+
+
+def _hint(name: str) -> str:
+    if name.startswith(PACKAGED):
+        return ""
+    close = nearest_path(name)
+    if close:
+        return f" Did you mean {close!r}?"
+    if "/" not in name:
+        owner = OWNERS.get(name.lower(), "OWNER")
+        return f" An id of the hub has its owner before it: {owner}/{name}."
+    return ""

@@ -1,1 +1,0 @@
-"""Wrap the student as one module, and compute Q at the candidates."""

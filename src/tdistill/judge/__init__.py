@@ -1,0 +1,1 @@
+"""Let a judge model compare two systems' answers."""

@@ -1,0 +1,191 @@
+"""Join two systems' answers to the same prompts, and make the questions to a judge."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal
+
+from tdistill.data.prompts import Prompt, load_prompts
+from tdistill.runtime.errors import DataError
+from tdistill.runtime.files import read_json
+from tdistill.runtime.parse import parse_json
+
+Order = Literal["AB", "BA"]
+ORDERS: tuple[Order, ...] = ("AB", "BA")  # which system's answer the judge sees first
+STAGE_FILE = "stage.json"  # what tdistill.experiment.pipeline leaves of a stage; importing it from there would load torch
+KEY_LENGTH = 32  # hex digits
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Hold one system's answers: (prompt id, sample index) → text."""
+
+    path: Path
+    texts: dict[tuple[str, int], str]
+
+    @property
+    def name(self) -> str:
+        """Return the system's name, which is the name of the file that ``evaluate`` wrote."""
+        return self.path.stem
+
+    @cached_property
+    def prompt_ids(self) -> set[str]:
+        """Return the ids of the prompts that have at least one answer."""
+        return {prompt_id for prompt_id, _ in self.texts}
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Hold two answers to one request."""
+
+    prompt_id: str
+    sample_index: int
+    request: str
+    a: str
+    b: str
+
+
+@dataclass(frozen=True)
+class Joined:
+    """Hold the pairs, and counts of what has no partner."""
+
+    pairs: list[Pair]
+    prompts: int
+    left_out: dict[str, int]  # counts of what is not judged, by reason
+
+
+@dataclass(frozen=True)
+class Question:
+    """Hold one pair in one order, as the judge reads it. ``key`` depends on the model and on all that it reads, and on the order."""
+
+    key: str
+    prompt_id: str
+    sample_index: int
+    order: Order
+    content: str
+
+
+def read_json_lines(path: Path, columns: Sequence[str], content: bytes | None = None) -> list[dict[str, Any]]:
+    """Return the objects of a JSONL file, or of its ``content`` if given. Each object has all of ``columns``.
+
+    Raises:
+        DataError: the file can't be read, or a line is no such object; the line is named.
+    """
+    try:
+        lines = (path.read_bytes() if content is None else content).split(b"\n")
+    except OSError as error:
+        raise DataError(f"{path} can't be read: {error.strerror}.") from error
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        row = parse_json(line, f"{path}, line {number}", DataError)
+        missing = [c for c in columns if c not in row] if isinstance(row, dict) else list(columns)
+        if missing:
+            raise DataError(f"{path}, line {number}: expected an object with {', '.join(columns)}; {', '.join(missing)} missing.")
+        rows.append(row)
+    return rows
+
+
+def read_answers(path: Path) -> Answers:
+    """Read a file that ``tdistill evaluate`` wrote: ``evaluate/KEY/answers/NAME.jsonl``.
+
+    Raises:
+        DataError: it is not there, is no such file, or holds an answer twice.
+    """
+    if not path.is_file():
+        raise DataError(f"No answers at {path}: give a file that `tdistill evaluate` writes, …/evaluate/KEY/answers/NAME.jsonl.")
+    texts: dict[tuple[str, int], str] = {}
+    for row in read_json_lines(path, ("prompt_id", "sample_index", "text")):
+        key = (row["prompt_id"], row["sample_index"])
+        if tuple(map(type, (*key, row["text"]))) != (str, int, str):
+            raise DataError(f"{path}: prompt_id and text must be text and sample_index a whole number, got {key!r}, {row['text']!r:.40}.")
+        if key in texts:
+            raise DataError(f"{path} holds prompt {key[0]}, sample {key[1]} twice: which of the two is the answer?")
+        texts[key] = row["text"]
+    return Answers(path, texts)
+
+
+def find_prompts(answers: Sequence[Answers], given: str | None) -> str:
+    """Return where the prompts are: ``given``, or the prompts in the recipe of the evaluation beside the answers.
+
+    Raises:
+        DataError: neither is there.
+    """
+    if given:
+        return given
+    for own in answers:
+        stage = own.path.resolve().parent.parent / STAGE_FILE
+        if stage.is_file():
+            advice = "Give the file that the prompts come from with --prompts."
+            try:
+                source = read_json(stage, DataError, advice)["provenance"]["recipe"]["data"]["test"]
+            except (KeyError, TypeError):
+                source = None
+            if not isinstance(source, str):
+                raise DataError(f"{stage} is no evaluation's. {advice}")
+            return source
+    raise DataError(
+        f"Answers name their prompts by id only, and no evaluation's {STAGE_FILE} stands beside {answers[0].path.parent} to say where "
+        "these come from: give the file with --prompts."
+    )
+
+
+def join(a: Answers, b: Answers, source: str, limit: int | None) -> Joined:
+    """Pair answers by prompt and sample; the first ``limit`` prompts, in the order of their ids, which is as good as random.
+
+    Raises:
+        DataError: no prompt is shared, or a shared one is not in ``source``.
+    """
+    shared = sorted(a.texts.keys() & b.texts.keys())
+    only_a, only_b = len(a.prompt_ids - b.prompt_ids), len(b.prompt_ids - a.prompt_ids)
+    if not shared:
+        raise DataError(
+            f"{a.path} ({len(a.prompt_ids)} prompts) and {b.path} ({len(b.prompt_ids)} prompts) share no answered prompt: "
+            "give answers of two systems to the same prompts."
+        )
+    try:
+        prompts = {p.prompt_id: p for p in load_prompts(source)}
+    except DataError as error:
+        raise DataError(f"{error} Name the prompts that were answered with --prompts.") from error
+    ids = sorted({prompt_id for prompt_id, _ in shared})
+    unknown = [i for i in ids if i not in prompts]
+    if unknown:
+        raise DataError(
+            f"{len(unknown)} of the {len(ids)} prompts that both systems answered are not among the {len(prompts)} in {source} "
+            f"(the first: {unknown[0]}): give the file they come from with --prompts."
+        )
+    kept = set(ids[:limit])
+    pairs = [Pair(p, i, request_text(prompts[p]), a.texts[p, i], b.texts[p, i]) for p, i in shared if p in kept]
+    both = a.prompt_ids & b.prompt_ids
+    left_out = {
+        "prompts_only_in_a": only_a,
+        "prompts_only_in_b": only_b,
+        "samples_without_partner": sum(p in both for p, _ in a.texts.keys() ^ b.texts.keys()),
+        "prompts_over_limit": len(ids) - len(kept),
+    }
+    return Joined(pairs, len(kept), left_out)
+
+
+def request_text(prompt: Prompt) -> str:
+    """Return a prompt as the judge reads it: the user's words, or the whole conversation with its roles."""
+    if len(prompt.messages) == 1:
+        return prompt.text
+    return "\n\n".join(f"[{m['role']}]\n{m['content']}" for m in prompt.messages)
+
+
+def questions(pairs: Sequence[Pair], model: str) -> list[Question]:
+    """Return two questions for each pair, one in each order."""
+    template = files("tdistill.judge").joinpath("prompt.txt").read_text("utf-8")
+    found = []
+    for pair in pairs:
+        for order in ORDERS:
+            first, second = (pair.a, pair.b) if order == "AB" else (pair.b, pair.a)
+            content = template.format(request=pair.request, answer_a=first, answer_b=second)
+            key = hashlib.sha256(json.dumps([model, order, content]).encode()).hexdigest()[:KEY_LENGTH]
+            found.append(Question(key, pair.prompt_id, pair.sample_index, order, content))
+    return found

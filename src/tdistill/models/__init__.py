@@ -1,0 +1,1 @@
+"""Load, check, cut and wrap models."""

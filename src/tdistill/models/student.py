@@ -1,0 +1,225 @@
+"""Define the student: one ``nn.Module`` around a causal LM and an optional value head, so that DDP, FSDP and PEFT wrap all of it."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from tdistill.models.layout import positions
+from tdistill.models.lora import bare_model, is_adapted, load_adapter_weights
+from tdistill.models.precision import at_least_float32
+from tdistill.models.value_head import ValueHead
+from tdistill.models.weights import load_whole
+from tdistill.runtime.errors import ModelError
+
+VALUE_HEAD_FILE = "value_head.safetensors"
+VALUES = frozenset({"value", "action_value"})  # needs that the value head answers
+
+
+class StudentModel(nn.Module):
+    """Read a causal LM as a soft Q-function at the teacher's candidates.
+
+    ``forward`` returns the student's fields of ``Steps``. Prompts are left-padded and responses right-padded (see
+    ``padding``), so that step t of every row sits in the same column and ``logits_to_keep`` gives the [B, T, V] block:
+    every architecture's own head, with its scaling and soft caps, is used as it is.
+    """
+
+    def __init__(self, lm: PreTrainedModel, value_head: bool = False, detach_value: bool = False, action_values: bool = False):
+        super().__init__()
+        self.detach_value = detach_value  # the value head reads the hidden states without moving them
+        self.lm = lm
+        self.value_head = ValueHead(_hidden_width(lm), action_values) if value_head or action_values else None
+
+    @classmethod
+    def for_needs(cls, lm: PreTrainedModel, needs: frozenset[str], detach_value: bool = False) -> "StudentModel":
+        """Build the student with the heads that an objective's ``needs`` ask for."""
+        return cls(lm, "value" in needs, detach_value, "action_value" in needs)
+
+    def offers(self, needs: frozenset[str]) -> bool:
+        """Tell whether the value head is there, if ``needs`` ask for it."""
+        if self.value_head is None:
+            return not VALUES & needs
+        return "action_value" not in needs or self.value_head.action is not None
+
+    @property
+    def config(self) -> Any:
+        """Return the language model's configuration."""
+        return self.lm.config
+
+    # accelerate and DeepSpeed ask a model how to cut it into shards, by the names that transformers gave these members.
+    base_model_prefix = "base_model"
+
+    @property
+    def base_model(self) -> nn.Module:
+        """Return the body below the language model's head. accelerate looks for the last norm among its children."""
+        return bare_model(self.lm).base_model
+
+    @property
+    def _no_split_modules(self) -> list[str]:
+        """Return the class names of the layers, each of which is a unit of FSDP. A class that this model has no layer of is left out."""
+        present = {type(module).__name__ for module in self.lm.modules()}
+        return sorted(present & set(bare_model(self.lm)._no_split_modules or ()))
+
+    def get_input_embeddings(self) -> nn.Module:
+        """Return the language model's input embeddings."""
+        return self.lm.get_input_embeddings()
+
+    def get_output_embeddings(self) -> nn.Module:
+        """Return the language model's head."""
+        return self.lm.get_output_embeddings()
+
+    def tie_weights(self) -> None:
+        """Tie the weights that the language model ties."""
+        bare_model(self.lm).tie_weights()
+
+    @property
+    def is_activation_checkpointing(self) -> bool:
+        """Return True where the language model recomputes its activations."""
+        return self.lm.is_activation_checkpointing
+
+    def activation_checkpointing_enable(self, **kwargs: Any) -> None:
+        """Make the language model recompute its activations. The Trainer calls it."""
+        self.lm.activation_checkpointing_enable(**kwargs)
+
+    def forward(
+        self,
+        input_ids: Int[Tensor, "B L"],
+        attention_mask: Int[Tensor, "B L"],
+        taken_ids: Int[Tensor, "B T"],
+        candidate_ids: Int[Tensor, "B T K"] | None = None,
+        legal: Bool[Tensor, "B T K"] | None = None,
+        needs: frozenset[str] = frozenset(),
+        vocab_size: int | None = None,
+        diagnostics: bool = False,
+    ) -> dict[str, Tensor]:
+        """Return the logits at the candidates, and what ``needs`` asks for beside them: in float32 whatever the model computes in.
+
+        A model in float64 gives float64.
+
+        Args:
+            input_ids: [B, L] the prompt and all response tokens but the last; the last T columns score the T steps.
+            attention_mask: [B, L] 1 at real tokens.
+            taken_ids: [B, T] token ids of the response, 0 past its end.
+            candidate_ids: [B, T, K] token ids of A_p(s_t), 0 where not legal; None: every token is one, K = V.
+            legal: [B, T, K] real candidates; only the diagnostics read it.
+            needs: a subset of ``objectives.contract.NEEDS``.
+            vocab_size: rows of the head that are real tokens; padding rows beyond it are sliced off.
+            diagnostics: add ``student_mass`` and ``entropy`` [B, T], without gradient.
+        """
+        logits, hidden = self._logits(input_ids, attention_mask, taken_ids.shape[1], bool(VALUES & needs))
+        logits = at_least_float32(logits[..., :vocab_size])
+        out = {"q_t": logits if candidate_ids is None else logits.gather(-1, candidate_ids)}
+        if "log_z" in needs:
+            out["log_z_t"] = logits.logsumexp(-1)
+        if "max" in needs:
+            out["max_t"] = logits.amax(-1)
+        if "taken" in needs:
+            out["taken_logit_t"] = logits.gather(-1, taken_ids.unsqueeze(-1)).squeeze(-1)
+        if hidden is not None:
+            values = self._values(hidden.detach() if self.detach_value else hidden, needs)
+            if "action_value_t" in values:
+                every = values["action_value_t"][..., :vocab_size]
+                values["action_value_t"] = every if candidate_ids is None else every.gather(-1, candidate_ids)
+            out |= values
+        if needs & {"dense", "uniform"}:
+            out["logits_t"] = logits
+        if diagnostics:
+            out |= full_vocabulary_metrics(logits.detach(), out["q_t"].detach(), legal)
+        return out
+
+    def run_lm(self, **inputs: Any) -> Any:
+        """Run the language model alone. FSDP2 gathers the weights around it as around ``forward``."""
+        return self.lm(**inputs)
+
+    def _values(self, hidden: Float[Tensor, "B T D"], needs: frozenset[str]) -> dict[str, Tensor]:
+        if not self.offers(needs):
+            raise ModelError("The objective needs a value head: build the student with StudentModel.for_needs(lm, objective.needs).")
+        assert self.value_head is not None
+        values = {"value_t": self.value_head(hidden)} if "value" in needs else {}
+        if "action_value" in needs:
+            values["action_value_t"] = self.value_head.of_actions(hidden, self.lm.get_output_embeddings().weight)
+        return values
+
+    def _logits(self, input_ids: Tensor, attention_mask: Tensor, steps: int, with_hidden: bool) -> tuple[Tensor, Tensor | None]:
+        result = self.lm(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=positions(attention_mask),
+            logits_to_keep=steps,
+            output_hidden_states=with_hidden,
+            use_cache=False,
+        )
+        return result.logits[:, -steps:], result.hidden_states[-1][:, -steps:] if with_hidden else None
+
+    def save_pretrained(self, directory: str | Path, state_dict: dict[str, Tensor] | None = None) -> None:
+        """Save an ordinary safetensors model that ``AutoModelForCausalLM`` loads, and the value head beside it.
+
+        ``state_dict`` is this module's own, gathered from shards, where the caller has it.
+        """
+        own = None if state_dict is None else self._of_lm(state_dict)
+        self.lm.save_pretrained(directory, state_dict=own, safe_serialization=True)  # of adapters: these alone
+        if self.value_head is not None:
+            weights = self.value_head.state_dict()
+            if state_dict is not None:
+                weights = {k: state_dict[f"value_head.{k}"] for k in weights}
+            save_file({k: v.contiguous() for k, v in weights.items()}, Path(directory) / VALUE_HEAD_FILE)
+
+    def _of_lm(self, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return the language model's part. Tied weights are one tensor again, which is saved once."""
+        own = {k.removeprefix("lm."): v for k, v in state_dict.items() if k.startswith("lm.")}
+        first: dict[int, str] = {}
+        for name, parameter in self.lm.named_parameters(remove_duplicate=False):
+            own[name] = own[first.setdefault(id(parameter), name)]
+        return own
+
+    def load_weights(self, directory: str | Path) -> None:
+        """Read back what ``save_pretrained`` wrote, in place.
+
+        Raises:
+            ModelError: the files are missing, or are those of another architecture.
+        """
+        if is_adapted(self.lm):
+            load_adapter_weights(self.lm, Path(directory))
+        else:
+            self._load_model_weights(Path(directory))
+        if self.value_head is not None:
+            self._load_value_head(Path(directory) / VALUE_HEAD_FILE)
+
+    def _load_value_head(self, path: Path) -> None:
+        assert self.value_head is not None
+        try:
+            self.value_head.load_state_dict(load_file(path))
+        except (OSError, RuntimeError, SafetensorError) as error:
+            raise ModelError(f"{path} does not hold this student's value head: {error}") from error
+
+    def _load_model_weights(self, directory: Path) -> None:
+        # Names and shapes on disk are not those in memory (mixtures of experts, GPT-NeoX): only from_pretrained knows the way back.
+        try:
+            saved = load_whole(type(self.lm), directory, str(directory), config=self.lm.config, dtype=self.lm.dtype)
+        except ModelError as error:
+            raise ModelError(f"{directory} does not hold this student's weights. {error}") from error
+        self.lm.load_state_dict(saved.state_dict())
+
+
+def _hidden_width(lm: PreTrainedModel) -> int:
+    # The last hidden state is as wide as the head reads, which in OPT-350M is half of hidden_size.
+    head = lm.get_output_embeddings()
+    if head is None:
+        raise ModelError(f"{type(lm).__name__} has no language-model head, which a value head reads beside: use a causal language model.")
+    return head.weight.shape[-1]
+
+
+@torch.no_grad()
+def full_vocabulary_metrics(
+    logits: Float[Tensor, "B T V"], q_t: Float[Tensor, "B T K"], legal: Bool[Tensor, "B T K"] | None
+) -> dict[str, Tensor]:
+    """Return the student's mass on A_p, and its entropy in nats, per step. A logit of −inf counts as a probability of 0."""
+    log_z = logits.logsumexp(-1, keepdim=True)
+    in_support = (q_t - log_z).exp()
+    mass = (in_support if legal is None else torch.where(legal, in_support, 0.0)).sum(-1)
+    return {"student_mass": mass, "entropy": torch.special.entr((logits - log_z).exp()).sum(-1)}

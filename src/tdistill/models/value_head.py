@@ -1,0 +1,34 @@
+"""Define the value head: the value of a state and, if an objective needs it, the value of each token in that state."""
+
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from tdistill.models.precision import FullPrecisionLinear, at_least_float32, no_autocast
+
+
+class ValueHead(nn.Module):
+    """Compute v(s) = ⟨w, h⟩ + b and w(s,a) = v(s) + ⟨W h, e_a⟩/d, with h the last hidden state and e_a the token's row of the output embedding.
+
+    Starts at 0, which is the value of a soft-optimal policy. Tokens that the model writes alike are worth alike until something
+    else is learnt. Computes in float32 (float64 stays float64) also under autocast: a return of 100 in bfloat16 is off by .25.
+    """
+
+    def __init__(self, width: int, actions: bool = False):
+        super().__init__()
+        self.state = FullPrecisionLinear(width, 1)
+        self.action = FullPrecisionLinear(width, width, bias=False) if actions else None
+        for parameter in self.parameters():
+            nn.init.zeros_(parameter)
+
+    def forward(self, hidden: Float[Tensor, "B T D"]) -> Float[Tensor, "B T"]:
+        """Return v(s), in at least float32."""
+        return self.state(hidden).squeeze(-1)
+
+    def of_actions(self, hidden: Float[Tensor, "B T D"], embeddings: Float[Tensor, "V D"]) -> Float[Tensor, "B T V"]:
+        """Return w(s,a) of every token, in at least float32; the embeddings get no gradient."""
+        assert self.action is not None
+        read = self.action(hidden)
+        with no_autocast(read):
+            advantage = F.linear(read, at_least_float32(embeddings.detach()).to(read.dtype))
+        return self(hidden).unsqueeze(-1) + advantage / embeddings.shape[-1]

@@ -1,0 +1,1 @@
+"""Compute the parts that several algorithms share."""

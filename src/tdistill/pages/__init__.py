@@ -1,0 +1,1 @@
+"""Draw tables, figures and pages. Knows no run."""

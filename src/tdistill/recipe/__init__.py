@@ -1,0 +1,1 @@
+"""Define recipes and read them."""

@@ -1,0 +1,1 @@
+"""Handle errors, files, processes, progress, locks, stops and disks."""

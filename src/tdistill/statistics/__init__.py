@@ -1,0 +1,1 @@
+"""Estimate means, differences and their errors."""

@@ -1,0 +1,1 @@
+"""Let a teacher answer prompts and score text."""
