@@ -9,7 +9,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from head.test_architectures import ROWS, save_tiny
+from models.test_architectures import ROWS, save_tiny
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tdistill.cli import main

@@ -77,7 +77,7 @@ class TemperatureRun:
         """Return the settings that change a number, apart from the temperature."""
         c = self.run.recipe.evaluation
         length = c.max_completion_length or self.run.recipe.rollout.max_completion_length
-        free = {"temperature", "num_samples_shown", "max_completion_length"}
+        free = {"temperature", "num_samples_shown", "max_completion_length", "seed"}
         return {"split": self.split, "sampling_seed": self.run.recipe.seed, "max_completion_length": length} | c.model_dump(exclude=free)
 
     @cached_property
