@@ -17,11 +17,11 @@ from tdistill.experiment.evaluation import SCORED_AT_ONCE, Protocol
 from tdistill.experiment.models import load_teacher
 from tdistill.experiment.pipeline import provenance
 from tdistill.experiment.systems import protocol
+from tdistill.models.forward import step_logp
 from tdistill.models.layout import pad_pairs
 from tdistill.runtime.files import read_jsonl, write_jsonl
 from tdistill.runtime.progress import say
 from tdistill.teachers.generate import Sampling
-from tdistill.teachers.score import step_logp
 
 
 def main() -> None:

@@ -28,13 +28,13 @@ from tdistill.evaluation.answers import EVALUATION_SEED_OFFSET
 from tdistill.experiment.models import load_teacher, models_info, vocab_size
 from tdistill.experiment.pipeline import Run, provenance
 from tdistill.experiment.systems import protocol
+from tdistill.models.forward import step_logp
 from tdistill.models.layout import pad_pairs
 from tdistill.models.load import find_model, load_model
 from tdistill.recipe.read import load_recipe
 from tdistill.runtime.files import write_jsonl
 from tdistill.runtime.progress import bar, say
 from tdistill.teachers.generate import Sampling, generate_batch
-from tdistill.teachers.score import step_logp
 
 GAMMAS = (0.5, 0.7, 0.9, 0.99, 1.0)
 ROWS_AT_ONCE = 256  # continuations in a batch

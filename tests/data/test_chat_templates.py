@@ -8,8 +8,8 @@ import pytest
 from conftest import save_tiny_model
 from tokenizer_kinds import CHATML, LLAMA_2, chatml, phi_3
 
-from tdistill.data import templates
 from tdistill.data.prompts import Prompt, load_prompts, render, render_prompts, template_fingerprint, tokenize_prompts
+from tdistill.models import templates
 from tdistill.models.load import find_model, load_tokenizer
 from tdistill.runtime.errors import DataError
 

@@ -9,11 +9,12 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from tdistill.data.prompts import Prompt, TokenizedPrompt
+from tdistill.models.forward import step_logp
 from tdistill.models.load import find_model, load_model
 from tdistill.models.probe import probe
 from tdistill.runtime.errors import ModelError
 from tdistill.teachers.generate import Sampling, generate_batch
-from tdistill.teachers.score import score_batch, step_logp
+from tdistill.teachers.score import score_batch
 
 
 def tiny(architecture: str) -> PreTrainedModel:

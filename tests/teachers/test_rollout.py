@@ -9,12 +9,13 @@ from tdistill.cache.write import MANIFEST, open_cache, shard_name
 from tdistill.data.dataset import RolloutDataset
 from tdistill.data.prompts import Prompt, template_fingerprint, tokenize_prompts
 from tdistill.mdp.candidates import CandidateRule, top_p_candidates
+from tdistill.models.forward import step_logp
 from tdistill.models.load import find_model, load_model, load_tokenizer, model_fingerprint, tokenizer_fingerprint
 from tdistill.runtime.errors import CacheError, ConfigError
 from tdistill.teachers.generate import Sampling, batch_plan, generate_batch
 from tdistill.teachers.rollouts import Capture, roll_out
 from tdistill.teachers.sampling import token_noise
-from tdistill.teachers.score import score_batch, step_logp
+from tdistill.teachers.score import score_batch
 
 P = 0.9
 SAMPLING = Sampling(top_p=P, max_completion_length=16, seed=5)

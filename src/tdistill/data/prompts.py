@@ -10,8 +10,8 @@ from transformers import PreTrainedTokenizerBase
 
 from tdistill.data.conversations import COLUMNS, checked_role, conversation
 from tdistill.data.records import read_records
-from tdistill.data.templates import ADVICE, render_conversations
 from tdistill.models.control import TextEncoder, restored
+from tdistill.models.templates import ADVICE, render_conversations
 from tdistill.runtime.errors import DataError
 from tdistill.runtime.textfiles import checked_text
 

@@ -8,9 +8,9 @@ from transformers import PreTrainedModel
 
 from tdistill.data.collate import IGNORED_LABEL, DistillCollator
 from tdistill.data.dataset import RolloutDataset
+from tdistill.models.forward import step_logp
 from tdistill.objectives.parts.support import kl
 from tdistill.runtime.progress import bar
-from tdistill.teachers.score import step_logp
 
 
 @torch.inference_mode()

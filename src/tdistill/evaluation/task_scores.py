@@ -19,13 +19,13 @@ from tdistill.evaluation.tasks import TaskSpec, text_metrics
 from tdistill.experiment.evaluation import SCORED_AT_ONCE
 from tdistill.experiment.run_files import AnswerBounds, advice_for, check_answers, read_answer_lines, read_scores_file
 from tdistill.experiment.run_forms import TaskScoresForm
+from tdistill.models.forward import step_logp
 from tdistill.models.layout import pad_pairs
 from tdistill.pages.tables import ARROWS, Align, Cell, Table, format_estimate
 from tdistill.runtime.errors import DataError, OutputError
 from tdistill.runtime.files import read_jsonl, write_jsonl
 from tdistill.runtime.progress import bar
 from tdistill.statistics.estimate import Estimate, estimate
-from tdistill.teachers.score import step_logp
 
 SCORES = "scores"
 # metric → (title, which direction is better)

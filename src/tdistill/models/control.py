@@ -11,7 +11,7 @@ from functools import cached_property
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
-from tdistill.data.templates import text_after_answer
+from tdistill.models.templates import text_after_answer
 from tdistill.runtime.errors import DataError
 
 _PRIVATE = (*range(0xF0000, 0xFFFFE), *range(0xE000, 0xF900))  # code points that no text should hold

@@ -6,11 +6,10 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
+from tdistill.models.forward import next_logits, step_outputs
 from tdistill.models.layout import left_pad, pad_pairs
 from tdistill.models.weights import foreign
 from tdistill.runtime.errors import ModelError
-from tdistill.teachers.generate import next_logits
-from tdistill.teachers.score import step_logits
 
 # Lengths of two prompts and their responses: the first is padded on both sides.
 PROMPTS, RESPONSES = (3, 9), (4, 6)
@@ -95,7 +94,7 @@ class _Probe:
 
     def _scored(self, ids: Tensor, mask: Tensor, steps: int, name: str = "forward") -> Tensor:
         with foreign(f"{self.what} lacks the property {name!r}"):
-            logits = step_logits(self.model, ids, mask, steps)
+            logits = step_outputs(self.model, ids, mask, steps)[0]
         if logits.dim() != 3 or logits.shape[:2] != (len(ids), steps):
             raise self._fails("forward", f"logits of shape {list(logits.shape)}, expected [{len(ids)}, {steps}, rows of the head]")
         return logits[..., : self.vocab_size].float()

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from tdistill.models.layout import positions
+from tdistill.models.forward import step_outputs
 from tdistill.models.lora import bare_model, is_adapted, load_adapter_weights
 from tdistill.models.precision import at_least_float32
 from tdistill.models.value_head import ValueHead
@@ -111,7 +111,7 @@ class StudentModel(nn.Module):
             vocab_size: rows of the head that are real tokens; padding rows beyond it are sliced off.
             diagnostics: add ``student_mass`` and ``entropy`` [B, T], without gradient.
         """
-        logits, hidden = self._logits(input_ids, attention_mask, taken_ids.shape[1], bool(VALUES & needs))
+        logits, hidden = step_outputs(self.lm, input_ids, attention_mask, taken_ids.shape[1], bool(VALUES & needs))
         logits = at_least_float32(logits[..., :vocab_size])
         out = {"q_t": logits if candidate_ids is None else logits.gather(-1, candidate_ids)}
         if "log_z" in needs:
@@ -144,17 +144,6 @@ class StudentModel(nn.Module):
         if "action_value" in needs:
             values["action_value_t"] = self.value_head.of_actions(hidden, self.lm.get_output_embeddings().weight)
         return values
-
-    def _logits(self, input_ids: Tensor, attention_mask: Tensor, steps: int, with_hidden: bool) -> tuple[Tensor, Tensor | None]:
-        result = self.lm(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            position_ids=positions(attention_mask),
-            logits_to_keep=steps,
-            output_hidden_states=with_hidden,
-            use_cache=False,
-        )
-        return result.logits[:, -steps:], result.hidden_states[-1][:, -steps:] if with_hidden else None
 
     def save_pretrained(self, directory: str | Path, state_dict: dict[str, Tensor] | None = None) -> None:
         """Save an ordinary safetensors model that ``AutoModelForCausalLM`` loads, and the value head beside it.

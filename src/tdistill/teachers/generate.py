@@ -11,8 +11,9 @@ from transformers import DynamicCache, PreTrainedModel
 
 from tdistill.data.prompts import TokenizedPrompt
 from tdistill.mdp.candidates import Candidates, top_p_candidates
-from tdistill.models.layout import left_pad, positions
-from tdistill.teachers.checks import check_finite, check_ids
+from tdistill.models.forward import check_finite, next_logits
+from tdistill.models.layout import left_pad
+from tdistill.teachers.checks import check_ids
 from tdistill.teachers.sampling import sample_tokens, token_noise
 
 # Rows that have ended leave the batch once this share of it is done: dropping them costs a copy of the KV cache.
@@ -127,25 +128,6 @@ def generate_batch(
             input_ids, attention = input_ids[keep.to(device)], attention[keep.to(device)]
             live, alive = [live[i] for i in keep.tolist()], torch.ones(len(keep), dtype=torch.bool)
     return rows
-
-
-def next_logits(model: PreTrainedModel, input_ids: Tensor, attention: Tensor, cache: DynamicCache) -> Tensor:
-    """Return the logits [B, rows] of the next token, and put the keys and values of ``input_ids`` into the cache.
-
-    Args:
-        model: a causal LM.
-        input_ids: [B, N] the tokens that are new to the cache.
-        attention: [B, L] 1 at real tokens, of all that the model has read, ``input_ids`` included.
-        cache: KV cache of the L − N tokens before.
-    """
-    return model(
-        input_ids=input_ids,
-        attention_mask=attention,
-        position_ids=positions(attention)[:, -input_ids.shape[1] :],
-        past_key_values=cache,
-        use_cache=True,
-        logits_to_keep=1,
-    ).logits[:, -1]
 
 
 def _mixture(first: Tensor, second: Tensor, weight: float) -> Tensor:

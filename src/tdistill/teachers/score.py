@@ -3,48 +3,14 @@
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
 from transformers import PreTrainedModel
 
 from tdistill.data.prompts import TokenizedPrompt
 from tdistill.mdp.candidates import Candidates, top_p_candidates
-from tdistill.models.layout import pad_pairs, positions
-from tdistill.teachers.checks import check_finite, check_ids, check_response
+from tdistill.models.forward import step_logp
+from tdistill.models.layout import pad_pairs
+from tdistill.teachers.checks import check_ids, check_response
 from tdistill.teachers.generate import Generated
-
-
-@torch.inference_mode()
-def step_logp(
-    model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor, steps: int, vocab_size: int, names: Sequence[str] = ()
-) -> Tensor:
-    """Return a model's log-probs [B, T, V] at the last ``steps`` columns, float32, over the tokens of its vocabulary.
-
-    Args:
-        model: a causal LM.
-        input_ids: [B, L] token ids, see ``padding``.
-        attention_mask: [B, L] 1 at real tokens.
-        steps: T.
-        vocab_size: V.
-        names: names of the rows, for messages.
-
-    Raises:
-        ModelError: logits at a real token are not finite.
-    """
-    logits = step_logits(model, input_ids, attention_mask, steps)[..., :vocab_size].float()
-    check_finite(logits, names, attention_mask[:, -steps:].bool())
-    return torch.log_softmax(logits, -1)
-
-
-def step_logits(model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor, steps: int) -> Tensor:
-    """Return a model's logits [B, T, rows] at the last ``steps`` columns of padded text."""
-    out = model(
-        input_ids=input_ids,
-        attention_mask=attention_mask,
-        position_ids=positions(attention_mask),
-        logits_to_keep=steps,
-        use_cache=False,
-    )
-    return out.logits[:, -steps:]
 
 
 @torch.inference_mode()

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from tdistill.data.collate import IGNORED_LABEL
 from tdistill.mdp.candidates import spread_tail
 from tdistill.mdp.steps import Steps
-from tdistill.teachers.score import step_logp
+from tdistill.models.forward import step_logp
 
 # Keys of a batch that the student's forward reads.
 STUDENT_INPUTS = ("input_ids", "attention_mask", "taken_ids", "candidate_ids", "legal")

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from tdistill.models.forward import step_logp
 from tdistill.objectives.parts.support import kl
-from tdistill.teachers.score import step_logp
 
 
 @dataclass(frozen=True)
