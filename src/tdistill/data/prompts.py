@@ -162,3 +162,14 @@ def tokenize_prompts(
             "Raise data.max_prompt_length, or shorten the prompts."
         )
     return fitting, skipped
+
+
+def prompt_set_key(prompts: Sequence[Prompt], with_references: bool) -> str:
+    """Return 16 hex digits of a hash of a prompt set, in order: equal for the same content, whatever its files are.
+
+    Args:
+        prompts: the set; a prompt's id is a hash of its conversation.
+        with_references: the answers that came with the prompts count too.
+    """
+    content = [[p.prompt_id, *([list(p.references)] if with_references else [])] for p in prompts]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]

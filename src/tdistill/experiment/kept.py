@@ -1,49 +1,39 @@
-"""Say what of an unfinished stage is kept, by the files that are whole."""
+"""Say what of an unfinished artefact is kept, by the files that are whole."""
 
 import json
 from collections import Counter
 from pathlib import Path
 
+from tdistill.experiment.artefact import Artefact
+
 # Files that are whole when they have their names, with what they are.
 WHOLE = {
-    "*/shard-*.parquet": ("shard of roll-outs", "shards of roll-outs"),
-    "*/done.json": ("finished student", "finished students"),
-    "**/answers/*.jsonl": ("file of answers", "files of answers"),
-    "**/scores/*.json": ("system's scores", "systems' scores"),
+    "shard-*.parquet": ("shard of roll-outs", "shards of roll-outs"),
+    "answers.jsonl": ("file of answers", "files of answers"),
 }
-CHECKPOINTS, COMPLETE, STATE = "checkpoints/checkpoint-*", "tdistill.complete", "trainer_state.json"
+CHECKPOINTS, COMPLETE, STATE = "checkpoints", "tdistill.complete", "trainer_state.json"
+AGAIN = "The same command goes on from there."
 
 
-def kept_of_stage(name: str, root: Path, directory: Path) -> str:
-    """Return what a stop in the stage leaves.
-
-    Args:
-        name: the stage, or another measurement of a run.
-        root: the output directory.
-        directory: where the stage writes.
-    """
-    found = Counter({words: len(list(directory.glob(pattern))) for pattern, words in WHOLE.items()})
-    parts = [f"{n} {words[n > 1]}" for words, n in found.items() if n] + _checkpoints(directory)
+def kept_of_artefact(artefact: Artefact, root: Path) -> str:
+    """Return what a stop leaves while an artefact is made."""
+    found = Counter({words: len(list(artefact.directory.glob(pattern))) for pattern, words in WHOLE.items()})
+    parts = [f"{n} {words[n > 1]}" for words, n in found.items() if n] + _checkpoint(artefact.directory)
     if not parts:
-        return f"What was complete in {root} is kept, and nothing of `{name}` was yet. The same command goes on from there."
-    return f"Kept: what was complete in {root}, and of `{name}` {', '.join(parts)}. The same command goes on from there."
+        return f"What was complete in {root} is kept, and nothing of `{artefact.title}` was yet. {AGAIN}"
+    return f"Kept: what was complete in {root}, and of `{artefact.title}` {', '.join(parts)}. {AGAIN}"
 
 
 def kept_of_run(root: Path) -> str:
-    """Return what a stop between two stages leaves."""
-    return f"What was complete in {root} is kept. The same command goes on from there."
+    """Return what a stop between two artefacts leaves."""
+    return f"What was complete in {root} is kept. {AGAIN}"
 
 
-def _checkpoints(directory: Path) -> list[str]:
-    """Return the newest whole checkpoint of every student that has one."""
-    newest: dict[Path, tuple[int, Path]] = {}
-    for mark in [*directory.glob(f"{CHECKPOINTS}/{COMPLETE}"), *directory.glob(f"*/{CHECKPOINTS}/{COMPLETE}")]:
-        checkpoint, student = mark.parent, mark.parent.parent.parent
-        if not (student / "done.json").exists():
-            newest[student] = max(newest.get(student, (-1, checkpoint)), (int(checkpoint.name.rsplit("-", 1)[1]), checkpoint))
-    found = []
-    for student, (step, checkpoint) in sorted(newest.items()):
-        total = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))["max_steps"]
-        whose = f" of {student.name}" if student != directory else ""
-        found.append(f"the checkpoint{whose} at step {step} of {total}")
-    return found
+def _checkpoint(student: Path) -> list[str]:
+    """Return the newest whole checkpoint of a student, if it has one."""
+    whole = [mark.parent for mark in student.glob(f"{CHECKPOINTS}/checkpoint-*/{COMPLETE}")]
+    if not whole:
+        return []
+    newest = max(whole, key=lambda path: int(path.name.rsplit("-", 1)[1]))
+    steps = json.loads((newest / STATE).read_text(encoding="utf-8"))["max_steps"]
+    return [f"the checkpoint at step {newest.name.rsplit('-', 1)[1]} of {steps}"]

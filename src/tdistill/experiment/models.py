@@ -1,16 +1,17 @@
-"""Make the teacher's fast form if it needs one, and the student's start (the stage ``models``)."""
+"""Make what all students share: the teacher's fast form, its tokenizer and facts, and the student's start."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import Field
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tdistill.data.corpus import check_window, read_documents
 from tdistill.data.prompts import template_fingerprint
-from tdistill.experiment.pipeline import Run
-from tdistill.experiment.run_files import read_run_file, remedy
-from tdistill.experiment.run_forms import ModelsForm
+from tdistill.experiment.artefact import Artefact
+from tdistill.experiment.experiment import Experiment, once
 from tdistill.models.load import (
     ModelSource,
     check_same_vocabulary,
@@ -28,73 +29,134 @@ from tdistill.models.prune import check_layer_count, outer_layers, prune_layers
 from tdistill.models.student import VALUES
 from tdistill.models.vocabulary import vocabulary_size
 from tdistill.objectives import bind
-from tdistill.runtime.errors import ModelError, OutputError
-from tdistill.runtime.files import write_json
+from tdistill.runtime.errors import ModelError
+from tdistill.runtime.forms import Count, Form, Name, Positive
 from tdistill.runtime.progress import say
 from tdistill.training.finite import check_start
 
-INFO_FILE = "models.json"
+FORMAT = 1
 
 
-def models_settings(run: Run) -> dict[str, Any]:
-    """Return the settings that shape the models stage's content."""
-    student = run.recipe.student
-    settings = {"teacher": run.teacher_fingerprint, "student": student.model_dump()}
+class TeacherNotes(Form):
+    """Declare what the teacher's artefact notes."""
+
+    eos_ids: list[Count] = Field(min_length=1)
+    vocab_size: Positive
+    tokenizer: Name
+    template: Name
+    parameters: Positive
+
+
+class StartNotes(Form):
+    """Declare what the start's artefact notes."""
+
+    vocab_size: Positive
+    layers: list[Count] | None
+    parameters: Positive
+
+
+@once
+def teacher(experiment: Experiment) -> Artefact:
+    """Return the teacher: its tokenizer and, if it is a GGUF file, its weights in a form that loads fast."""
+
+    def make(directory: Path) -> dict[str, Any]:
+        return _make_teacher(experiment, directory)
+
+    settings = {"model": model_fingerprint(experiment.teacher_source)}
+    return Artefact(experiment.root, "teacher", "teacher", settings, make, format=FORMAT, notes_form=TeacherNotes)
+
+
+@once
+def start(experiment: Experiment) -> Artefact:
+    """Return the student before any training: some of the teacher's layers, or a pretrained model."""
+
+    def make(directory: Path) -> dict[str, Any]:
+        return _make_start(experiment, directory)
+
+    student = experiment.recipe.student
+    settings: dict[str, Any] = {"init": student.init}
     if student.init == "pretrained":
-        settings["start"] = model_fingerprint(find_model(str(student.student_model_name_or_path)))
-    return settings
+        settings["model"] = model_fingerprint(find_model(str(student.student_model_name_or_path)))
+    else:
+        settings |= {"num_hidden_layers": student.num_hidden_layers, "keep_layers": student.keep_layers}
+    inputs = {"teacher": teacher(experiment)}
+    return Artefact(experiment.root, "start", "start", settings, make, inputs, format=FORMAT, notes_form=StartNotes)
 
 
-def make_models(run: Run, directory: Path) -> dict[str, Any]:
-    """Save the student's start, and the teacher if it is a GGUF.
+def _make_teacher(experiment: Experiment, directory: Path) -> dict[str, Any]:
+    """Save the teacher's tokenizer, and its weights if they are those of a GGUF file, whose reading takes far longer.
 
     Raises:
-        ModelError: a model can't be loaded or pruned, the vocabularies do not fit, or a model lacks a property (see ``probe``).
-        ConfigError: the recipe's adapters do not fit the student.
+        ModelError: the model can't be loaded, or lacks a property (see ``probe``).
     """
-    recipe = run.recipe
-    teacher = load_model(run.teacher_source, "float32", recipe.teacher.trust_remote_code)
-    tokenizer = load_tokenizer(run.teacher_source, recipe.teacher.trust_remote_code)
-    if recipe.train.lm is not None:
-        check_window(recipe.train.lm.corpus, read_documents(recipe.train.lm.corpus), tokenizer, recipe.train.lm.window)
-    eos_ids = eos_token_ids(teacher, tokenizer)
-    avoid = [*eos_ids, *tokenizer.all_special_ids]
-    probe(teacher, f"teacher {run.teacher_source.name}", vocabulary_size(tokenizer, {"teacher": teacher}, eos_ids), avoid=avoid)
-    start, layers = _make_start(run, teacher, tokenizer)
-    check_start(start, f"student {_start_name(run)}")
-    vocab = vocabulary_size(tokenizer, {"teacher": teacher, "student": start}, eos_ids)
-    probe(start, f"student {_start_name(run)}", vocab, avoid, hidden=_has_value_head(run))
-    for name, model in {"teacher": teacher, "start": start}.items():
-        if name == "start" or run.teacher_source.gguf_file:  # reading a GGUF takes far longer than its weights would
-            model.save_pretrained(directory / name)
-            tokenizer.save_pretrained(directory / name)
-            check_saved(model, find_model(str(directory / name)), _trust(run, name))
-    info = {
-        "eos_ids": eos_ids,
+    source, trust = experiment.teacher_source, experiment.recipe.teacher.trust_remote_code
+    model, tokenizer = load_model(source, "float32", trust), load_tokenizer(source, trust)
+    eos_ids = eos_token_ids(model, tokenizer)
+    vocab = vocabulary_size(tokenizer, {"teacher": model}, eos_ids)
+    probe(model, f"teacher {source.name}", vocab, avoid=[*eos_ids, *tokenizer.all_special_ids])
+    tokenizer.save_pretrained(directory)
+    if source.gguf_file:
+        model.save_pretrained(directory)
+        check_saved(model, find_model(str(directory)), trust)
+    return {
+        "name": source.name,
+        "eos_ids": list(eos_ids),
         "vocab_size": vocab,
         "tokenizer": tokenizer_fingerprint(tokenizer),
         "template": template_fingerprint(tokenizer),
-        "layers": layers,
-        "parameters": {"teacher": _size(teacher), "start": _size(start)},
+        "parameters": _size(model),
     }
-    if recipe.train.peft is not None:
-        add_lora(start, recipe.train.peft.lora)  # only to see before the roll-outs that the adapters fit: the start is saved
-    write_json(directory / INFO_FILE, info)
-    return {"layers": layers, "parameters": info["parameters"]}
 
 
-def _make_start(run: Run, teacher: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[PreTrainedModel, list[int] | None]:
+def _make_start(experiment: Experiment, directory: Path) -> dict[str, Any]:
+    """Save the student's start.
+
+    Raises:
+        ModelError: it can't be loaded or pruned, its vocabulary is not the teacher's, or it lacks a property (see ``probe``).
+    """
+    recipe, tokenizer, facts = experiment.recipe, load_own_tokenizer(experiment), teacher_notes(experiment)
+    name = "pruned from it" if recipe.student.init == "prune" else str(recipe.student.student_model_name_or_path)
+    model, layers = _start_model(experiment, tokenizer)
+    check_start(model, f"student {name}")
+    vocab = vocabulary_size(tokenizer, {"student": model}, facts["eos_ids"])
+    probe(model, f"student {name}", vocab, [*facts["eos_ids"], *tokenizer.all_special_ids])
+    model.save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    check_saved(model, find_model(str(directory)), trusts_student(experiment))
+    return {"layers": layers, "vocab_size": min(vocab, facts["vocab_size"]), "parameters": _size(model)}
+
+
+def check_training(experiment: Experiment) -> None:
+    """Check, before the roll-outs, that adapters fit the start, the objectives' heads read it, and the corpus has a window.
+
+    Raises:
+        ConfigError, DataError, ModelError: they do not.
+    """
+    recipe = experiment.recipe
+    if recipe.train.lm is not None:
+        documents = read_documents(recipe.train.lm.corpus)
+        check_window(recipe.train.lm.corpus, documents, load_own_tokenizer(experiment), recipe.train.lm.window)
+    if recipe.train.peft is not None or _has_value_head(experiment):
+        model = load_model(find_model(str(start(experiment).directory)), "float32", trusts_student(experiment))
+        if _has_value_head(experiment):
+            probe(model, "student", vocab_size(experiment), teacher_notes(experiment)["eos_ids"], hidden=True)
+        if recipe.train.peft is not None:
+            add_lora(model, recipe.train.peft.lora)
+
+
+def _start_model(experiment: Experiment, tokenizer: PreTrainedTokenizerBase) -> tuple[PreTrainedModel, list[int] | None]:
     """Return the student's start, and the teacher's layers that it has, if it is pruned."""
-    student = run.recipe.student
+    student = experiment.recipe.student
     if student.init == "prune":
-        total = teacher.config.get_text_config().num_hidden_layers
+        whole = load_model(teacher_files(experiment), "float32", experiment.recipe.teacher.trust_remote_code)
+        total = whole.config.get_text_config().num_hidden_layers
         layers = student.keep_layers or outer_layers(total, int(student.num_hidden_layers or 0))
         check_layer_count(total, len(layers))
         say(f"student: layers {layers} of the teacher's {total}")
-        return prune_layers(teacher, layers), layers
+        return prune_layers(whole, layers), layers
     source = find_model(str(student.student_model_name_or_path))
     own = load_tokenizer(source, student.trust_remote_code)
-    check_same_vocabulary(tokenizer, own, (run.teacher_source.name, source.name))
+    check_same_vocabulary(tokenizer, own, (experiment.teacher_source.name, source.name))
     return load_model(source, "float32", student.trust_remote_code), None
 
 
@@ -112,79 +174,63 @@ def check_saved(model: PreTrainedModel, saved: ModelSource, trust_remote_code: b
         raise ModelError(f"{type(model).__name__} saved to {saved.directory} and loaded again gives other logits: use another architecture.")
 
 
-def _trust(run: Run, name: str) -> bool:
-    return run.recipe.teacher.trust_remote_code if name == "teacher" else student_trust(run)
-
-
-def _start_name(run: Run) -> str:
-    return "pruned from it" if run.recipe.student.init == "prune" else str(run.recipe.student.student_model_name_or_path)
-
-
-def _has_value_head(run: Run) -> bool:
-    train = run.recipe.train
-    every = [train.objective, *(b.objective for b in train.baselines.values())]
-    return any(VALUES & bind(objective).needs for objective in every)
+def _has_value_head(experiment: Experiment) -> bool:
+    return any(VALUES & bind(method.objective).needs for method in experiment.recipe.train.methods().values())
 
 
 def _size(model: PreTrainedModel) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
-def teacher_directory(run: Run) -> ModelSource:
-    """Return the teacher as later stages load it."""
-    return find_model(str(run.directory("models") / "teacher")) if run.teacher_source.gguf_file else run.teacher_source
+def teacher_files(experiment: Experiment) -> ModelSource:
+    """Return the teacher as later artefacts load it."""
+    source = experiment.teacher_source
+    return find_model(str(teacher(experiment).directory)) if source.gguf_file else source
 
 
-def load_teacher(run: Run, dtype: str | None = None) -> PreTrainedModel:
+def load_teacher(experiment: Experiment, dtype: str | None = None) -> PreTrainedModel:
     """Load the teacher in the recipe's dtype, or another, on the device where it computes."""
-    config = run.recipe.teacher
-    teacher = load_model(teacher_directory(run), dtype or config.dtype, config.trust_remote_code, config.quantization)
+    config = experiment.recipe.teacher
+    model = load_model(teacher_files(experiment), dtype or config.dtype, config.trust_remote_code, config.quantization)
     if not config.quantization:
-        return teacher.to(compute_device())
-    # The models stage probed the weights before they were quantised.
-    probe(teacher, f"teacher {run.teacher_source.name}, quantised", vocab_size(run), avoid=models_info(run)["eos_ids"])
-    return teacher
+        return model.to(compute_device())
+    # The weights were probed before they were quantised.
+    probe(model, f"teacher {experiment.teacher_source.name}, quantised", vocab_size(experiment), avoid=teacher_notes(experiment)["eos_ids"])
+    return model
 
 
-def student_tokenizer(run: Run) -> PreTrainedTokenizerBase:
-    """Return the tokenizer saved with the student's start.
-
-    Raises:
-        OutputError: its chat template is another than the models stage used, such as that of a file laid beside it since.
-    """
-    directory = run.directory("models")
-    tokenizer = load_tokenizer(find_model(str(directory / "start")), run.recipe.teacher.trust_remote_code)
-    if template_fingerprint(tokenizer) != models_info(run)["template"]:
-        raise OutputError(
-            f"The chat template in {directory / 'start'} is not the one that the models stage saved there. Put the right one back "
-            f"(chat_template.jinja, tokenizer_config.json), or {remedy(directory / INFO_FILE)}"
-        )
-    return tokenizer
+def load_own_tokenizer(experiment: Experiment) -> PreTrainedTokenizerBase:
+    """Load the tokenizer that was saved with the teacher's artefact."""
+    directory = teacher(experiment).directory
+    experiment.notes(teacher(experiment))  # the files are checked
+    return load_tokenizer(ModelSource(str(directory), directory), experiment.recipe.teacher.trust_remote_code)
 
 
-def student_trust(run: Run) -> bool:
+def trusts_student(experiment: Experiment) -> bool:
     """Return whether the student's code may run: a pruned student's is the teacher's."""
-    student, teacher = run.recipe.student, run.recipe.teacher
-    return student.trust_remote_code or (student.init == "prune" and teacher.trust_remote_code)
+    recipe = experiment.recipe
+    return recipe.student.trust_remote_code or (recipe.student.init == "prune" and recipe.teacher.trust_remote_code)
 
 
-def vocab_size(run: Run) -> int:
-    """Return V, the bound on token ids that the models stage took from the tokenizer and both heads.
-
-    Raises:
-        ModelError: an older tdistill made the models stage.
-    """
-    found = models_info(run).get("vocab_size")
-    if not isinstance(found, int) or found < 1:
-        directory = run.directory("models")
-        raise ModelError(f"{directory / INFO_FILE} has no vocab_size: an older tdistill wrote it. Delete {directory} and run again.")
-    return found
-
-
-def models_info(run: Run) -> dict[str, Any]:
-    """Return end-of-text ids, fingerprints, layers kept and sizes, as the models stage noted them.
+def teacher_notes(experiment: Experiment) -> dict[str, Any]:
+    """Return the teacher's end-of-text ids, vocabulary, fingerprints and size.
 
     Raises:
-        OutputError: the file is missing or damaged.
+        OutputError: the artefact is not complete, or is damaged.
     """
-    return read_run_file(run.directory("models") / INFO_FILE, ModelsForm)
+    return experiment.notes(teacher(experiment))
+
+
+def vocab_size(experiment: Experiment) -> int:
+    """Return V, the bound on token ids from the tokenizer and the heads of teacher and start.
+
+    Raises:
+        OutputError: an artefact is not complete, or is damaged.
+    """
+    return int(experiment.notes(start(experiment))["vocab_size"])
+
+
+def fingerprints(experiment: Experiment) -> Mapping[str, str]:
+    """Return the fingerprints that a cache must have been made with to belong to this experiment."""
+    notes = teacher_notes(experiment)
+    return {"teacher": str(teacher(experiment).settings["model"]), "tokenizer": notes["tokenizer"], "template": notes["template"]}

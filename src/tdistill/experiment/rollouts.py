@@ -1,132 +1,145 @@
-"""Let the teacher answer all three prompt sets (the stage ``rollout``)."""
+"""Let the teacher answer the prompt sets. Each split has its own artefact, so one more test prompt leaves the training roll-outs alone."""
 
-import hashlib
-from collections.abc import Mapping, Sequence
-from functools import lru_cache, partial
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedTokenizerBase
-
-from tdistill.cache.manifest import MANIFEST
 from tdistill.data.dataset import RolloutDataset
-from tdistill.data.overlap import HELD_OUT, held_out_prompts, load_split, shared_prompts
-from tdistill.data.prompts import TokenizedPrompt, tokenize_prompts
+from tdistill.data.overlap import HELD_OUT, shared_prompts
+from tdistill.data.prompts import TokenizedPrompt, prompt_set_key, tokenize_prompts
+from tdistill.experiment.artefact import Artefact
 from tdistill.experiment.context import check_contexts, read_model_config
-from tdistill.experiment.models import load_teacher, models_info, student_tokenizer, vocab_size
-from tdistill.experiment.pipeline import Run
-from tdistill.experiment.run_files import remedy
-from tdistill.mdp import candidates as mdp_candidates
+from tdistill.experiment.experiment import SPLITS, Experiment, once
+from tdistill.experiment.models import fingerprints, load_own_tokenizer, load_teacher, start, teacher, teacher_notes, vocab_size
+from tdistill.mdp.candidates import CandidateRule
 from tdistill.models.load import find_model
-from tdistill.recipe.schema import CandidateRule
-from tdistill.runtime.errors import CacheError, ConfigError
+from tdistill.recipe.schema import MethodConfig
+from tdistill.runtime.errors import CacheError
+from tdistill.runtime.forms import Form, Name, Positive
 from tdistill.runtime.progress import say
-from tdistill.runtime.textfiles import local_path
 from tdistill.teachers.generate import Sampling
 from tdistill.teachers.rollouts import Capture, roll_out
 
-SPLITS = ("train", "valid", "test")
+HUMAN = "-human"  # ends the name of a cache of the prompts' own answers
+# Settings of a roll-out that shape no answer, or say nothing beyond other settings.
+FREE = {"batch_size", "shard_batches", "score_references"}
+SAMPLING = {"temperature", "top_p", "top_k", "seed", "num_generations"}  # nothing is sampled for a human answer
 
 
-def rollout_settings(run: Run) -> dict[str, Any]:
-    """Return the settings that shape the roll-outs."""
-    recipe = run.recipe
-    files = {split: content_hash(getattr(recipe.data, split)) for split in SPLITS}
-    return {
-        "files": files,
-        # To count or refuse shared prompts changes none of them.
-        "data": recipe.data.model_dump(exclude=set(SPLITS) if recipe.data.overlap == "drop" else {*SPLITS, "overlap"}),
-        "rollout": recipe.rollout.model_dump(),
-        "dtype": recipe.teacher.dtype,
-        "seed": recipe.seed,
-    } | ({"quantization": recipe.teacher.quantization} if recipe.teacher.quantization else {})
+class RolloutNotes(Form):
+    """Declare what a prompt set's roll-outs note."""
+
+    responses: Positive
+    tokens: Positive
+    candidates: Positive
+    checksum: Name
 
 
-def content_hash(source: str) -> str:
-    """Return the SHA-256 of a file. A hub id is returned unchanged."""
-    path = local_path(source)
-    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else source
-
-
-def read_prompts(run: Run, split: str, tokenizer: PreTrainedTokenizerBase) -> tuple[list[TokenizedPrompt], int]:
-    """Read the prompts of a split as every stage uses them, and count those that were too long.
+@once
+def rollouts(experiment: Experiment) -> dict[str, Artefact]:
+    """Return name → roll-outs: ``train``, ``valid`` and ``test``, and ``…-human`` where the prompts' own answers are scored.
 
     Raises:
-        DataError: see ``held_out_prompts`` and ``tokenize_prompts``.
+        OutputError: the models, which say how many tokens there are, are not complete.
+        DataError: a prompt set can't be read.
     """
-    data, prompts = run.recipe.data, held_out_prompts(run.recipe, split)
-    return tokenize_prompts(prompts, tokenizer, data.max_prompt_length, data.overlong)
+    found = {split: _of_split(experiment, split, human=False) for split in SPLITS}
+    if experiment.recipe.rollout.score_references:
+        with_answers = [split for split in SPLITS if any(p.references for p in experiment.prompts(split))]
+        found |= {split + HUMAN: _of_split(experiment, split, human=True) for split in with_answers}
+    return found
 
 
-def make_rollouts(run: Run, directory: Path) -> dict[str, Any]:
-    """Let the teacher answer all three prompt sets.
+def _of_split(experiment: Experiment, split: str, human: bool) -> Artefact:
+    config, recipe = experiment.recipe.rollout, experiment.recipe
+    name = split + HUMAN if human else split
+    settings = {
+        "prompts": prompt_set_key(experiment.prompts(split), with_references=human),
+        "max_prompt_length": recipe.data.max_prompt_length,
+        "vocab_size": vocab_size(experiment),
+        "origin": "human" if human else "teacher",
+        "dtype": recipe.teacher.dtype,
+        "quantization": recipe.teacher.quantization,
+        "template_moment": teacher_notes(experiment).get("template_moment"),  # of a template that reads the clock
+        **config.model_dump(exclude=FREE | (SAMPLING if human else set())),
+    }
+    make = partial(_make, experiment, split, human)
+    inputs = {"teacher": teacher(experiment)}
+    return Artefact(
+        experiment.root, "rollouts", f"roll-outs of {name}", settings, make, inputs, notes_form=RolloutNotes, loose=(), resumes=True
+    )
+
+
+def _make(experiment: Experiment, split: str, human: bool, directory: Path) -> dict[str, Any]:
+    """Let the teacher answer one prompt set, or score the answers that came with it.
 
     Raises:
         DataError: a prompt set can't be used, or prompts and answers do not fit the context.
     """
-    recipe, tokenizer, info = run.recipe, student_tokenizer(run), models_info(run)
+    recipe = experiment.recipe
+    check_contexts(recipe, model_configs(experiment))
+    prompts, skipped = read_prompts(experiment, split)
+    if skipped:
+        say(f"{split}: {skipped} prompts over {recipe.data.max_prompt_length} tokens skipped")
+    load, tokenizer, facts = partial(load_teacher, experiment), load_own_tokenizer(experiment), teacher_notes(experiment)
     c = recipe.rollout
-    check_contexts(run.recipe, model_configs(run))
-    load = lru_cache(partial(load_teacher, run))
-    sampling = Sampling(c.temperature, c.top_p or c.teacher_top_p, c.top_k, c.max_completion_length, recipe.seed)
+    sampling = Sampling(c.temperature, c.top_p, c.top_k, c.max_completion_length, c.seed)
     capture = Capture(c.teacher_top_p, c.max_candidates, c.num_generations, c.batch_size, c.shard_batches)
-    notes: dict[str, Any] = {}
-    # All three are read before the first token is drawn: a bad test file must not cost an hour of roll-outs.
-    sets = {split: read_prompts(run, split, tokenizer) for split in SPLITS}
-    shared = overlap_counts(run, {split: prompts for split, (prompts, _) in sets.items()})
-    for split, (prompts, skipped) in sets.items():
-        if skipped:
-            say(f"{split}: {skipped} prompts over {recipe.data.max_prompt_length} tokens skipped")
-        human = [False, True] if c.score_references and any(p.prompt.references for p in prompts) else [False]
-        for scored in human:
-            name = f"{split}-human" if scored else split
-            how = (sampling, capture, fingerprints(run), info["eos_ids"], scored, name, vocab_size(run))
-            manifest = roll_out(load, tokenizer, prompts, directory / name, *how)
-            notes[name] = {
-                **manifest.counts,
-                "skipped_prompts": skipped,
-                **({"also_in_train": shared[split]} if split in shared else {}),
-                "checksum": manifest.checksum,
-                "candidate_logp_max_error": manifest.candidate_logp_max_error,
-            }
-    return notes
+    name = split + HUMAN if human else split
+    how = (sampling, capture, fingerprints(experiment), facts["eos_ids"], human, name, vocab_size(experiment))
+    manifest = roll_out(load, tokenizer, prompts, directory, *how)
+    shared = overlap_count(experiment, split, prompts)
+    return {
+        **manifest.counts,
+        "skipped_prompts": skipped,
+        **({"also_in_train": shared} if split in HELD_OUT else {}),
+        "checksum": manifest.checksum,
+        "candidate_logp_max_error": manifest.candidate_logp_max_error,
+    }
 
 
-def model_configs(run: Run) -> dict[str, Mapping[str, Any]]:
-    """Return the configurations of teacher and student, before or after the student's start is made."""
-    teacher = read_model_config(run.teacher_source)
-    own = run.recipe.student.student_model_name_or_path
-    pretrained = run.recipe.student.init == "pretrained" and own is not None
-    return {"teacher": teacher, "student": read_model_config(find_model(str(own))) if pretrained else teacher}
-
-
-def overlap_counts(run: Run, sets: Mapping[str, Sequence[TokenizedPrompt]]) -> dict[str, int]:
-    """Count the prompts of ``valid`` and ``test`` that are also in ``train``, as they are used."""
-    train = load_split(run.recipe, "train")
-    return {split: len(shared_prompts((p.prompt for p in sets[split]), train)) for split in HELD_OUT if split in sets}
-
-
-def fingerprints(run: Run) -> dict[str, str]:
-    """Return the fingerprints that a cache must have been made with to belong to this run."""
-    info = models_info(run)
-    return {"teacher": run.teacher_fingerprint, "tokenizer": info["tokenizer"], "template": info["template"]}
-
-
-def cache(
-    run: Run, split: str, p: float | None = None, origins: Sequence[str] | None = None, rule: CandidateRule | None = None
-) -> RolloutDataset:
-    """Return a split's roll-outs as a data set, checked to be those that the roll-out stage made with this teacher.
+def read_prompts(experiment: Experiment, split: str) -> tuple[list[TokenizedPrompt], int]:
+    """Return the prompts of a split as every artefact uses them, and the count of those that were too long.
 
     Raises:
-        CacheError: see ``open_cache``; or they are another run's.
+        DataError: see ``held_out_prompts`` and ``tokenize_prompts``.
     """
-    human = list(origins or []) == ["human"]
-    directory = run.directory("rollout") / (f"{split}-human" if human else split)
-    if origins and len(origins) > 1:
-        raise ConfigError(f"origins {origins}: train on one of teacher and human at a time.")
-    cut = mdp_candidates.CandidateRule(rule.name, rule.value) if rule else None
-    data = RolloutDataset(directory, p, tuple(origins or ["teacher"]), fingerprints(run), cut, vocab_size(run))
-    noted = run.read_stage("rollout")["notes"].get(directory.name)
-    if noted is None or noted["checksum"] != data.manifest.checksum:
-        raise CacheError(f"{directory} is not the cache that the roll-out stage made. Put it back, or {remedy(directory / MANIFEST)}")
+    key = (read_prompts, split)
+    if key not in experiment.memo:
+        data, tokenizer = experiment.recipe.data, load_own_tokenizer(experiment)
+        experiment.memo[key] = tokenize_prompts(experiment.prompts(split), tokenizer, data.max_prompt_length, data.overlong)
+    return experiment.memo[key]
+
+
+def model_configs(experiment: Experiment) -> dict[str, Mapping[str, Any]]:
+    """Return the configurations of teacher and student, before or after the student's start is made."""
+    config = read_model_config(experiment.teacher_source)
+    own = experiment.recipe.student.student_model_name_or_path
+    pretrained = experiment.recipe.student.init == "pretrained" and own is not None
+    return {"teacher": config, "student": read_model_config(find_model(str(own))) if pretrained else config}
+
+
+def overlap_count(experiment: Experiment, split: str, prompts: list[TokenizedPrompt]) -> int:
+    """Count the prompts of a split that are also in ``train``."""
+    return len(shared_prompts((p.prompt for p in prompts), experiment.prompts("train")))
+
+
+def dataset(experiment: Experiment, split: str, method: MethodConfig) -> RolloutDataset:
+    """Return a split's roll-outs as a method reads them.
+
+    Raises:
+        CacheError: see ``open_cache``; or they are not those that the artefact was made with.
+    """
+    artefact, p = rollouts(experiment)[cache_name(split, method)], method.teacher_top_p
+    noted = experiment.notes(artefact)
+    rule = CandidateRule(method.candidate_rule.name, method.candidate_rule.value) if method.candidate_rule else None
+    data = RolloutDataset(artefact.directory, p, tuple(method.origins), fingerprints(experiment), rule, vocab_size(experiment))
+    if noted["checksum"] != data.manifest.checksum:
+        raise CacheError(f"{artefact.directory} is not the cache that was made there. Put it back, or delete it and run again.")
     return data
+
+
+def cache_name(split: str, method: MethodConfig) -> str:
+    """Return the name of the roll-outs that a method learns from."""
+    return split + HUMAN if "human" in method.origins else split

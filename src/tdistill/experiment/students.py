@@ -1,130 +1,161 @@
-"""Train students from the cache (the stages ``sft`` and ``train``)."""
+"""Train students. One student is one artefact: its start, its data, its method with every default filled in, and its seed."""
 
 import os
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedTokenizerBase
-
-from tdistill.data.corpus import PackedCorpus
-from tdistill.data.mixed import Mixture
+from tdistill.data.corpus import corpus_key
+from tdistill.experiment.artefact import SEED, Artefact
+from tdistill.experiment.experiment import Experiment, once
 from tdistill.experiment.model_card import write_model_card
-from tdistill.experiment.models import load_teacher, student_tokenizer, student_trust, vocab_size
-from tdistill.experiment.pipeline import Run
-from tdistill.experiment.rollouts import cache, content_hash
-from tdistill.experiment.run_files import read_run_file
-from tdistill.experiment.run_forms import TrainedForm
-from tdistill.models.load import DTYPES
-from tdistill.objectives import bind
-from tdistill.recipe.schema import BaselineConfig, OnPolicyConfig, TrainConfig
-from tdistill.runtime.files import sync_tree, write_json
+from tdistill.experiment.models import load_own_tokenizer, load_teacher, start, trusts_student, vocab_size
+from tdistill.experiment.rollouts import cache_name, dataset, rollouts
+from tdistill.objectives import BoundObjective, bind
+from tdistill.recipe.schema import MethodConfig
+from tdistill.runtime.errors import NonFiniteLossError, OutputError
+from tdistill.runtime.files import sync_directory, write_json
+from tdistill.runtime.forms import Form, Name, Number, read_form
 from tdistill.runtime.processes import is_main_process
-from tdistill.teachers.generate import Sampling
+from tdistill.training.arguments import shaping_arguments
 from tdistill.training.checkpoints import drop_checkpoints
-from tdistill.training.extras import Extras, OnPolicy
-from tdistill.training.fit import CHECKPOINTS, train_student
-from tdistill.training.language_modelling import LanguageModelling
-from tdistill.training.on_policy import StudentSampling
-from tdistill.training.value import ValueSettings
+from tdistill.training.checks import unused_value_settings
+from tdistill.training.fit import CHECKPOINTS, OWN_TEXT, FitInputs, fit
 
-DONE = "done.json"  # written last by a student
+SFT, DIVERGED = "sft", "diverged.json"
 
 
-def sft_settings(run: Run) -> dict[str, Any]:
-    """Return the settings that shape the SFT student."""
-    assert run.recipe.sft is not None
-    return {"sft": run.recipe.sft.model_dump(), "seed": run.recipe.seed}
+@dataclass(frozen=True)
+class Trained:
+    """Describe one student of a recipe."""
+
+    name: str  # of its method
+    seed: int
+    method: MethodConfig
+    artefact: Artefact
 
 
-def make_sft(run: Run, directory: Path) -> dict[str, Any]:
-    """Fine-tune the start by ``nll``."""
-    assert run.recipe.sft is not None
-    sft = run.recipe.sft
-    cloning = TrainConfig(objective={"name": "nll"}, origins=list(sft.origins), arguments=sft.arguments)
-    return _train_one(run, run.directory("models") / "start", directory, "sft", BaselineConfig(objective=cloning.objective), cloning)
+class StudentNotes(Form):
+    """Declare what a student notes."""
+
+    objective: Name
+    validation: dict[str, Number]
 
 
-def train_settings(run: Run) -> dict[str, Any]:
-    """Return the settings that shape the students."""
-    train = run.recipe.train
-    return {"train": train.model_dump(), "seed": run.recipe.seed} | ({"corpus": content_hash(train.lm.corpus)} if train.lm else {})
+class DivergedForm(Form):
+    """Declare the form of ``diverged.json``."""
+
+    objective: Name
+    error: Name
 
 
-def train_systems(run: Run) -> dict[str, BaselineConfig]:
-    """Return name → objective and own arguments of all students of the train stage: the baselines, then the distilled student."""
-    return {**run.recipe.train.baselines, "distilled": BaselineConfig(objective=run.recipe.train.objective)}
-
-
-def start_directory(run: Run) -> Path:
-    """Return the directory where distillation starts: the SFT student, or the pruned or pretrained start."""
-    return run.directory("sft") if "sft" in run.stages else run.directory("models") / "start"
-
-
-def make_students(run: Run, directory: Path) -> dict[str, Any]:
-    """Train baselines and the distilled student from the same start; what is done is kept."""
-    start, config = start_directory(run), run.recipe.train
-    return {name: _train_one(run, start, directory / name, name, system, config) for name, system in train_systems(run).items()}
-
-
-def on_policy(config: OnPolicyConfig | None, dtype: str) -> OnPolicy | None:
-    """Return how the student writes a part of its training text in ``dtype``; None if it writes none."""
-    if config is None or config.lmbda == 0.0:
+@once
+def sft(experiment: Experiment) -> Trained | None:
+    """Return the SFT student; None if the recipe has no ``sft`` section."""
+    section = experiment.recipe.sft
+    if section is None:
         return None
-    mixture = Mixture(config.lmbda, config.refresh_steps, config.replay)
-    sampling = StudentSampling(config.temperature, config.top_p, config.teacher_mix)
-    return OnPolicy(mixture, sampling, DTYPES[dtype])
+    return _trained(experiment, SFT, section.method(), section.seed, start(experiment))
 
 
-def training_extras(run: Run, config: TrainConfig, system: BaselineConfig, tokenizer: PreTrainedTokenizerBase) -> Extras:
-    """Return what the recipe adds to a training run."""
-    protocol, lm = run.recipe.evaluation, config.lm
-    length = protocol.max_completion_length or run.recipe.rollout.max_completion_length
-    return Extras(
-        on_policy=on_policy(system.on_policy or config.on_policy, run.recipe.teacher.dtype),
-        value=ValueSettings(**(system.value or config.value).model_dump()),
-        lm=LanguageModelling(lm.lm_coef, lm.kd_ratio) if lm else None,
-        corpus=PackedCorpus(lm.corpus, tokenizer, lm.window) if lm else None,
-        peft=config.peft.lora if config.peft else None,
-        merge=config.peft is not None and config.peft.merge,
-        sampling=Sampling(protocol.temperature, protocol.top_p, 0, length, run.recipe.seed),
-        vocab_size=vocab_size(run),
-        trust_remote_code=student_trust(run),
-        **config.monitor.model_dump(),
+@once
+def students(experiment: Experiment) -> list[Trained]:
+    """Return all students of the recipe's ``train`` section, method by method in their order, each with all seeds."""
+    train, first = experiment.recipe.train, start_of_training(experiment)
+    return [_trained(experiment, name, method, seed, first) for name, method in train.methods().items() for seed in train.seeds]
+
+
+def start_of_training(experiment: Experiment) -> Artefact:
+    """Return where distillation starts: the SFT student, or the pruned or pretrained start."""
+    tuned = sft(experiment)
+    return start(experiment) if tuned is None else tuned.artefact
+
+
+def _trained(experiment: Experiment, name: str, method: MethodConfig, seed: int, first: Artefact) -> Trained:
+    caches = {split: rollouts(experiment)[cache_name(split, method)] for split in ("train", "valid")}
+    title = name if name == SFT or len(experiment.recipe.train.seeds) == 1 else f"{name}, seed {seed}"
+    artefact = Artefact(
+        experiment.root,
+        "students",
+        title,
+        {**shaping(experiment, method), SEED: seed},
+        partial(_make, experiment, name, method, seed, first),
+        {"start": first, **caches},
+        notes_form=StudentNotes,
+        loose=(CHECKPOINTS, OWN_TEXT),
+        after=partial(_tidy, keep=method.monitor.keep_checkpoints),
     )
+    return Trained(name, seed, method, artefact)
 
 
-def _train_one(run: Run, start: Path, directory: Path, name: str, system: BaselineConfig, config: TrainConfig) -> dict[str, Any]:
-    """Train a student unless it is done, and return its notes. Its checkpoints go when it has its mark, so no kill costs a step twice."""
-    if os.path.lexists(directory / DONE):
-        notes = read_run_file(directory / DONE, TrainedForm)
-    else:
-        notes = _trained(run, start, directory, name, system, config)
+def shaping(experiment: Experiment, method: MethodConfig) -> dict[str, Any]:
+    """Return all settings of a method that shape its student, with every default filled in. What is only watched is left out."""
+    bound, recipe = bind(method.objective), experiment.recipe
+    p = method.teacher_top_p or recipe.rollout.teacher_top_p
+    own_text = method.on_policy if method.on_policy is not None and method.on_policy.lmbda > 0 else None
+    unused = unused_value_settings(method.value, bound.needs)
+    return {
+        "objective": bound.identity(),
+        "arguments": shaping_arguments(method.arguments),
+        "teacher_top_p": p,
+        "candidate_rule": method.candidate_rule and method.candidate_rule.model_dump(),
+        "on_policy": own_text and own_text.model_dump(),
+        "value": method.value.model_dump(exclude=set(unused)),
+        "lm": method.lm and {**method.lm.model_dump(exclude={"corpus"}), "corpus": corpus_key(method.lm.corpus)},
+        "peft": method.peft and method.peft.model_dump(),
+        "early_stopping_patience": method.monitor.early_stopping_patience,
+        "online_teacher": _online_teacher(experiment, method, bound, p),
+    }
+
+
+def _online_teacher(experiment: Experiment, method: MethodConfig, bound: BoundObjective, p: float) -> Mapping[str, Any] | None:
+    """Return how the teacher computes while the student trains; None where it is not asked."""
+    asked = "dense" in bound.needs or p >= 1.0 or method.on_policy is not None or (method.lm is not None and method.lm.kd_ratio > 0)
+    teacher = experiment.recipe.teacher
+    return {"dtype": teacher.dtype, "quantization": teacher.quantization} if asked else None
+
+
+def _make(experiment: Experiment, name: str, method: MethodConfig, seed: int, first: Artefact, directory: Path) -> dict[str, Any]:
+    if (earlier := divergence(directory)) is not None:
+        raise NonFiniteLossError(f"{earlier} This was found in an earlier run: delete {directory} to train it again.")
+    inputs = FitInputs(
+        start=first.directory,
+        train=dataset(experiment, "train", method),
+        valid=dataset(experiment, "valid", method),
+        tokenizer=load_own_tokenizer(experiment),
+        vocab_size=vocab_size(experiment),
+        load_teacher=partial(load_teacher, experiment),
+        teacher_dtype=experiment.recipe.teacher.dtype,
+        sampling=experiment.recipe.evaluation,
+        trust_remote_code=trusts_student(experiment),
+    )
+    try:
+        metrics = fit(inputs, method, seed, directory, name, keep_checkpoints=True)  # until the student has its manifest
+    except NonFiniteLossError as error:
         if is_main_process():
-            sync_tree(directory)  # before the mark that says it is all there
-            write_json(directory / DONE, notes)
-    if is_main_process() and not config.monitor.keep_checkpoints:
-        drop_checkpoints(directory / CHECKPOINTS)
-    return notes
-
-
-def _trained(run: Run, start: Path, directory: Path, name: str, system: BaselineConfig, config: TrainConfig) -> dict[str, Any]:
-    p, rule = config.teacher_top_p, config.candidate_rule
-    origins, bound, tokenizer = list(config.origins), bind(system.objective), student_tokenizer(run)
-    metrics = train_student(
-        start,
-        directory,
-        bound,
-        cache(run, "train", p, origins, rule),
-        cache(run, "valid", p, origins, rule),
-        tokenizer,
-        {**config.arguments, **system.arguments},
-        run.recipe.seed,
-        name,
-        load_teacher=partial(load_teacher, run),
-        extras=replace(training_extras(run, config, system, tokenizer), keep_checkpoints=True),  # until the student has its mark
-    )
+            write_json(directory / DIVERGED, {"objective": bind(method.objective).describe(), "error": str(error)})
+        raise
+    description = bind(method.objective).describe()
     if is_main_process():
-        write_model_card(directory, run, name, bound.describe(), metrics)
-    return {"objective": bound.describe(), "validation": metrics}
+        write_model_card(directory, experiment, (name, seed), description, metrics)
+    return {"name": name, "objective": description, "validation": metrics}
+
+
+def divergence(directory: Path) -> str | None:
+    """Return why the training of a student in this directory diverged; None if it did not.
+
+    Raises:
+        OutputError: the file that says so is damaged.
+    """
+    path = directory / DIVERGED
+    if not os.path.lexists(path):
+        return None
+    return str(read_form(path, DivergedForm, OutputError, f"Delete {directory} and run again.")["error"])
+
+
+def _tidy(directory: Path, keep: bool) -> None:
+    if is_main_process() and not keep and (directory / CHECKPOINTS).exists():
+        drop_checkpoints(directory / CHECKPOINTS)
+        sync_directory(directory)
