@@ -5,12 +5,15 @@ import os
 import sys
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from tdistill.runtime.errors import OutputError, TdistillError, shown
 from tdistill.runtime.stops import keeping, watched
+
+if TYPE_CHECKING:
+    from tdistill.experiment.experiment import Experiment
 
 TASK_SEEDS = 5  # answers to every prompt of the tasks
 EXIT_USAGE, EXIT_BROKEN_PIPE = 2, 141  # 128 + SIGPIPE, as for other programs
@@ -30,13 +33,15 @@ Overrides = Annotated[
     typer.Argument(metavar="[KEY.SUB=VALUE]...", help="change any option of the recipe, e.g. train.objective.alpha=10 output_dir=runs/b"),
 ]
 
+Workers = Annotated[int, typer.Option(min=1, help="number of students to train side by side, each in a process of its own")]
+
 
 @app.command()
-def run(recipe: RecipeArgument, overrides: Overrides = None) -> None:
-    """Run all stages, skipping those already complete for the same settings, and print the result."""
-    current = _open(recipe, overrides, "sft", "train")
-    for stage in current.way:
-        current.execute(stage)
+def run(recipe: RecipeArgument, overrides: Overrides = None, workers: Workers = 1) -> None:
+    """Run all stages, skipping what is already complete for the same settings, and print the result."""
+    from tdistill.experiment.graph import WAY
+
+    current = _stages(recipe, overrides, *WAY, workers=workers)
     _show(current)
 
 
@@ -53,9 +58,9 @@ def sft(recipe: RecipeArgument, overrides: Overrides = None) -> None:
 
 
 @app.command()
-def train(recipe: RecipeArgument, overrides: Overrides = None) -> None:
-    """Distil: train the student, and the recipe's baselines, by their objectives."""
-    _stages(recipe, overrides, "train")
+def train(recipe: RecipeArgument, overrides: Overrides = None, workers: Workers = 1) -> None:
+    """Distil: train the student, and the recipe's baselines, by their objectives, each with every seed."""
+    _stages(recipe, overrides, "train", workers=workers)
 
 
 @app.command()
@@ -237,43 +242,39 @@ def _output(path: Path) -> Path:
     return local_path(str(path), OutputError)
 
 
-def _open(recipe: Path, overrides: list[str] | None, *stages: str) -> Any:
-    from tdistill.recipe.read import load_recipe
+def _open(recipe: Path, overrides: list[str] | None, *stages: str) -> "Experiment":
+    """Read a recipe, check what can be checked before long work, and claim its output directory."""
+    from tdistill.experiment.recipe_checks import open_recipe
 
-    loaded = load_recipe(recipe, overrides)
+    loaded = open_recipe(recipe, overrides)
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # ours are enough
-    from tdistill.experiment.pipeline import Run
+    from tdistill.experiment.experiment import Experiment
     from tdistill.experiment.preflight import preflight
 
-    current = Run(loaded)
+    current = Experiment(loaded)
     preflight(current, stages)
     current.prepare()
     return current
 
 
-def _stages(recipe: Path, overrides: list[str] | None, *names: str) -> Any:
+def _stages(recipe: Path, overrides: list[str] | None, *names: str, workers: int = 1) -> "Experiment":
+    from tdistill.experiment.graph import execute
+
     current = _open(recipe, overrides, *names)
+    if names == ("sft",) and current.recipe.sft is None:
+        raise TdistillError("The recipe has no sft section.")
     for name in names:
-        if name not in current.stages:
-            raise TdistillError(f"The recipe has no {name} section.")
-        current.execute(name)
+        execute(current, name, workers)
     return current
 
 
-def _show(current: Any) -> None:
-    from rich.console import Console
+def _show(current: "Experiment") -> None:
+    from tdistill.experiment.report import show
 
-    from tdistill.experiment.report import collect
-    from tdistill.pages.tables import comparison_table, quality_table, to_rich
-
-    data, console = collect(current), Console()
-    console.print(to_rich(quality_table(data.systems)))
-    console.print(to_rich(comparison_table(data.comparisons)))
-    directory = current.directory("report")
-    console.print(f"\nreport: {directory / 'report.html'}\n        {directory / 'report.md'}", soft_wrap=True, highlight=False)
-    console.print(f"student: {current.directory('train') / 'distilled'}", soft_wrap=True, highlight=False)
+    for line in show(current):
+        typer.echo(line)
 
 
 def main() -> None:

@@ -45,7 +45,7 @@ WAY = tuple(name for name, stage in STAGES.items() if not stage.on_demand)
 
 
 def is_complete(experiment: Experiment, name: str) -> bool:
-    """Return whether a stage and all stages before it are complete.
+    """Return whether a stage and all stages before it are complete. The stages before are looked at first: they say what later keys are.
 
     Raises:
         OutputError: a file of a complete artefact is damaged.

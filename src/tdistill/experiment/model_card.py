@@ -1,17 +1,15 @@
 """Write the card that is saved with every student."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import yaml
 
 import tdistill
+from tdistill.experiment.experiment import Experiment
+from tdistill.experiment.provenance import resolved_yaml
 from tdistill.pages.text import escape_markdown, fenced
 from tdistill.runtime.errors import visible
 from tdistill.runtime.files import write_text
-
-if TYPE_CHECKING:
-    from tdistill.experiment.pipeline import Run
 
 CARD = """---
 {front}---
@@ -41,16 +39,22 @@ model = AutoModelForCausalLM.from_pretrained("PATH")
 """
 
 
-def write_model_card(directory: Path, run: "Run", name: str, objective: str, metrics: dict[str, float]) -> None:
-    """Write ``README.md`` into a student's directory. Every text of the recipe is escaped: none becomes front matter, Markdown or HTML."""
-    from tdistill.experiment.pipeline import resolved_yaml
+def write_model_card(directory: Path, experiment: Experiment, student: tuple[str, int], objective: str, metrics: dict[str, float]) -> None:
+    """Write ``README.md`` into a student's directory. Every text of the recipe is escaped: none becomes front matter, Markdown or HTML.
 
-    recipe = run.recipe
-    student, teacher = recipe.student, recipe.teacher.teacher_model_name_or_path
+    Args:
+        directory: the student's.
+        experiment: says what the student was made from.
+        student: name and seed.
+        objective: one line.
+        metrics: of the last validation.
+    """
+    recipe = experiment.recipe
+    (name, seed), section, teacher = student, recipe.student, recipe.teacher.teacher_model_name_or_path
     start = (
-        f"layers {student.keep_layers or f'{student.num_hidden_layers} outer ones'} of the teacher"
-        if student.init == "prune"
-        else str(student.student_model_name_or_path)
+        f"layers {section.keep_layers or f'{section.num_hidden_layers} outer ones'} of the teacher"
+        if section.init == "prune"
+        else str(section.student_model_name_or_path)
     )
     rows = "\n".join(f"- {escape_markdown(k)}: {v:.4f}" for k, v in metrics.items() if isinstance(v, float) and k != "epoch")
     about = {"library_name": "transformers", "tags": ["distillation", "tdistill"], "base_model": visible(teacher)}
@@ -67,7 +71,7 @@ def write_model_card(directory: Path, run: "Run", name: str, objective: str, met
         front=yaml.safe_dump(about, sort_keys=False, allow_unicode=True),
         version=tdistill.__version__,
         p=recipe.train.teacher_top_p or recipe.rollout.teacher_top_p,
-        seed=recipe.seed,
+        seed=seed,
         metrics=rows,
         recipe=fenced(resolved_yaml(recipe), "yaml"),
         **{key: escape_markdown(text) for key, text in texts.items()},

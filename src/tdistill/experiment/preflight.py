@@ -7,15 +7,16 @@ from pathlib import Path
 import torch
 
 from tdistill.data.corpus import check_window, read_documents
-from tdistill.data.overlap import HELD_OUT, check_overlap, held_out_prompts, load_split
+from tdistill.data.overlap import check_overlap, load_split
 from tdistill.experiment.context import check_contexts
-from tdistill.experiment.pipeline import Run
-from tdistill.experiment.rollouts import SPLITS, model_configs
-from tdistill.experiment.systems import check_references
+from tdistill.experiment.experiment import SPLITS, Experiment
+from tdistill.experiment.evaluation import check_references
+from tdistill.experiment.graph import is_complete
+from tdistill.experiment.recipe_checks import argument_sections
+from tdistill.experiment.rollouts import model_configs
 from tdistill.models.load import PACKAGED, check_quantization, compute_device, find_model, load_tokenizer
 from tdistill.models.prune import check_layer_count
 from tdistill.recipe.plain import nearest_path
-from tdistill.recipe.read import argument_sections
 from tdistill.recipe.schema import Recipe
 from tdistill.runtime.errors import ConfigError, DataError, ModelError, brief
 from tdistill.runtime.progress import say
@@ -31,42 +32,52 @@ OWNERS = {
 BFLOAT16 = ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16")  # any of them: the CPU multiplies bfloat16 in hardware
 
 
-def preflight(run: Run, stages: Sequence[str] = ()) -> None:
+def preflight(experiment: Experiment, stages: Sequence[str] = ()) -> None:
     """Check what can be known before anything is written: models, layers, contexts, the output directory, corpus, prompts and answers.
 
     Says what another option makes void, and where a CPU would crawl.
 
     Args:
-        run: what will be run.
-        stages: those that will be; the devices of training are checked for them.
+        experiment: what is asked for.
+        stages: those that will run; the devices of training are checked for them.
 
     Raises:
         ConfigError, ModelError, DataError: with the option, what was got and what to do.
     """
-    _check_output(run.root)
-    _check_models(run)
-    _check_devices(run, stages)
-    if run.recipe.teacher.quantization:
-        check_quantization(run.recipe.teacher.quantization)
-    _check_corpus(run)
-    for place, arguments in argument_sections(run.recipe).items():
+    _check_output(experiment.root)
+    _check_models(experiment)
+    _check_devices(experiment, stages)
+    if experiment.recipe.teacher.quantization:
+        check_quantization(experiment.recipe.teacher.quantization)
+    _check_corpus(experiment)
+    for place, arguments in argument_sections(experiment.recipe).items():
         for remark in argument_remarks(arguments, place):
             say(remark)
-    _check_prompts(run)  # of complete roll-outs too: what is asked of shared prompts and answers may have changed since
-    if run.is_complete("rollout"):
+    _check_prompts(experiment)  # of complete roll-outs too: what is asked of shared prompts and answers may have changed since
+    if is_complete(experiment, "rollout"):
         return
+    _say_of_earlier_versions(experiment.root)
     # An older torch can't tell.
     capabilities = getattr(torch.cpu, "get_capabilities", None)
-    slow = slow_bfloat16(run.recipe, capabilities()) if capabilities and compute_device().type == "cpu" else []
+    slow = slow_bfloat16(experiment.recipe, capabilities()) if capabilities and compute_device().type == "cpu" else []
     if slow:
         say(f"This CPU has no bfloat16 instructions: float32 is 2 to 3 times faster here. Append {' '.join(slow)}")
 
 
-def _check_devices(run: Run, stages: Sequence[str]) -> None:
-    arguments = {"sft": run.recipe.sft.arguments if run.recipe.sft else {}, "train": run.recipe.train.arguments}
-    for stage in arguments.keys() & run.stages.keys() & set(stages):
-        if not run.is_complete(stage):
-            check_devices(training_arguments(arguments[stage], run.root, run.recipe.seed))
+def _say_of_earlier_versions(root: Path) -> None:
+    """Say that results of a version without artefacts are not used."""
+    old = sorted({path.parents[1].name for path in root.glob("*/*/stage.json")})
+    if old:
+        say(f"{root} holds results of an earlier tdistill ({', '.join(old)}), which are not used and stay as they are. Delete them if you like.")
+
+
+def _check_devices(experiment: Experiment, stages: Sequence[str]) -> None:
+    recipe = experiment.recipe
+    arguments = {"sft": recipe.sft.arguments if recipe.sft else None, "train": recipe.train.arguments}
+    for stage in arguments.keys() & set(stages):
+        own = arguments[stage]
+        if own is not None and not is_complete(experiment, stage):
+            check_devices(training_arguments(own, experiment.root, recipe.seed))
 
 
 def _check_output(root: Path) -> None:
@@ -78,27 +89,24 @@ def _check_output(root: Path) -> None:
         raise ConfigError(f"output_dir {root}: {there} can't be written by this user. Choose another: output_dir=runs/NAME")
 
 
-def _check_prompts(run: Run) -> None:
-    recipe = run.recipe
-    sets = {split: load_split(recipe, split) for split in SPLITS}
-    check_overlap(recipe, sets)
-    for split in HELD_OUT:
-        sets[split] = held_out_prompts(recipe, split)
-    check_references(run, "test", any(p.references for p in sets["test"]))
+def _check_prompts(experiment: Experiment) -> None:
+    recipe = experiment.recipe
+    check_overlap(recipe, {split: load_split(recipe, split) for split in SPLITS})
+    check_references(experiment, "test")
     human = "human" in [*recipe.train.origins, *(recipe.sft.origins if recipe.sft else [])]
     for split in ("train", "valid"):
-        if human and not any(p.references for p in sets[split]):
+        if human and not any(p.references for p in experiment.prompts(split)):
             raise DataError(f"origins: [human], but {getattr(recipe.data, split)} has no answers to learn from. Use origins: [teacher].")
 
 
-def _check_corpus(run: Run) -> None:
+def _check_corpus(experiment: Experiment) -> None:
     """Read the whole corpus, and find at least one window in it where the tokenizer is read fast."""
-    lm = run.recipe.train.lm
-    if lm is None or run.is_complete("train"):
+    lm, source = experiment.recipe.train.lm, experiment.teacher_source
+    if lm is None or is_complete(experiment, "train"):
         return
     documents = read_documents(lm.corpus)
-    if not run.teacher_source.gguf_file:  # its tokenizer takes seconds: the models stage looks then
-        check_window(lm.corpus, documents, load_tokenizer(run.teacher_source, run.recipe.teacher.trust_remote_code), lm.window)
+    if not source.gguf_file:  # its tokenizer takes seconds: it is looked at when the models are made
+        check_window(lm.corpus, documents, load_tokenizer(source, experiment.recipe.teacher.trust_remote_code), lm.window)
     for _ in documents:  # a bad line anywhere is found now
         pass
 
@@ -113,13 +121,13 @@ def slow_bfloat16(recipe: Recipe, capabilities: Mapping[str, object]) -> list[st
     return asked + [f"{stage}.arguments.bf16=false" for stage, own in arguments.items() if own.get("bf16")]
 
 
-def _check_models(run: Run) -> None:
-    student = run.recipe.student
-    _find("teacher.teacher_model_name_or_path", run.recipe.teacher.teacher_model_name_or_path)
+def _check_models(experiment: Experiment) -> None:
+    student = experiment.recipe.student
+    _find("teacher.teacher_model_name_or_path", experiment.recipe.teacher.teacher_model_name_or_path)
     if student.init == "pretrained":
         _find("student.student_model_name_or_path", str(student.student_model_name_or_path))
-    configs = model_configs(run)
-    check_contexts(run.recipe, configs)
+    configs = model_configs(experiment)
+    check_contexts(experiment.recipe, configs)
     total = configs["teacher"].get("num_hidden_layers")
     if total is not None and not isinstance(total, int):
         raise ModelError(f"The teacher's configuration has num_hidden_layers={brief(total)}: it must be a whole number.")

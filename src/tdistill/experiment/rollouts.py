@@ -11,7 +11,7 @@ from tdistill.data.prompts import TokenizedPrompt, prompt_set_key, tokenize_prom
 from tdistill.experiment.artefact import Artefact
 from tdistill.experiment.context import check_contexts, read_model_config
 from tdistill.experiment.experiment import SPLITS, Experiment, once
-from tdistill.experiment.models import fingerprints, load_own_tokenizer, load_teacher, start, teacher, teacher_notes, vocab_size
+from tdistill.experiment.models import check_training, fingerprints, load_own_tokenizer, load_teacher, start, teacher, teacher_notes, vocab_size
 from tdistill.mdp.candidates import CandidateRule
 from tdistill.models.load import find_model
 from tdistill.recipe.schema import MethodConfig
@@ -78,7 +78,6 @@ def _make(experiment: Experiment, split: str, human: bool, directory: Path) -> d
         DataError: a prompt set can't be used, or prompts and answers do not fit the context.
     """
     recipe = experiment.recipe
-    check_contexts(recipe, model_configs(experiment))
     prompts, skipped = read_prompts(experiment, split)
     if skipped:
         say(f"{split}: {skipped} prompts over {recipe.data.max_prompt_length} tokens skipped")
@@ -97,6 +96,18 @@ def _make(experiment: Experiment, split: str, human: bool, directory: Path) -> d
         "checksum": manifest.checksum,
         "candidate_logp_max_error": manifest.candidate_logp_max_error,
     }
+
+
+def check_inputs(experiment: Experiment) -> None:
+    """Check, before the first token is drawn, all that training needs: a bad test file or adapter must not cost an hour of roll-outs.
+
+    Raises:
+        ConfigError, DataError, ModelError: see ``read_prompts`` and ``check_training``.
+    """
+    check_contexts(experiment.recipe, model_configs(experiment))
+    for split in SPLITS:
+        read_prompts(experiment, split)
+    check_training(experiment)
 
 
 def read_prompts(experiment: Experiment, split: str) -> tuple[list[TokenizedPrompt], int]:
