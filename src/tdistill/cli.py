@@ -180,9 +180,9 @@ def compare(
     """Compare the methods of finished runs, pooled over seeds: quality by time, tokens and steps."""
     from rich.console import Console
 
+    from tdistill.compare.comparing import compare as compare_runs
     from tdistill.compare.frontier import frontier_table
     from tdistill.compare.pages import write
-    from tdistill.compare.run import compare as compare_runs
     from tdistill.compare.table import for_terminal
     from tdistill.pages.tables import to_rich
 
@@ -266,7 +266,8 @@ def _show(current: Any) -> None:
     from rich.console import Console
 
     from tdistill.experiment.report import collect
-    from tdistill.pages.tables import comparison_table, quality_table, to_rich
+    from tdistill.pages.tables import to_rich
+    from tdistill.report.tables import comparison_table, quality_table
 
     data, console = collect(current), Console()
     console.print(to_rich(quality_table(data.systems)))

@@ -12,14 +12,14 @@ from typing import Any
 from pydantic import ValidationError
 
 from tdistill.cache.write import read_manifest
-from tdistill.compare.data import Cost, Scores, Student
+from tdistill.compare.data import Scores, Student, TrainingCost
+from tdistill.evaluation.metrics import TEACHER
 from tdistill.experiment.evaluation import read_scores
 from tdistill.experiment.pipeline import MARKER
 from tdistill.experiment.run_files import STAGE_FILE, is_complete, read_run_file, read_stage_file
 from tdistill.experiment.run_forms import RecipeForm, SweepForm, TrainedForm
 from tdistill.experiment.students import DONE
 from tdistill.experiment.temperatures import SWEEP, TEMPERATURES, read_sweep
-from tdistill.pages.tables import TEACHER
 from tdistill.recipe.schema import Recipe
 from tdistill.recipe.text import parse_yaml
 from tdistill.runtime.errors import CacheError, ConfigError
@@ -205,7 +205,7 @@ def _saves_best(arguments: dict[str, Any]) -> bool:
     return arguments.get("load_best_model_at_end", True) and "no" not in (arguments.get(k) for k in ("eval_strategy", "save_strategy"))
 
 
-def _costs(history: Sequence[dict[str, float]], best_step: int | None) -> tuple[Cost, Cost]:
+def _costs(history: Sequence[dict[str, float]], best_step: int | None) -> tuple[TrainingCost, TrainingCost]:
     """Return the cost up to the saved checkpoint and the total cost. Both come from the last log entry of a step, its validation."""
     timed = [e for e in history if SECONDS in e]
     last = max(e["step"] for e in history)
@@ -214,9 +214,9 @@ def _costs(history: Sequence[dict[str, float]], best_step: int | None) -> tuple[
     return _cost(at_best[-1:], best), _cost(timed[-1:], last)
 
 
-def _cost(entries: Sequence[dict[str, float]], steps: float) -> Cost:
+def _cost(entries: Sequence[dict[str, float]], steps: float) -> TrainingCost:
     entry = entries[0] if entries else {}
-    return Cost(entry.get(SECONDS, math.nan), entry.get(TOKENS, math.nan), steps)
+    return TrainingCost(entry.get(SECONDS, math.nan), entry.get(TOKENS, math.nan), steps)
 
 
 def _manifest(run: Path, recipe: dict[str, Any], split: str) -> dict[str, Any]:
