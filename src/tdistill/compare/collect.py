@@ -108,7 +108,7 @@ def _read_evaluation(directory: Path, run: Path) -> Evaluation:
     stage = read_stage_file(directory, copied=True)
     recipe = _recipe(stage["provenance"]["recipe"], directory / STAGE_FILE)
     test = _manifest(run, recipe, "test")
-    own = {k: v for k, v in recipe["evaluation"].items() if k not in (*FREE, "max_completion_length")}
+    own = {k: v for k, v in recipe["evaluation"].items() if k not in (*FREE, "max_completion_length", "seed")}
     protocol = {
         **{f"evaluation.{k}": v for k, v in own.items()},
         "length of an answer": recipe["evaluation"]["max_completion_length"] or recipe["rollout"]["max_completion_length"],
@@ -181,17 +181,24 @@ def _shared_settings(run: Path, recipe: dict[str, Any]) -> dict[str, Any]:
     manifests = {split: _manifest(run, recipe, split) for split in ("train", "valid")}
     return {
         "student": recipe["student"],
-        "rollout": recipe["rollout"],
-        "sft": recipe["sft"],
+        "rollout": _without_seed(recipe["rollout"], recipe),
+        "sft": _without_seed(recipe["sft"], recipe),
         "teacher": {"content": manifests["train"]["teacher"], "dtype": recipe["teacher"]["dtype"]},
         **{f"{split} prompts": _digest(manifest["prompts"]) for split, manifest in manifests.items()},
     }
 
 
+def _without_seed(section: dict[str, Any] | None, recipe: dict[str, Any]) -> dict[str, Any] | None:
+    """Return a section without its seed where this is the recipe's own: methods are equal if they differ by that alone."""
+    if section is None or section.get("seed") != recipe["seed"]:
+        return section
+    return {k: v for k, v in section.items() if k != "seed"}
+
+
 def _own_settings(train: dict[str, Any], name: str) -> dict[str, Any]:
     own = train["baselines"].get(name) or {"objective": train["objective"], "arguments": {}, "on_policy": None}
     arguments = train["arguments"] | own["arguments"]
-    shared = {k: v for k, v in train.items() if k not in ("objective", "baselines", "arguments", "on_policy")}
+    shared = {k: v for k, v in train.items() if k not in ("objective", "baselines", "arguments", "on_policy", "seeds")}
     return {
         "objective": own["objective"],
         "arguments": arguments,
