@@ -11,21 +11,14 @@ from tdistill.data.prompts import template_fingerprint
 from tdistill.experiment.pipeline import Run
 from tdistill.experiment.run_files import read_run_file, remedy
 from tdistill.experiment.run_forms import ModelsForm
-from tdistill.models.load import (
-    ModelSource,
-    check_same_vocabulary,
-    compute_device,
-    eos_token_ids,
-    find_model,
-    load_model,
-    load_tokenizer,
-    model_fingerprint,
-    tokenizer_fingerprint,
-)
+from tdistill.models.find import ModelSource, find_model
+from tdistill.models.fingerprint import weights_fingerprint
+from tdistill.models.load import compute_device, load_model
 from tdistill.models.lora import add_lora
 from tdistill.models.probe import probe
 from tdistill.models.prune import check_layer_count, outer_layers, prune_layers
 from tdistill.models.student import VALUES
+from tdistill.models.tokenizer import check_same_vocabulary, eos_token_ids, load_tokenizer, tokenizer_fingerprint
 from tdistill.models.vocabulary import vocabulary_size
 from tdistill.objectives import bind
 from tdistill.runtime.errors import ModelError, OutputError
@@ -41,7 +34,7 @@ def models_settings(run: Run) -> dict[str, Any]:
     student = run.recipe.student
     settings = {"teacher": run.teacher_fingerprint, "student": student.model_dump()}
     if student.init == "pretrained":
-        settings["start"] = model_fingerprint(find_model(str(student.student_model_name_or_path)))
+        settings["start"] = weights_fingerprint(find_model(str(student.student_model_name_or_path)))
     return settings
 
 

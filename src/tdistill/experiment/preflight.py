@@ -12,8 +12,10 @@ from tdistill.experiment.context import check_contexts
 from tdistill.experiment.pipeline import Run
 from tdistill.experiment.rollouts import SPLITS, model_configs
 from tdistill.experiment.systems import check_references
-from tdistill.models.load import PACKAGED, check_quantization, compute_device, find_model, load_tokenizer
+from tdistill.models.find import PACKAGED, find_model
+from tdistill.models.load import check_quantization, compute_device
 from tdistill.models.prune import check_layer_count
+from tdistill.models.tokenizer import load_tokenizer
 from tdistill.recipe.plain import nearest_path
 from tdistill.recipe.read import argument_sections
 from tdistill.recipe.schema import Recipe

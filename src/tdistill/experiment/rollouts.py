@@ -17,7 +17,7 @@ from tdistill.experiment.models import load_teacher, models_info, student_tokeni
 from tdistill.experiment.pipeline import Run
 from tdistill.experiment.run_files import remedy
 from tdistill.mdp import candidates as mdp_candidates
-from tdistill.models.load import find_model
+from tdistill.models.find import find_model
 from tdistill.recipe.schema import CandidateRule
 from tdistill.runtime.errors import CacheError, ConfigError
 from tdistill.runtime.progress import say
