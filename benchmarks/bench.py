@@ -28,7 +28,9 @@ from tdistill.experiment.models import load_teacher
 from tdistill.experiment.pipeline import Run
 from tdistill.experiment.students import start_directory
 from tdistill.experiment.systems import protocol
-from tdistill.models.load import find_model, load_model, model_fingerprint
+from tdistill.models.find import find_model
+from tdistill.models.fingerprint import weights_fingerprint
+from tdistill.models.load import load_model
 from tdistill.objectives import bind
 from tdistill.recipe.read import load_recipe
 from tdistill.recipe.schema import BaselineConfig, Recipe, TrainConfig
@@ -244,7 +246,7 @@ def unit_rows(asked: Bench) -> Iterator[dict[str, Any]]:
         "recipe": asked.run.recipe.model_dump(),
         "split": asked.options.split,
         "protocol": shared.describe(),
-        STARTS: model_fingerprint(find_model(str(start_directory(asked.run)))),
+        STARTS: weights_fingerprint(find_model(str(start_directory(asked.run)))),
     }
     for row in objectives.rows(asked.root, asked.evaluated, asked.methods, shared):
         if row.get("system") in done:
@@ -256,7 +258,7 @@ def systems(asked: Bench) -> Iterator[tuple[EvaluatedSystem, dict[str, Any]]]:
     """The teacher, the SFT student, and every method and seed that is trained."""
     dtype = asked.run.recipe.evaluation.dtype
     load, start = partial(load_model, dtype=dtype), find_model(str(start_directory(asked.run)))
-    about = {STARTS: model_fingerprint(start)}
+    about = {STARTS: weights_fingerprint(start)}
     yield EvaluatedSystem("teacher", "", partial(load_teacher, asked.run, dtype)), {}
     yield EvaluatedSystem("sft", "", partial(load, start)), about
     for name, seed in asked.units():

@@ -6,19 +6,19 @@ from typing import Any
 from tdistill.compare.frontier import READ, AtBaseline, at_baseline, difference_cell, frontier_table
 from tdistill.compare.table import title
 from tdistill.pages.tables import Align, Cell, Table, format_estimate, to_markdown
-from tdistill.statistics.equal_entropy import Curve, curve_of
+from tdistill.statistics.equal_entropy import TemperatureCurve, temperature_curve
 from tdistill.statistics.estimate import Estimate
 from tdistill.statistics.pooling import Compared, pooled
 
 SHOWN = ("teacher_nll", "rouge_l", "entropy", "distinct_2")
 
 
-def curves(rows: Sequence[dict[str, Any]]) -> dict[str, Curve]:
+def curves(rows: Sequence[dict[str, Any]]) -> dict[str, TemperatureCurve]:
     """The rows of `temperatures.py` by method, or by system where it has no training seeds."""
     found: dict[str, dict[Any, dict[float, Any]]] = {}
     for row in rows:
         found.setdefault(row.get("method", row["system"]), {}).setdefault(row.get("seed"), {})[row["temperature"]] = row["scores"]
-    return {name: curve_of(seeds) for name, seeds in found.items()}
+    return {name: temperature_curve(seeds) for name, seeds in found.items()}
 
 
 def decoding_table(rows: Sequence[dict[str, Any]]) -> str:

@@ -15,8 +15,8 @@ from matplotlib.axes import Axes
 from matplotlib.patches import FancyBboxPatch
 
 from tdistill.mdp.candidates import nucleus_mask
+from tdistill.pages.lines import COLOURS
 from tdistill.pages.svg import INK, Line, Panel, Plot, plot_file, set_scale
-from tdistill.report.plots import COLOURS
 from tdistill.runtime.files import read_jsonl, write_text
 from tdistill.theory.imitation import bandit, solve
 from tdistill.theory.sweeps import BANDIT_EXPERT

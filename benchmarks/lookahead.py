@@ -28,9 +28,10 @@ from tdistill.evaluation.answers import EVALUATION_SEED_OFFSET
 from tdistill.experiment.models import load_teacher, models_info, vocab_size
 from tdistill.experiment.pipeline import Run, provenance
 from tdistill.experiment.systems import protocol
+from tdistill.models.find import find_model
 from tdistill.models.forward import step_logp
 from tdistill.models.layout import pad_pairs
-from tdistill.models.load import find_model, load_model
+from tdistill.models.load import load_model
 from tdistill.recipe.read import load_recipe
 from tdistill.runtime.files import write_jsonl
 from tdistill.runtime.progress import bar, say

@@ -29,7 +29,8 @@ from tdistill.experiment.pipeline import Run, provenance
 from tdistill.experiment.rollouts import cache
 from tdistill.experiment.students import start_directory, training_extras
 from tdistill.experiment.systems import protocol
-from tdistill.models.load import find_model, load_model
+from tdistill.models.find import find_model
+from tdistill.models.load import load_model
 from tdistill.objectives import bind
 from tdistill.recipe.read import load_recipe
 from tdistill.recipe.schema import BaselineConfig, TrainConfig

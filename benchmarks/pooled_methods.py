@@ -8,9 +8,9 @@ from typing import Any
 
 from matplotlib.axes import Axes
 
+from tdistill.pages.lines import COLOURS
 from tdistill.pages.svg import Line, Panel, Plot, set_scale
-from tdistill.report.plots import COLOURS
-from tdistill.statistics.pooling import BySeed, compared, pooled
+from tdistill.statistics.pooling import ScoresBySeed, compared, pooled
 
 TITLES = {
     "teacher_nll": ("teacher NLL ↓", 3),
@@ -52,7 +52,7 @@ class Method:
         # With a linear φ the successors' values cancel.
         return MYOPIC if re.search(r"gamma=0(\.0)?[,)]|phi=linear", objective) else AHEAD
 
-    def of(self, metric: str) -> BySeed:
+    def of(self, metric: str) -> ScoresBySeed:
         """Seed → prompt → value."""
         return {seed: scores[metric] for seed, scores in self.finished.items() if scores.get(metric)}
 

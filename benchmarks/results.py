@@ -18,8 +18,8 @@ from matplotlib.axes import Axes
 from pooled_methods import CLONING, dots, methods, methods_table, pairs_table, seconds_table, tasks_table
 
 from tdistill.compare.frontier import frontier_plot
+from tdistill.pages.lines import COLOURS
 from tdistill.pages.svg import INK, Line, Panel, Plot, plot_file, set_scale
-from tdistill.report.plots import COLOURS
 from tdistill.runtime.files import read_jsonl, write_text
 
 DOCS = Path(__file__).parents[1] / "docs"

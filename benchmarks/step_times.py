@@ -25,7 +25,8 @@ from tdistill.experiment.models import load_teacher, vocab_size
 from tdistill.experiment.pipeline import Run, provenance
 from tdistill.experiment.rollouts import cache
 from tdistill.experiment.students import start_directory
-from tdistill.models.load import find_model, load_model
+from tdistill.models.find import find_model
+from tdistill.models.load import load_model
 from tdistill.models.student import StudentModel
 from tdistill.objectives import OBJECTIVES, BoundObjective, bind
 from tdistill.recipe.read import load_recipe

@@ -185,9 +185,9 @@ def compare(
     """Compare the methods of finished runs, pooled over seeds: quality by time, tokens and steps."""
     from rich.console import Console
 
+    from tdistill.compare.comparing import compare as compare_runs
     from tdistill.compare.frontier import frontier_table
     from tdistill.compare.pages import write
-    from tdistill.compare.run import compare as compare_runs
     from tdistill.compare.table import for_terminal
     from tdistill.pages.tables import to_rich
 

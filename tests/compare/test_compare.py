@@ -14,8 +14,8 @@ import yaml
 from conftest import command, tiny_recipe_dict
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
+from tdistill.compare.comparing import compare
 from tdistill.compare.data import METRICS, labels
-from tdistill.compare.run import compare
 from tdistill.runtime.files import read_jsonl
 from tdistill.statistics.bootstrap import hierarchical_bootstrap
 from tdistill.statistics.pooling import compared, pooled

@@ -10,7 +10,8 @@ from tokenizer_kinds import CHATML, LLAMA_2, chatml, phi_3
 
 from tdistill.data.prompts import Prompt, load_prompts, render, render_prompts, template_fingerprint, tokenize_prompts
 from tdistill.models import templates
-from tdistill.models.load import find_model, load_tokenizer
+from tdistill.models.find import find_model
+from tdistill.models.tokenizer import load_tokenizer
 from tdistill.runtime.errors import DataError
 
 TEXT = "{{ messages[-1]['content'] }}"

@@ -12,7 +12,7 @@ import torch
 from tdistill.cli import main
 from tdistill.evaluation import sparsity
 from tdistill.mdp.candidates import CandidateRule
-from tdistill.report.sparsity import BUDGET_BYTES, recommended
+from tdistill.report.sparsity_page import BUDGET_BYTES, recommended
 
 VOCAB = 40
 

@@ -19,7 +19,9 @@ from tdistill.evaluation.answers import answer_record
 from tdistill.evaluation.task_scores import answer_all, read_nll_by_position, read_task_scores
 from tdistill.experiment.pipeline import Run
 from tdistill.experiment.run_files import AnswerBounds
-from tdistill.models.load import find_model, load_model, load_tokenizer
+from tdistill.models.find import find_model
+from tdistill.models.load import load_model
+from tdistill.models.tokenizer import load_tokenizer
 from tdistill.recipe.read import load_recipe
 from tdistill.runtime.errors import ConfigError, DataError
 from tdistill.teachers.generate import Generated

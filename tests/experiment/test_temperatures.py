@@ -13,9 +13,11 @@ from conftest import command, tiny_recipe_dict
 from tdistill.compare.frontier import at_baseline, frontier_table
 from tdistill.data.prompts import load_prompts, render
 from tdistill.experiment.temperatures import parse_temperatures
+from tdistill.models.find import find_model
 from tdistill.models.forward import step_logp
 from tdistill.models.layout import pad_pairs
-from tdistill.models.load import find_model, load_model, load_tokenizer
+from tdistill.models.load import load_model
+from tdistill.models.tokenizer import load_tokenizer
 from tdistill.runtime.errors import ConfigError
 from tdistill.runtime.files import read_jsonl
 from tdistill.statistics.equal_entropy import at_level, mean_of

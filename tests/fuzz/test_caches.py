@@ -18,7 +18,9 @@ from tdistill.cache.manifest import MANIFEST, shard_name
 from tdistill.cache.write import SCHEMA, SETTINGS_KEY, finish_cache, open_cache, shard_is_done
 from tdistill.data.dataset import RolloutDataset
 from tdistill.data.prompts import Prompt, tokenize_prompts
-from tdistill.models.load import find_model, load_model, load_tokenizer
+from tdistill.models.find import find_model
+from tdistill.models.load import load_model
+from tdistill.models.tokenizer import load_tokenizer
 from tdistill.runtime.errors import CacheError
 from tdistill.teachers.generate import Sampling
 from tdistill.teachers.rollouts import Capture, roll_out

@@ -13,7 +13,10 @@ from conftest import command
 from safetensors.torch import load_file, save_file
 
 from fuzz.mutate import HOSTILE, mutated_bytes, mutated_values
-from tdistill.models.load import eos_token_ids, find_model, load_model, load_tokenizer, model_fingerprint, read_config, tokenizer_fingerprint
+from tdistill.models.find import find_model, read_config
+from tdistill.models.fingerprint import weights_fingerprint
+from tdistill.models.load import load_model
+from tdistill.models.tokenizer import eos_token_ids, load_tokenizer, tokenizer_fingerprint
 from tdistill.runtime.errors import ModelError
 
 JSON_FILES = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors.index.json")
@@ -50,7 +53,7 @@ def single(tiny_teacher, tmp_path_factory) -> Path:
 def use(directory: Path):
     """Do what a run does with a model: find, describe, fingerprint, load, tokenise, and one forward."""
     source = find_model(str(directory))
-    config, fingerprint = read_config(source.directory), model_fingerprint(source)
+    config, fingerprint = read_config(source.directory), weights_fingerprint(source)
     model, tokenizer = load_model(source), load_tokenizer(source)
     ids = tokenizer(TEXT).input_ids
     return config, fingerprint, model, (tokenizer_fingerprint(tokenizer), ids, eos_token_ids(model, tokenizer))

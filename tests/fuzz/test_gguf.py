@@ -12,8 +12,9 @@ import pytest
 from transformers import LlamaForCausalLM
 
 from fuzz.mutate import mutated_bytes
+from tdistill.models.find import find_model
 from tdistill.models.gguf import BLOCKS, SCALARS, gguf_config, read_scalars
-from tdistill.models.load import find_model, load_model
+from tdistill.models.load import load_model
 from tdistill.runtime.errors import ModelError
 
 LENGTHS = (0, 1, 2**31, 2**32 - 1, 2**32, 2**60, 2**63 - 1, 2**63, 2**64 - 1)

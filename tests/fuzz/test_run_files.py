@@ -14,12 +14,13 @@ import yaml
 from conftest import command, save_tiny_model, tiny_recipe_dict
 
 from fuzz.mutate import mutated_bytes, mutated_values
-from tdistill.compare.run import compare
+from tdistill.compare.comparing import compare
 from tdistill.experiment.pipeline import Run
 from tdistill.experiment.report import collect
 from tdistill.experiment.temperatures import read_sweep
-from tdistill.pages.tables import comparison_table, quality_table, to_markdown
+from tdistill.pages.tables import to_markdown
 from tdistill.recipe.read import load_recipe
+from tdistill.report.tables import comparison_table, quality_table
 
 TEMPERATURES = ("--temperatures", "0.5,1")
 # What `report` reads of earlier stages. What only the checksums see: the files of models that it does not load.

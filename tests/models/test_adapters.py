@@ -13,9 +13,12 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from tdistill.experiment.sample import answer
-from tdistill.models.load import find_model, load_model, load_tokenizer, model_fingerprint, read_config
+from tdistill.models.find import find_model, read_config
+from tdistill.models.fingerprint import weights_fingerprint
+from tdistill.models.load import load_model
 from tdistill.models.lora import add_lora
 from tdistill.models.student import StudentModel
+from tdistill.models.tokenizer import load_tokenizer
 from tdistill.runtime.errors import ConfigError, ModelError
 
 IDS = torch.tensor([[5, 9, 200, 31]])
@@ -73,14 +76,14 @@ def test_a_directory_of_adapters_loads_as_the_adapted_model(base, tmp_path):
 
 
 def test_the_fingerprint_follows_adapters_and_base(base, adapters, tmp_path):
-    before = model_fingerprint(find_model(str(adapters)))
-    assert before == model_fingerprint(find_model(str(adapters)))
+    before = weights_fingerprint(find_model(str(adapters)))
+    assert before == weights_fingerprint(find_model(str(adapters)))
     path = adapters / "adapter_model.safetensors"
     save_file({k: v + 1 for k, v in load_file(path).items()}, path)
-    changed = model_fingerprint(find_model(str(adapters)))
+    changed = weights_fingerprint(find_model(str(adapters)))
     other = save_tiny_model(tmp_path / "other", seed=5)
     change_config(adapters, base_model_name_or_path=str(other))
-    assert len({before, changed, model_fingerprint(find_model(str(adapters)))}) == 3
+    assert len({before, changed, weights_fingerprint(find_model(str(adapters)))}) == 3
 
 
 @pytest.mark.parametrize("named", ["../model", "model"])

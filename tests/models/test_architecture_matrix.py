@@ -12,10 +12,12 @@ from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, PreT
 from tdistill.data.dataset import RolloutDataset
 from tdistill.data.prompts import Prompt, tokenize_prompts
 from tdistill.experiment.pipeline import Run
-from tdistill.models.load import eos_token_ids, find_model, load_model, load_tokenizer
+from tdistill.models.find import find_model
+from tdistill.models.load import load_model
 from tdistill.models.probe import probe
 from tdistill.models.prune import prune_layers
 from tdistill.models.student import StudentModel
+from tdistill.models.tokenizer import eos_token_ids, load_tokenizer
 from tdistill.models.vocabulary import vocabulary_size
 from tdistill.objectives import bind
 from tdistill.recipe.read import load_recipe

@@ -10,7 +10,9 @@ from tokenizers import AddedToken
 
 from tdistill.data.prompts import INSTRUCTION_TEMPLATE, Prompt, TokenizedPrompt, load_prompts, render, render_prompts
 from tdistill.models.control import TextEncoder, control_tokens, turn_end
-from tdistill.models.load import eos_token_ids, find_model, load_model, load_tokenizer
+from tdistill.models.find import find_model
+from tdistill.models.load import load_model
+from tdistill.models.tokenizer import eos_token_ids, load_tokenizer
 from tdistill.runtime.errors import DataError
 from tdistill.teachers.generate import Sampling
 from tdistill.teachers.rollouts import Capture, _human_plan

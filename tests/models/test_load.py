@@ -4,8 +4,11 @@ import pytest
 import torch
 from conftest import save_tiny_model
 
-from tdistill.models.load import check_same_vocabulary, eos_token_ids, find_model, load_model, load_tokenizer, model_fingerprint
+from tdistill.models.find import find_model
+from tdistill.models.fingerprint import weights_fingerprint
+from tdistill.models.load import load_model
 from tdistill.models.prune import outer_layers, prune_layers
+from tdistill.models.tokenizer import check_same_vocabulary, eos_token_ids, load_tokenizer
 from tdistill.runtime.errors import ModelError
 
 
@@ -121,14 +124,14 @@ def test_damaged_weights_are_refused(tiny_teacher, tmp_path):
 
 
 def test_the_fingerprint_follows_weights_and_configuration(tiny_teacher, other_teacher, tmp_path):
-    mine = model_fingerprint(find_model(str(tiny_teacher)))
-    assert mine != model_fingerprint(find_model(str(other_teacher)))
+    mine = weights_fingerprint(find_model(str(tiny_teacher)))
+    assert mine != weights_fingerprint(find_model(str(other_teacher)))
     load_model(find_model(str(tiny_teacher))).save_pretrained(tmp_path / "copy")
-    assert model_fingerprint(find_model(str(tmp_path / "copy"))) == mine
+    assert weights_fingerprint(find_model(str(tmp_path / "copy"))) == mine
     config = json.loads((tmp_path / "copy" / "config.json").read_text())
     config["rms_norm_eps"] = 1e-3
     (tmp_path / "copy" / "config.json").write_text(json.dumps(config))
-    assert model_fingerprint(find_model(str(tmp_path / "copy"))) != mine
+    assert weights_fingerprint(find_model(str(tmp_path / "copy"))) != mine
 
 
 def test_every_end_of_text_token_is_found(teacher, tiny_teacher):

@@ -9,8 +9,9 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from tdistill.data.prompts import Prompt, TokenizedPrompt
+from tdistill.models.find import find_model
 from tdistill.models.forward import step_logp
-from tdistill.models.load import find_model, load_model
+from tdistill.models.load import load_model
 from tdistill.models.probe import probe
 from tdistill.runtime.errors import ModelError
 from tdistill.teachers.generate import Sampling, generate_batch

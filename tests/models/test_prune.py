@@ -8,7 +8,8 @@ from architectures import CONFIGS
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from tdistill.experiment.models import check_saved
-from tdistill.models.load import ModelSource, load_model
+from tdistill.models.find import ModelSource
+from tdistill.models.load import load_model
 from tdistill.models.prune import check_pruned, prune_layers, pruned_config
 from tdistill.runtime.errors import ModelError
 

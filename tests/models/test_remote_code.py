@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 from conftest import command, save_tiny_model, tiny_recipe_dict
 
-from tdistill.models.load import find_model, load_model, load_tokenizer
+from tdistill.models.find import find_model
+from tdistill.models.load import load_model
+from tdistill.models.tokenizer import load_tokenizer
 from tdistill.runtime.errors import ModelError
 
 CODE = """

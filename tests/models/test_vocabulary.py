@@ -14,7 +14,9 @@ from tdistill.experiment.models import vocab_size
 from tdistill.experiment.pipeline import Run
 from tdistill.experiment.rollouts import cache
 from tdistill.experiment.sample import answer
-from tdistill.models.load import eos_token_ids, find_model, load_model, load_tokenizer
+from tdistill.models.find import find_model
+from tdistill.models.load import load_model
+from tdistill.models.tokenizer import eos_token_ids, load_tokenizer
 from tdistill.models.vocabulary import vocabulary_size
 from tdistill.recipe.read import load_recipe
 from tdistill.runtime.errors import ModelError

@@ -11,8 +11,11 @@ from conftest import save_tiny_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from tdistill.models.load import find_model, load_model, load_tokenizer, model_fingerprint, read_config
+from tdistill.models.find import find_model, read_config
+from tdistill.models.fingerprint import weights_fingerprint
+from tdistill.models.load import load_model
 from tdistill.models.student import StudentModel
+from tdistill.models.tokenizer import load_tokenizer
 from tdistill.runtime.errors import ModelError
 
 
@@ -256,10 +259,10 @@ def test_a_value_head_that_cannot_be_read_is_one_error(content, directory):
 
 
 def test_the_configuration_and_the_fingerprint_of_a_model_follow_its_files(directory):
-    before = model_fingerprint(find_model(str(directory)))
+    before = weights_fingerprint(find_model(str(directory)))
     assert read_config(directory)["num_hidden_layers"] == 4
     rewrite(directory, lambda t: t | {LAYER: t[LAYER] + 1})
-    assert model_fingerprint(find_model(str(directory))) != before
+    assert weights_fingerprint(find_model(str(directory))) != before
 
 
 @pytest.mark.parametrize("nested", [False, True])

@@ -8,23 +8,18 @@ from report_data import ATTACK, comparisons, sparsity, stages, systems
 from tdistill.pages.tables import (
     Cell,
     Table,
-    best_students,
-    comparison_table,
     format_bytes,
     format_count,
     format_estimate,
     format_number,
     format_seconds,
-    quality_table,
-    sparsity_table,
-    stages_table,
     to_html,
     to_markdown,
     to_rich,
-    verdict,
 )
 from tdistill.pages.text import escape_markdown, visible
 from tdistill.report.data import Comparison, Sparsity, System
+from tdistill.report.tables import best_students, comparison_table, quality_table, sparsity_table, stages_table, verdict
 from tdistill.statistics.estimate import Estimate
 
 NAN = float("nan")

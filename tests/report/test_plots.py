@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from report_data import bare_data, curves, report_data, sparsity, systems
 
+from tdistill.pages.lines import thinned
 from tdistill.pages.svg import Plot, panel_svgs, plot_file
 from tdistill.report.data import Curve, Sparsity, Stage
-from tdistill.report.plots import all_plots, curves_plot, palette, quality_plot, sparsity_plot, thinned, time_plot
+from tdistill.report.plots import all_plots, curves_plot, palette, quality_plot, sparsity_plot, time_plot
 from tdistill.statistics.estimate import Estimate
 
 NAN = float("nan")

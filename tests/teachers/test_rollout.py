@@ -9,8 +9,11 @@ from tdistill.cache.write import MANIFEST, open_cache, shard_name
 from tdistill.data.dataset import RolloutDataset
 from tdistill.data.prompts import Prompt, template_fingerprint, tokenize_prompts
 from tdistill.mdp.candidates import CandidateRule, top_p_candidates
+from tdistill.models.find import find_model
+from tdistill.models.fingerprint import weights_fingerprint
 from tdistill.models.forward import step_logp
-from tdistill.models.load import find_model, load_model, load_tokenizer, model_fingerprint, tokenizer_fingerprint
+from tdistill.models.load import load_model
+from tdistill.models.tokenizer import load_tokenizer, tokenizer_fingerprint
 from tdistill.runtime.errors import CacheError, ConfigError
 from tdistill.teachers.generate import Sampling, batch_plan, generate_batch
 from tdistill.teachers.rollouts import Capture, roll_out
@@ -42,7 +45,7 @@ def prompts(tokenizer):
 @pytest.fixture(scope="module")
 def fingerprints(tiny_teacher, tokenizer):
     return {
-        "teacher": model_fingerprint(find_model(str(tiny_teacher))),
+        "teacher": weights_fingerprint(find_model(str(tiny_teacher))),
         "tokenizer": tokenizer_fingerprint(tokenizer),
         "template": template_fingerprint(tokenizer),
     }
@@ -265,7 +268,7 @@ def test_a_missing_shard_is_refused(cache):
 def test_another_teachers_cache_is_refused(finished, fingerprints, other_teacher):
     directory, _ = finished
     RolloutDataset(directory, expect=fingerprints)
-    other = fingerprints | {"teacher": model_fingerprint(find_model(str(other_teacher)))}
+    other = fingerprints | {"teacher": weights_fingerprint(find_model(str(other_teacher)))}
     with pytest.raises(CacheError, match="made with another teacher"):
         RolloutDataset(directory, expect=other)
 

@@ -12,7 +12,9 @@ from tokenizer_kinds import byte_level, llama_3
 from tdistill.cache.write import open_cache
 from tdistill.data.prompts import Prompt, TokenizedPrompt
 from tdistill.evaluation.answers import answer_record
-from tdistill.models.load import eos_token_ids, find_model, load_model
+from tdistill.models.find import find_model
+from tdistill.models.load import load_model
+from tdistill.models.tokenizer import eos_token_ids
 from tdistill.teachers.rollouts import to_response
 from tdistill.teachers.score import score_batch
 

@@ -20,9 +20,11 @@ from tdistill.data.dataset import RolloutDataset
 from tdistill.data.prompts import Prompt, tokenize_prompts
 from tdistill.mdp.candidates import CandidateRule
 from tdistill.mdp.steps import Steps
-from tdistill.models.load import find_model, load_model, load_tokenizer
+from tdistill.models.find import find_model
+from tdistill.models.load import load_model
 from tdistill.models.prune import prune_layers
 from tdistill.models.student import StudentModel
+from tdistill.models.tokenizer import load_tokenizer
 from tdistill.runtime.errors import CacheError
 from tdistill.teachers.generate import Sampling, batch_plan, generate_batch
 from tdistill.teachers.rollouts import Capture, cache_settings, roll_out, write_rollouts

@@ -8,8 +8,10 @@ from transformers import AutoModelForCausalLM
 from tdistill.data.collate import IGNORED_LABEL, DistillCollator
 from tdistill.data.dataset import RolloutDataset
 from tdistill.data.prompts import Prompt, tokenize_prompts
-from tdistill.models.load import find_model, load_model, load_tokenizer
+from tdistill.models.find import find_model
+from tdistill.models.load import load_model
 from tdistill.models.prune import prune_layers
+from tdistill.models.tokenizer import load_tokenizer
 from tdistill.objectives import bind
 from tdistill.runtime.errors import ConfigError, ModelError, NonFiniteLossError, TrainingError
 from tdistill.teachers.generate import Sampling

@@ -13,7 +13,9 @@ from transformers import TrainerCallback
 
 from tdistill.experiment.evaluation import check_finite
 from tdistill.experiment.pipeline import Run
-from tdistill.models.load import find_model, load_model, load_tokenizer
+from tdistill.models.find import find_model
+from tdistill.models.load import load_model
+from tdistill.models.tokenizer import load_tokenizer
 from tdistill.objectives import bind
 from tdistill.recipe.read import load_recipe
 from tdistill.runtime.errors import ModelError, NonFiniteLossError

@@ -13,9 +13,11 @@ import yaml
 from tdistill.cli import main
 from tdistill.data.corpus import PackedCorpus, read_documents
 from tdistill.experiment.pipeline import Run
-from tdistill.models.load import find_model, load_model, load_tokenizer
+from tdistill.models.find import find_model
+from tdistill.models.load import load_model
 from tdistill.models.prune import prune_layers
 from tdistill.models.student import StudentModel
+from tdistill.models.tokenizer import load_tokenizer
 from tdistill.recipe.read import load_recipe
 from tdistill.runtime.errors import ConfigError, DataError
 from tdistill.training.language_modelling import LanguageModelling, window_losses

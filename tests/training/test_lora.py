@@ -11,7 +11,8 @@ from transformers import AutoModelForCausalLM
 
 from tdistill.cli import main
 from tdistill.experiment.pipeline import Run
-from tdistill.models.load import find_model, load_model
+from tdistill.models.find import find_model
+from tdistill.models.load import load_model
 from tdistill.models.lora import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from tdistill.recipe.read import load_recipe
 from tdistill.runtime.errors import ConfigError

@@ -12,8 +12,10 @@ import torch
 from tdistill.data.dataset import RolloutDataset
 from tdistill.data.mixed import MixedDataset, Mixture
 from tdistill.data.prompts import Prompt, TokenizedPrompt, tokenize_prompts
-from tdistill.models.load import find_model, load_model, load_tokenizer
+from tdistill.models.find import find_model
+from tdistill.models.load import load_model
 from tdistill.models.prune import prune_layers
+from tdistill.models.tokenizer import load_tokenizer
 from tdistill.objectives import BoundObjective, bind
 from tdistill.runtime.errors import CacheError, ConfigError
 from tdistill.teachers.generate import Sampling

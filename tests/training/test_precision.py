@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from tdistill.models.load import find_model, load_model
+from tdistill.models.find import find_model
+from tdistill.models.load import load_model
 from tdistill.models.prune import prune_layers
 from tdistill.models.student import StudentModel, full_vocabulary_metrics
 from tdistill.models.value_head import ValueHead

@@ -12,7 +12,8 @@ from tdistill.experiment.models import load_teacher
 from tdistill.experiment.pipeline import Run
 from tdistill.experiment.preflight import preflight
 from tdistill.experiment.rollouts import cache
-from tdistill.models.load import check_quantization, find_model, load_model
+from tdistill.models.find import find_model
+from tdistill.models.load import check_quantization, load_model
 from tdistill.recipe.read import load_recipe
 from tdistill.runtime.errors import ModelError
 

@@ -13,9 +13,11 @@ from transformers import TrainerCallback
 from tdistill.data.collate import DistillCollator
 from tdistill.data.dataset import RolloutDataset
 from tdistill.data.prompts import Prompt, tokenize_prompts
-from tdistill.models.load import find_model, load_model, load_tokenizer
+from tdistill.models.find import find_model
+from tdistill.models.load import load_model
 from tdistill.models.prune import prune_layers
 from tdistill.models.student import StudentModel
+from tdistill.models.tokenizer import load_tokenizer
 from tdistill.objectives import BoundObjective, ObjectiveOutput, bind
 from tdistill.teachers.generate import Sampling
 from tdistill.teachers.rollouts import Capture, roll_out

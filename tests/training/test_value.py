@@ -10,7 +10,8 @@ from transformers import TrainingArguments
 from tdistill import DistillTrainer
 from tdistill.cli import main
 from tdistill.experiment.pipeline import Run
-from tdistill.models.load import find_model, load_model
+from tdistill.models.find import find_model
+from tdistill.models.load import load_model
 from tdistill.models.prune import prune_layers
 from tdistill.models.student import StudentModel
 from tdistill.objectives import bind

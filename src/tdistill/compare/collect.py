@@ -12,14 +12,14 @@ from typing import Any
 from pydantic import ValidationError
 
 from tdistill.cache.write import read_manifest
-from tdistill.compare.data import Cost, Scores, Student
+from tdistill.compare.data import Scores, Student, TrainingCost
+from tdistill.evaluation.metrics import TEACHER
 from tdistill.experiment.evaluation import read_scores
 from tdistill.experiment.pipeline import MARKER
 from tdistill.experiment.run_files import STAGE_FILE, is_complete, read_run_file, read_stage_file
 from tdistill.experiment.run_forms import RecipeForm, SweepForm, TrainedForm
 from tdistill.experiment.students import DONE
 from tdistill.experiment.temperatures import SWEEP, TEMPERATURES, read_sweep
-from tdistill.pages.tables import TEACHER
 from tdistill.recipe.schema import Recipe
 from tdistill.recipe.text import parse_yaml
 from tdistill.runtime.errors import CacheError, ConfigError
@@ -108,7 +108,7 @@ def _read_evaluation(directory: Path, run: Path) -> Evaluation:
     stage = read_stage_file(directory, copied=True)
     recipe = _recipe(stage["provenance"]["recipe"], directory / STAGE_FILE)
     test = _manifest(run, recipe, "test")
-    own = {k: v for k, v in recipe["evaluation"].items() if k not in (*FREE, "max_completion_length")}
+    own = {k: v for k, v in recipe["evaluation"].items() if k not in (*FREE, "max_completion_length", "seed")}
     protocol = {
         **{f"evaluation.{k}": v for k, v in own.items()},
         "length of an answer": recipe["evaluation"]["max_completion_length"] or recipe["rollout"]["max_completion_length"],
@@ -181,17 +181,24 @@ def _shared_settings(run: Path, recipe: dict[str, Any]) -> dict[str, Any]:
     manifests = {split: _manifest(run, recipe, split) for split in ("train", "valid")}
     return {
         "student": recipe["student"],
-        "rollout": recipe["rollout"],
-        "sft": recipe["sft"],
+        "rollout": _without_seed(recipe["rollout"], recipe),
+        "sft": _without_seed(recipe["sft"], recipe),
         "teacher": {"content": manifests["train"]["teacher"], "dtype": recipe["teacher"]["dtype"]},
         **{f"{split} prompts": _digest(manifest["prompts"]) for split, manifest in manifests.items()},
     }
 
 
+def _without_seed(section: dict[str, Any] | None, recipe: dict[str, Any]) -> dict[str, Any] | None:
+    """Return a section without its seed where this is the recipe's own: methods are equal if they differ by that alone."""
+    if section is None or section.get("seed") != recipe["seed"]:
+        return section
+    return {k: v for k, v in section.items() if k != "seed"}
+
+
 def _own_settings(train: dict[str, Any], name: str) -> dict[str, Any]:
     own = train["baselines"].get(name) or {"objective": train["objective"], "arguments": {}, "on_policy": None}
     arguments = train["arguments"] | own["arguments"]
-    shared = {k: v for k, v in train.items() if k not in ("objective", "baselines", "arguments", "on_policy")}
+    shared = {k: v for k, v in train.items() if k not in ("objective", "baselines", "arguments", "on_policy", "seeds")}
     return {
         "objective": own["objective"],
         "arguments": arguments,
@@ -205,7 +212,7 @@ def _saves_best(arguments: dict[str, Any]) -> bool:
     return arguments.get("load_best_model_at_end", True) and "no" not in (arguments.get(k) for k in ("eval_strategy", "save_strategy"))
 
 
-def _costs(history: Sequence[dict[str, float]], best_step: int | None) -> tuple[Cost, Cost]:
+def _costs(history: Sequence[dict[str, float]], best_step: int | None) -> tuple[TrainingCost, TrainingCost]:
     """Return the cost up to the saved checkpoint and the total cost. Both come from the last log entry of a step, its validation."""
     timed = [e for e in history if SECONDS in e]
     last = max(e["step"] for e in history)
@@ -214,9 +221,9 @@ def _costs(history: Sequence[dict[str, float]], best_step: int | None) -> tuple[
     return _cost(at_best[-1:], best), _cost(timed[-1:], last)
 
 
-def _cost(entries: Sequence[dict[str, float]], steps: float) -> Cost:
+def _cost(entries: Sequence[dict[str, float]], steps: float) -> TrainingCost:
     entry = entries[0] if entries else {}
-    return Cost(entry.get(SECONDS, math.nan), entry.get(TOKENS, math.nan), steps)
+    return TrainingCost(entry.get(SECONDS, math.nan), entry.get(TOKENS, math.nan), steps)
 
 
 def _manifest(run: Path, recipe: dict[str, Any], split: str) -> dict[str, Any]:

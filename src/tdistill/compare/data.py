@@ -8,9 +8,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from tdistill.pages.tables import TEACHER
-from tdistill.statistics.equal_entropy import Curve, curve_of
-from tdistill.statistics.pooling import BySeed
+from tdistill.evaluation.metrics import TEACHER
+from tdistill.statistics.equal_entropy import TemperatureCurve, temperature_curve
+from tdistill.statistics.pooling import ScoresBySeed
 
 METRICS = ("rouge_l", "teacher_nll", "forward_kl", "reverse_kl", "distinct_2")
 REFERENCES = (TEACHER, "start", "sft")  # evaluated by every run, and not trained by its train stage
@@ -20,7 +20,7 @@ Scores = dict[str, dict[str, float]]  # metric → prompt → value
 
 
 @dataclass(frozen=True)
-class Cost:
+class TrainingCost:
     """Hold what training cost up to a given step; NaN where it was not recorded."""
 
     seconds: float = math.nan
@@ -39,8 +39,8 @@ class Student:
     scores: Scores
     run: Path
     machine: str
-    best: Cost = Cost()  # until the checkpoint that was saved
-    total: Cost = Cost()
+    best: TrainingCost = TrainingCost()  # until the checkpoint that was saved
+    total: TrainingCost = TrainingCost()
     validations: list[dict[str, float]] = field(default_factory=list)  # with ``seconds``, in order
     by_temperature: dict[float, Scores] = field(default_factory=dict)  # decoding temperature → scores
 
@@ -73,9 +73,9 @@ class Method:
         return [s.seed for s in self.students]
 
     @property
-    def curve(self) -> Curve:
+    def curve(self) -> TemperatureCurve:
         """Return the scores by decoding temperature, for the temperatures at which all seeds were measured."""
-        return curve_of({s.seed: s.by_temperature for s in self.students})
+        return temperature_curve({s.seed: s.by_temperature for s in self.students})
 
     def cost(self, which: str, key: str) -> float:
         """Return the mean over seeds of the cost ``key``, of the ``best`` checkpoint or in ``total``; NaN unless all seeds have it."""
@@ -127,6 +127,6 @@ def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
     return {k: v for key, inner in items for k, v in _flat(inner, f"{prefix}.{key}".lstrip(".")).items()}
 
 
-def by_seed(method: Method, metric: str) -> BySeed:
+def by_seed(method: Method, metric: str) -> ScoresBySeed:
     """Return one metric of a method as seed → scores."""
     return {s.seed: s.scores[metric] for s in method.students if s.scores.get(metric)}

@@ -10,9 +10,10 @@ from matplotlib.transforms import ScaledTranslation
 
 from tdistill.compare.data import COSTS, METRICS, Method
 from tdistill.compare.table import Quality, title
+from tdistill.evaluation.metrics import TEACHER
+from tdistill.pages.lines import REFERENCE_COLOUR, lines_of, thinned
 from tdistill.pages.svg import Line, Panel, Plot, set_scale
-from tdistill.pages.tables import TEACHER, format_number
-from tdistill.report.plots import COLOURS, DASHES, TEACHER_COLOUR, thinned
+from tdistill.pages.tables import format_number
 from tdistill.training.clock import SECONDS
 
 COST_TITLES = {"seconds": "seconds of training", "tokens": "response tokens", "steps": "optimizer steps"}
@@ -27,7 +28,7 @@ POINTS_PER_INCH = 72
 
 def lines(methods: Sequence[Method]) -> dict[str, Line]:
     """Return label → line style, for each method that a train stage made."""
-    return {m.label: Line(m.label, COLOURS[i % len(COLOURS)], DASHES[i // len(COLOURS) % len(DASHES)]) for i, m in enumerate(trained(methods))}
+    return lines_of([m.label for m in trained(methods)])
 
 
 def trained(methods: Sequence[Method]) -> list[Method]:
@@ -62,7 +63,7 @@ def _cost_panel(metric: str, key: str, methods: Sequence[Method], quality: Quali
 
     def draw(ax: Axes) -> None:
         for level, dash in levels:
-            ax.axhline(level, color=TEACHER_COLOUR, linestyle=dash, linewidth=1)
+            ax.axhline(level, color=REFERENCE_COLOUR, linestyle=dash, linewidth=1)
         for label, shift in _shifts({label: best for label, (best, _) in at.items()}, log).items():
             value, (best, end) = quality[label][metric], at[label]
             moved = ax.transData + ScaledTranslation(shift / POINTS_PER_INCH, 0, ax.figure.dpi_scale_trans)

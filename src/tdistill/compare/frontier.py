@@ -2,15 +2,16 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from matplotlib.axes import Axes
 
 from tdistill.compare.table import p_value, title
-from tdistill.evaluation.metrics import METRICS
+from tdistill.evaluation.metrics import METRICS, TEACHER
+from tdistill.pages.lines import REFERENCE_COLOUR, lines_of
 from tdistill.pages.svg import Line, Panel, Plot, set_scale
-from tdistill.pages.tables import MISSING, TEACHER, Align, Cell, Table, format_estimate, format_number
-from tdistill.report.plots import COLOURS, DASHES, TEACHER_COLOUR
-from tdistill.statistics.equal_entropy import ENTROPY, AtLevel, Curve, at_level, mean_of
+from tdistill.pages.tables import MISSING, Align, Cell, Table, format_estimate, format_number
+from tdistill.statistics.equal_entropy import ENTROPY, AtLevel, TemperatureCurve, at_level, mean_of
 from tdistill.statistics.estimate import Estimate
 from tdistill.statistics.pooling import Compared, compared, pooled
 
@@ -31,7 +32,7 @@ class AtBaseline:
     differences: dict[str, Compared]  # metric → less the baseline's
 
 
-def at_baseline(curves: Mapping[str, Curve], baseline: str, metrics: Sequence[str] = READ) -> list[AtBaseline]:
+def at_baseline(curves: Mapping[str, TemperatureCurve], baseline: str, metrics: Sequence[str] = READ) -> list[AtBaseline]:
     """Read every method at the entropy of each of the baseline's temperatures, best first by the first metric: see ``evaluation.frontier``.
 
     Args:
@@ -49,7 +50,7 @@ def at_baseline(curves: Mapping[str, Curve], baseline: str, metrics: Sequence[st
     return found
 
 
-def _reached(curve: Curve, metrics: Sequence[str], level: float) -> dict[str, AtLevel]:
+def _reached(curve: TemperatureCurve, metrics: Sequence[str], level: float) -> dict[str, AtLevel]:
     read = {m: at_level(curve, m, level) for m in metrics}
     return {m: x for m, x in read.items() if x is not None}
 
@@ -97,21 +98,19 @@ def difference_cell(row: AtBaseline, metric: str) -> Cell:
     return Cell(f"{format_estimate(found.difference, signed=True)} ({p_value(found.p_value)})")
 
 
-def frontier_plot(key: str, caption: str, curves: Mapping[str, Curve]) -> Plot:
+def frontier_plot(key: str, caption: str, curves: Mapping[str, TemperatureCurve]) -> Plot:
     """Plot quality against entropy, one line for each method through its temperatures. Where one line is better, that method is better at this
     entropy.
 
     Teacher NLL rises with the entropy nat by nat, which would hide what lies between two lines: so its excess is drawn.
     """
-    students = [name for name in curves if name != TEACHER]
-    # More methods than colours: the second round is dashed.
-    styles = {name: (COLOURS[i % len(COLOURS)], DASHES[i // len(COLOURS) % len(DASHES)]) for i, name in enumerate(students)}
-    styles |= {TEACHER: (TEACHER_COLOUR, "--")} if TEACHER in curves else {}
+    styles = lines_of([name for name in curves if name != TEACHER])
+    styles |= {TEACHER: Line(TEACHER, REFERENCE_COLOUR, "--")} if TEACHER in curves else {}
     drawn = {
         name: {t: {s: _with_excess(scores) for s, scores in seeds.items()} for t, seeds in curve.items()} for name, curve in curves.items()
     }
     panels = [_panel(metric, shown, drawn, styles) for metric, shown in ((EXCESS, "teacher NLL − entropy ↓"), ("rouge_l", title("rouge_l")))]
-    return Plot(key, caption, panels, columns=2, size=(440, 320), legend=[Line(name, *style) for name, style in styles.items()])
+    return Plot(key, caption, panels, columns=2, size=(440, 320), legend=list(styles.values()))
 
 
 def _with_excess(scores: Mapping[str, Mapping[str, float]]) -> dict[str, Mapping[str, float]]:
@@ -120,7 +119,7 @@ def _with_excess(scores: Mapping[str, Mapping[str, float]]) -> dict[str, Mapping
     return {**scores, EXCESS: {p: nll[p] - entropy[p] for p in nll.keys() & entropy.keys()}}
 
 
-def _panel(metric: str, shown: str, curves: Mapping[str, Curve], styles: Mapping[str, tuple[str, str]]) -> Panel:
+def _panel(metric: str, shown: str, curves: Mapping[str, TemperatureCurve], styles: Mapping[str, Line]) -> Panel:
     points: dict[str, list[tuple[float, Estimate, float]]] = {}
     for name in styles:
         for t, seeds in sorted(curves[name].items()):
@@ -130,10 +129,11 @@ def _panel(metric: str, shown: str, curves: Mapping[str, Curve], styles: Mapping
 
     def draw(ax: Axes) -> None:
         for name, own in points.items():
-            colour, dash = styles[name]
+            line = styles[name]
             x, y = [x for x, _, _ in own], [e.mean for _, e, _ in own]
             error = [e.stderr if e.stderr == e.stderr else 0.0 for _, e, _ in own]
-            ax.errorbar(x, y, yerr=error, fmt="o", linestyle=dash, color=colour, markersize=4.5, linewidth=1.6, elinewidth=0.9, capsize=2)
+            look: dict[str, Any] = {"linestyle": line.dash, "color": line.colour, "markersize": 4.5, "linewidth": 1.6}
+            ax.errorbar(x, y, yerr=error, fmt="o", elinewidth=0.9, capsize=2, **look)
         ax.set_xlabel("entropy")
         ax.set_title(shown)
         set_scale(ax, "x")

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from tdistill.compare.data import METRICS, Method
 from tdistill.evaluation.metrics import METRICS as TITLES
-from tdistill.pages.tables import ARROWS, MISSING, TEACHER, Align, Cell, Table, format_count, format_estimate, format_number, format_seconds
+from tdistill.evaluation.metrics import TEACHER
+from tdistill.pages.tables import ARROWS, MISSING, Align, Cell, Table, format_count, format_estimate, format_number, format_seconds
 from tdistill.statistics.estimate import Estimate
 from tdistill.statistics.pooling import Compared
 

@@ -23,6 +23,7 @@ def distinct_n(text: str, n: int = 2) -> float:
     return len(set(grams)) / len(grams) if grams else math.nan
 
 
+TEACHER = "teacher"  # the system that students are measured against
 # metric → (title, unit or hint, which direction is better: "lower", "higher" or "" for neither)
 METRICS: dict[str, tuple[str, str, str]] = {
     "rouge_l": ("ROUGE-L", "against the reference answer, ×100", "higher"),

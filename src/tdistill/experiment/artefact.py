@@ -18,7 +18,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from tdistill.experiment.provenance import peak_memory_bytes
-from tdistill.models.load import hash_sampled
+from tdistill.runtime.hashes import hash_sampled
 from tdistill.runtime.disk import staying
 from tdistill.runtime.errors import OutputError
 from tdistill.runtime.files import remove_partial, sync_tree, write_json

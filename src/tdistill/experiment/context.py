@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from tdistill.models.find import ModelSource, read_config, whole_model
 from tdistill.models.gguf import gguf_config
-from tdistill.models.load import ModelSource, read_config, whole_model
 from tdistill.recipe.schema import Recipe
 from tdistill.runtime.errors import DataError, ModelError
 

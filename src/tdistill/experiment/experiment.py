@@ -9,7 +9,7 @@ from tdistill.data.overlap import held_out_prompts
 from tdistill.data.prompts import Prompt
 from tdistill.experiment.artefact import Artefact, Manifest, read
 from tdistill.experiment.provenance import resolved_yaml
-from tdistill.models.load import ModelSource, find_model
+from tdistill.models.find import ModelSource, find_model
 from tdistill.recipe.schema import Recipe
 from tdistill.runtime.errors import ConfigError, OutputError, visible
 from tdistill.runtime.files import write_text

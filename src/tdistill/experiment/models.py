@@ -12,21 +12,14 @@ from tdistill.data.corpus import check_window, read_documents
 from tdistill.data.prompts import template_fingerprint
 from tdistill.experiment.artefact import Artefact
 from tdistill.experiment.experiment import Experiment, once
-from tdistill.models.load import (
-    ModelSource,
-    check_same_vocabulary,
-    compute_device,
-    eos_token_ids,
-    find_model,
-    load_model,
-    load_tokenizer,
-    model_fingerprint,
-    tokenizer_fingerprint,
-)
+from tdistill.models.find import ModelSource, find_model
+from tdistill.models.fingerprint import model_identity, weights_fingerprint
+from tdistill.models.load import compute_device, load_model
 from tdistill.models.lora import add_lora
 from tdistill.models.probe import probe
 from tdistill.models.prune import check_layer_count, outer_layers, prune_layers
 from tdistill.models.student import VALUES
+from tdistill.models.tokenizer import check_same_vocabulary, eos_token_ids, load_tokenizer, tokenizer_fingerprint
 from tdistill.models.vocabulary import vocabulary_size
 from tdistill.objectives import bind
 from tdistill.runtime.errors import ModelError
@@ -42,6 +35,7 @@ class TeacherNotes(Form):
 
     eos_ids: list[Count] = Field(min_length=1)
     vocab_size: Positive
+    weights: Name
     tokenizer: Name
     template: Name
     parameters: Positive
@@ -62,7 +56,7 @@ def teacher(experiment: Experiment) -> Artefact:
     def make(directory: Path) -> dict[str, Any]:
         return _make_teacher(experiment, directory)
 
-    settings = {"model": model_fingerprint(experiment.teacher_source)}
+    settings = {"model": model_identity(experiment.teacher_source, experiment.recipe.teacher.trust_remote_code)}
     return Artefact(experiment.root, "teacher", "teacher", settings, make, format=FORMAT, notes_form=TeacherNotes)
 
 
@@ -76,7 +70,7 @@ def start(experiment: Experiment) -> Artefact:
     student = experiment.recipe.student
     settings: dict[str, Any] = {"init": student.init}
     if student.init == "pretrained":
-        settings["model"] = model_fingerprint(find_model(str(student.student_model_name_or_path)))
+        settings["model"] = model_identity(find_model(str(student.student_model_name_or_path)), student.trust_remote_code)
     else:
         settings |= {"num_hidden_layers": student.num_hidden_layers, "keep_layers": student.keep_layers}
     inputs = {"teacher": teacher(experiment)}
@@ -102,6 +96,7 @@ def _make_teacher(experiment: Experiment, directory: Path) -> dict[str, Any]:
         "name": source.name,
         "eos_ids": list(eos_ids),
         "vocab_size": vocab,
+        "weights": weights_fingerprint(source),
         "tokenizer": tokenizer_fingerprint(tokenizer),
         "template": template_fingerprint(tokenizer),
         "parameters": _size(model),
@@ -233,4 +228,4 @@ def vocab_size(experiment: Experiment) -> int:
 def fingerprints(experiment: Experiment) -> Mapping[str, str]:
     """Return the fingerprints that a cache must have been made with to belong to this experiment."""
     notes = teacher_notes(experiment)
-    return {"teacher": str(teacher(experiment).settings["model"]), "tokenizer": notes["tokenizer"], "template": notes["template"]}
+    return {"teacher": notes["weights"], "tokenizer": notes["tokenizer"], "template": notes["template"]}

@@ -21,7 +21,8 @@ import tdistill
 from tdistill.experiment import run_files
 from tdistill.experiment.kept import kept_of_run, kept_of_stage
 from tdistill.experiment.run_files import STAGE_FILE, read_stage_file, sealed
-from tdistill.models.load import ModelSource, find_model, model_fingerprint
+from tdistill.models.find import ModelSource, find_model
+from tdistill.models.fingerprint import weights_fingerprint
 from tdistill.recipe.schema import Recipe
 from tdistill.recipe.text import dump_yaml
 from tdistill.runtime.disk import disk_errors, staying
@@ -78,7 +79,7 @@ class Run:
     @cached_property
     def teacher_fingerprint(self) -> str:
         """Return the fingerprint of the teacher's configuration and weights."""
-        return model_fingerprint(self.teacher_source)
+        return weights_fingerprint(self.teacher_source)
 
     def key(self, stage: str) -> str:
         """Return 12 hex digits of a hash over the stage's settings and those of all stages before it."""

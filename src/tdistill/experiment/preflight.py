@@ -14,8 +14,10 @@ from tdistill.experiment.evaluation import check_references
 from tdistill.experiment.graph import is_complete
 from tdistill.experiment.recipe_checks import argument_sections
 from tdistill.experiment.rollouts import model_configs
-from tdistill.models.load import PACKAGED, check_quantization, compute_device, find_model, load_tokenizer
+from tdistill.models.find import PACKAGED, find_model
+from tdistill.models.load import check_quantization, compute_device
 from tdistill.models.prune import check_layer_count
+from tdistill.models.tokenizer import load_tokenizer
 from tdistill.recipe.plain import nearest_path
 from tdistill.recipe.schema import Recipe
 from tdistill.runtime.errors import ConfigError, DataError, ModelError, brief

@@ -13,7 +13,7 @@ from tdistill.experiment.context import check_contexts, read_model_config
 from tdistill.experiment.experiment import SPLITS, Experiment, once
 from tdistill.experiment.models import check_training, fingerprints, load_own_tokenizer, load_teacher, start, teacher, teacher_notes, vocab_size
 from tdistill.mdp.candidates import CandidateRule
-from tdistill.models.load import find_model
+from tdistill.models.find import find_model
 from tdistill.recipe.schema import MethodConfig
 from tdistill.runtime.errors import CacheError
 from tdistill.runtime.forms import Form, Name, Positive

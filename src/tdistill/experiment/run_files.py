@@ -17,10 +17,10 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from tdistill.experiment.run_forms import NOTES, RANGES, ROUNDING, AnswerForm, HistoryForm, LogEntryForm, StageForm
-from tdistill.models.load import hash_sampled
 from tdistill.runtime.errors import OutputError
 from tdistill.runtime.files import read_jsonl
 from tdistill.runtime.forms import Form, check_form, read_form
+from tdistill.runtime.hashes import hash_sampled
 
 STAGE_FILE, FILES, CHECKSUM = "stage.json", "files", "checksum"
 # Results, weights, and all that a tokenizer or a model's own code is made of; roll-outs' shards have checksums in the manifest beside them.

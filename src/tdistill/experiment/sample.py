@@ -4,7 +4,9 @@ from pathlib import Path
 
 from tdistill.data.prompts import Prompt, TokenizedPrompt, render
 from tdistill.experiment.context import check_fits, read_model_config
-from tdistill.models.load import eos_token_ids, find_model, load_model, load_tokenizer
+from tdistill.models.find import find_model
+from tdistill.models.load import load_model
+from tdistill.models.tokenizer import eos_token_ids, load_tokenizer
 from tdistill.models.vocabulary import vocabulary_size
 from tdistill.runtime.errors import DataError
 from tdistill.teachers.generate import Sampling, generate_batch

@@ -10,7 +10,7 @@ from tdistill.experiment.pipeline import Run, provenance
 from tdistill.experiment.rollouts import cache
 from tdistill.mdp.candidates import CandidateRule
 from tdistill.pages.document import write_document
-from tdistill.report.sparsity import recommended, rows, sections
+from tdistill.report.sparsity_page import recommended, rows, sections
 from tdistill.runtime.files import write_jsonl
 
 # nats per candidate

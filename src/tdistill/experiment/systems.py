@@ -12,7 +12,8 @@ from tdistill.experiment.models import load_teacher, models_info, student_tokeni
 from tdistill.experiment.pipeline import Run
 from tdistill.experiment.rollouts import cache, overlap_counts, read_prompts
 from tdistill.experiment.students import train_systems
-from tdistill.models.load import compute_device, find_model, load_model
+from tdistill.models.find import find_model
+from tdistill.models.load import compute_device, load_model
 from tdistill.objectives import bind
 from tdistill.recipe.schema import BaselineConfig
 from tdistill.runtime.errors import DataError

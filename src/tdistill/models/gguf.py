@@ -7,6 +7,8 @@ than the file has bytes.
 
 import math
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -47,9 +49,28 @@ def read_scalars(path: Path) -> dict[str, Scalar]:
     Raises:
         ModelError: the file can't be read, is no GGUF file of a version known here, or its header is truncated or damaged.
     """
+    with _opened(path) as file:
+        return _Header(path, file).scalars()
+
+
+def metadata_bytes(path: Path) -> bytes:
+    """Return the bytes of a GGUF file before its weights: configuration, tokenizer, chat template, and the tensors' names and types.
+
+    Raises:
+        ModelError: see ``read_scalars``.
+    """
+    with _opened(path) as file:
+        _Header(path, file).scalars()
+        end = file.tell()
+        file.seek(0)
+        return file.read(end)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[BinaryIO]:
     try:
         with path.open("rb") as file:
-            return _Header(path, file).scalars()
+            yield file
     except (_DamagedError, struct.error, UnicodeDecodeError) as error:
         raise ModelError(f"{path} is truncated or damaged: its metadata can't be read ({error}). {ADVICE}") from error
     except OSError as error:

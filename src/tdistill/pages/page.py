@@ -5,17 +5,11 @@ from importlib.resources import files
 
 from tdistill.evaluation.metrics import METRICS
 from tdistill.pages.svg import Line, Plot, panel_svgs
-from tdistill.pages.tables import (
-    comparison_table,
-    metrics_of,
-    quality_table,
-    sparsity_table,
-    stages_table,
-    to_html,
-)
+from tdistill.pages.tables import to_html
 from tdistill.pages.text import escape_html
 from tdistill.report.data import ReportData, Sample, System
 from tdistill.report.plots import palette
+from tdistill.report.tables import comparison_table, metrics_of, quality_table, sparsity_table, stages_table
 
 _PAGE = """\
 <!doctype html>

@@ -6,18 +6,14 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from matplotlib.axes import Axes
 
-from tdistill.evaluation.metrics import METRICS
+from tdistill.evaluation.metrics import METRICS, TEACHER
+from tdistill.pages.lines import AT_MOST_POINTS, COLOURS, REFERENCE_COLOUR, colour, dash, thinned
 from tdistill.pages.svg import INK, Line, Panel, Plot, set_scale, short
-from tdistill.pages.tables import TEACHER, format_number, format_seconds
+from tdistill.pages.tables import format_number, format_seconds
 from tdistill.report.data import Curve, ReportData, Sparsity, Stage, System
 from tdistill.statistics.estimate import Estimate
 
-TEACHER_COLOUR = "#808080"
-# Okabe & Ito's colours, the light ones darkened: each has a contrast of 3:1 on white and on the dark page.
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#c56a9b", "#b27d00", "#3d94cc", "#8c6bb1")
-DASHES = ("-", "--", ":", "-.")
 QUALITY = ("teacher_nll", "forward_kl", "reverse_kl", "rouge_l", "student_mass")
-AT_MOST_POINTS = 150
 
 # Metrics that the trainer may have logged → title. TD terms and the mass may carry the name of an objective before them, and
 # ``_mean`` after them.
@@ -51,7 +47,7 @@ def palette(data: ReportData) -> dict[str, str]:
     """Return system or run → colour, the same in every figure; grey is the teacher's."""
     names = dict.fromkeys([s.name for s in data.systems] + [c.name for c in data.curves])
     names.pop(TEACHER, None)
-    return {TEACHER: TEACHER_COLOUR} | {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(names)}
+    return {TEACHER: REFERENCE_COLOUR} | {name: colour(i) for i, name in enumerate(names)}
 
 
 def quality_plot(systems: Sequence[System], colours: Mapping[str, str]) -> Plot | None:
@@ -74,7 +70,7 @@ def _quality_panel(metric: str, systems: Sequence[System], colours: Mapping[str,
     def draw(ax: Axes) -> None:
         for y, name, e in known:
             if name == TEACHER:
-                ax.axvline(e.mean, color=TEACHER_COLOUR, linestyle="--", linewidth=1)
+                ax.axvline(e.mean, color=REFERENCE_COLOUR, linestyle="--", linewidth=1)
             ax.errorbar(e.mean, y, xerr=_two_stderr(e), fmt="o", color=colours[name], markersize=6, capsize=3, linewidth=2)
         for y in set(range(len(systems))) - {y for y, _, _ in known}:
             ax.text(0.02, y, "–", transform=ax.get_yaxis_transform(), va="center", color=INK, alpha=0.6)
@@ -97,7 +93,7 @@ def curves_plot(curves: Sequence[Curve], colours: Mapping[str, str]) -> Plot | N
     panels = [_curve_panel(title, series, curves, colours) for title, series in _panels_of(logged)]
     if not panels:
         return None
-    lines = [Line(curves[i].name, colours[curves[i].name], _dash(i)) for i in logged]
+    lines = [Line(curves[i].name, colours[curves[i].name], dash(i)) for i in logged]
     caption = "Training by optimizer step."
     if any(len(points) > AT_MOST_POINTS for series in logged.values() for points in series.values()):
         caption += f" Series of more than {AT_MOST_POINTS} records are averaged over stretches of equal length."
@@ -143,7 +139,7 @@ def _curve_panel(title: str, series: Mapping[int, np.ndarray], curves: Sequence[
             thin = thinned(points)
             marker = "o" if len(thin) <= 12 else ""
             name = curves[i].name
-            ax.plot(*thin.T, _dash(i), color=colours[name], linewidth=1.6, marker=marker, markersize=4)
+            ax.plot(*thin.T, dash(i), color=colours[name], linewidth=1.6, marker=marker, markersize=4)
         ax.set_title(f"{title} (log scale)" if log else title)
         ax.set_xlabel("step")
         set_scale(ax, "y", log=log)
@@ -151,13 +147,6 @@ def _curve_panel(title: str, series: Mapping[int, np.ndarray], curves: Sequence[
 
     ends = "; ".join(f"{curves[i].name} from {format_number(p[0, 1])} to {format_number(p[-1, 1])}" for i, p in series.items())
     return Panel(f"{title} by step: {ends}.", draw)
-
-
-def thinned(points: np.ndarray, at_most: int = AT_MOST_POINTS) -> np.ndarray:
-    """Return at most ``at_most`` points: means over stretches of (nearly) equal numbers of records."""
-    if len(points) <= at_most:
-        return points
-    return np.stack([part.mean(axis=0) for part in np.array_split(points, at_most)])
 
 
 def sparsity_plot(sparsity: Sparsity) -> Plot | None:
@@ -193,8 +182,8 @@ def _sizes_panel(p: float, sizes: np.ndarray) -> Panel:
 
     def draw(ax: Axes) -> None:
         ax.bar(edges[:-1], shares, np.diff(edges), align="edge", color=COLOURS[0], edgecolor=INK, linewidth=0.4)
-        for value, dash, name in ((median, "-", "median"), (p99, "--", "p99")):
-            ax.axvline(value, color=COLOURS[1], linestyle=dash, linewidth=1.6, label=f"{name} {value:,}")
+        for value, style, name in ((median, "-", "median"), (p99, "--", "p99")):
+            ax.axvline(value, color=COLOURS[1], linestyle=style, linewidth=1.6, label=f"{name} {value:,}")
         ax.legend(frameon=False, loc="upper right", labelcolor=INK, handlelength=1.6)
         ax.set_ylim(0, shares.max() * 1.3)
         ax.set_title(f"|A_p| at p = {p:g}, % of states")
@@ -242,7 +231,3 @@ def _two_stderr(estimate: Estimate) -> float:
 def _spans(ratio: float, values: Sequence[float] | np.ndarray) -> bool:
     """Tell whether ``values`` are positive and so far apart that only a logarithmic axis shows them all."""
     return min(values) > 0 and max(values) > ratio * min(values)
-
-
-def _dash(index: int) -> str:
-    return DASHES[index % len(DASHES)]

@@ -6,17 +6,11 @@ from pathlib import Path
 from tdistill.evaluation.metrics import METRICS
 from tdistill.pages.page import html_page
 from tdistill.pages.svg import Plot, plot_file
-from tdistill.pages.tables import (
-    comparison_table,
-    metrics_of,
-    quality_table,
-    sparsity_table,
-    stages_table,
-    to_markdown,
-)
+from tdistill.pages.tables import to_markdown
 from tdistill.pages.text import escape_html, escape_markdown, fenced
 from tdistill.report.data import ReportData, Sample
 from tdistill.report.plots import all_plots
+from tdistill.report.tables import comparison_table, metrics_of, quality_table, sparsity_table, stages_table
 from tdistill.runtime.files import write_text
 
 FIGURES = ("quality", "curves", "sparsity", "time")

@@ -12,7 +12,7 @@ COVERAGE = 0.95
 # Entries of the largest array in memory at once: 16 MB of float64.
 CHUNK_ENTRIES = 2_000_000
 
-Scores = Mapping[Hashable, Mapping[str, float]]  # training seed → prompt id → value
+ScoresBySeed = Mapping[Hashable, Mapping[str, float]]  # training seed → prompt id → value
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Bootstrapped:
 
 
 def hierarchical_bootstrap(
-    a: Scores, b: Scores, *, resamples: int = RESAMPLES, seed: int = 0, coverage: float = COVERAGE, calibrated: bool = True
+    a: ScoresBySeed, b: ScoresBySeed, *, resamples: int = RESAMPLES, seed: int = 0, coverage: float = COVERAGE, calibrated: bool = True
 ) -> Bootstrapped:
     """Compare two methods that were trained with several seeds and measured on the same prompts.
 
@@ -82,10 +82,10 @@ def _shared_prompts(runs: Sequence[Mapping[str, float]]) -> tuple[list[str], int
     return sorted(shared), len(set.union(*map(set, runs)) - shared)
 
 
-def _groups(a: Scores, b: Scores, prompts: Sequence[str], paired: bool) -> list[np.ndarray]:
+def _groups(a: ScoresBySeed, b: ScoresBySeed, prompts: Sequence[str], paired: bool) -> list[np.ndarray]:
     """Return arrays [seeds, prompts] whose means add up to the difference: one array if seeds are paired, else a and −b."""
 
-    def table(scores: Scores, seeds: Sequence[Hashable]) -> np.ndarray:
+    def table(scores: ScoresBySeed, seeds: Sequence[Hashable]) -> np.ndarray:
         return np.array([[scores[s][p] for p in prompts] for s in seeds], dtype=np.float64)
 
     if paired:

@@ -16,10 +16,10 @@ import numpy as np
 ENTROPY = "entropy"
 SLACK = 0.05  # of the way between two temperatures: so far beyond the ends a level still counts as reached
 
-Curve = Mapping[float, Mapping[Hashable, Mapping[str, Mapping[str, float]]]]  # temperature → training seed → metric → prompt → value
+TemperatureCurve = Mapping[float, Mapping[Hashable, Mapping[str, Mapping[str, float]]]]  # temperature → training seed → metric → prompt → value
 
 
-def curve_of(seeds: Mapping[Hashable, Mapping[float, Mapping[str, Mapping[str, float]]]]) -> Curve:
+def temperature_curve(seeds: Mapping[Hashable, Mapping[float, Mapping[str, Mapping[str, float]]]]) -> TemperatureCurve:
     """Return temperature → training seed → scores, ascending, for the temperatures at which all seeds were measured."""
     shared = set.intersection(*(set(own) for own in seeds.values())) if seeds else set()
     return {t: {seed: own[t] for seed, own in seeds.items()} for t in sorted(shared)}
@@ -33,7 +33,7 @@ class AtLevel:
     values: dict[Hashable, dict[str, float]]  # training seed → prompt → value of the metric
 
 
-def at_level(curve: Curve, metric: str, level: float) -> AtLevel | None:
+def at_level(curve: TemperatureCurve, metric: str, level: float) -> AtLevel | None:
     """Read a metric of one method where the mean entropy is ``level``; None if the measured temperatures do not reach it.
 
     A value is y = Σ_T w_T·x_T − s·(Σ_T w_T·v_T − L) with s the slope of x over v between the two temperatures. The mean of y over seeds
@@ -52,14 +52,14 @@ def at_level(curve: Curve, metric: str, level: float) -> AtLevel | None:
     return None
 
 
-def mean_of(curve: Curve, temperature: float, metric: str) -> float:
+def mean_of(curve: TemperatureCurve, temperature: float, metric: str) -> float:
     """Return the mean of a metric over seeds and over the prompts on which all seeds have a value."""
     seeds = list(curve[temperature].values())
     prompts = set.intersection(*(_defined(scores, metric) for scores in seeds))
     return float(np.mean([[scores[metric][p] for p in sorted(prompts)] for scores in seeds]))
 
 
-def _between(curve: Curve, low: float, high: float, metric: str, level: float) -> AtLevel | None:
+def _between(curve: TemperatureCurve, low: float, high: float, metric: str, level: float) -> AtLevel | None:
     seeds = [s for s in curve[low] if all(s in own for own in curve.values())]
     defined = [_defined(curve[t][s], m) for t in (low, high) for s in seeds for m in (metric, ENTROPY)]
     prompts = sorted(set.intersection(*defined)) if defined else []

@@ -1,16 +1,14 @@
 """Pool several seeds on the same prompts into one number with its uncertainty. Seeds and prompts both count as random samples."""
 
 import math
-from collections.abc import Hashable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
 from tdistill.runtime.errors import DataError
-from tdistill.statistics.bootstrap import hierarchical_bootstrap, variance_of_difference
+from tdistill.statistics.bootstrap import ScoresBySeed, hierarchical_bootstrap, variance_of_difference
 from tdistill.statistics.estimate import Estimate
-
-BySeed = Mapping[Hashable, Mapping[str, float]]  # seed → prompt → value
 
 
 @dataclass(frozen=True)
@@ -25,7 +23,7 @@ class Compared:
     paired: bool  # over the seeds that both have; otherwise they have none in common, and all count
 
 
-def pooled(values: BySeed) -> Estimate:
+def pooled(values: ScoresBySeed) -> Estimate:
     """Return the mean over seeds and over the prompts on which all have a value, with its standard error over both."""
     x = _table(values, _shared(values))
     if x.size == 0:
@@ -33,7 +31,7 @@ def pooled(values: BySeed) -> Estimate:
     return Estimate(float(x.mean()), _stderr([x]), x.shape[1])
 
 
-def compared(a: BySeed, b: BySeed) -> Compared | None:
+def compared(a: ScoresBySeed, b: ScoresBySeed) -> Compared | None:
     """Estimate a − b by ``hierarchical_bootstrap``; None if there are too few seeds and prompts.
 
     Students of one seed have the order of their data and the teacher's text in common, so seeds are paired where both have them.
@@ -61,6 +59,6 @@ def _shared(values: Mapping) -> list[str]:
     return sorted(set.intersection(*defined)) if defined else []
 
 
-def _table(values: BySeed, prompts: list[str]) -> np.ndarray:
+def _table(values: ScoresBySeed, prompts: list[str]) -> np.ndarray:
     """Return the values as an array [seeds, prompts]."""
     return np.array([[row[p] for p in prompts] for row in values.values()], dtype=np.float64).reshape(len(values), len(prompts))

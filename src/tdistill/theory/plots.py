@@ -1,15 +1,14 @@
 """Plot the figures of the theory report."""
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 
+from tdistill.pages.lines import COLOURS, lines_of
 from tdistill.pages.svg import INK, Line, Panel, Plot, set_scale
 from tdistill.pages.tables import format_number
-from tdistill.report.plots import COLOURS, DASHES
 
 Rows = list[dict[str, Any]]
 Series = dict[str, tuple[list[float], list[float]]]  # name → x, y
@@ -63,10 +62,6 @@ def _line_panel(title: str, series: Series, lines: dict[str, Line], x: str, y: s
     return Panel(f"{title}, {y} by {x}: {ends}.", draw)
 
 
-def _lines(names: Sequence[str]) -> dict[str, Line]:
-    return {n: Line(n, COLOURS[i % len(COLOURS)], DASHES[i // len(COLOURS) % len(DASHES)]) for i, n in enumerate(names)}
-
-
 def tightness_plot(rows: Rows) -> Plot:
     """Plot a histogram of gap/κ over the random instances, without the adaptive rule, which equals top-p."""
     panels = [_histogram(row) for row in rows if row["rule"] != "adaptive"]
@@ -104,7 +99,7 @@ def _values(rows: Rows, key: str) -> list[float]:
 def gap_plot(rows: Rows) -> Plot:
     """Plot the measured gap against κ(p), over p, one panel per γ."""
     keys = {"κ(p)": "kappa", "largest Q* − Q*_p": "gap_restricted_max", "median Q* − Q*_p": "gap_restricted"}
-    lines = _lines(list(keys))
+    lines = lines_of(list(keys))
     panels = []
     for gamma in sorted({row["gamma"] for row in rows}):
         found = _of(rows, rule="top_p", gamma=gamma)
@@ -144,7 +139,7 @@ def _stages(row: dict[str, Any]) -> Panel:
 
 def kept_plot(rows: Rows) -> Plot:
     """Plot value lost against actions kept, by top-p and by top-k."""
-    lines = _lines(["top_p", "top_k"])
+    lines = lines_of(["top_p", "top_k"])
     panels = []
     for gamma in sorted({row["gamma"] for row in rows}):
         found = {rule: _of(rows, rule=rule, gamma=gamma) for rule in lines}
@@ -157,7 +152,7 @@ def kept_plot(rows: Rows) -> Plot:
 def bias_plot(rows: Rows) -> Plot:
     """Plot the distance of top-p IQ-Learn's exact solution from the expert, by α."""
     gammas = sorted({row["gamma"] for row in rows})
-    lines = _lines([f"γ = {g:g}" for g in gammas])
+    lines = lines_of([f"γ = {g:g}" for g in gammas])
     panels = []
     for p in sorted({row["p"] for row in rows}, reverse=True):
         found = {f"γ = {g:g}": sorted(_of(rows, p=p, gamma=g), key=lambda r: r["alpha"]) for g in gammas}
@@ -170,7 +165,7 @@ def bias_plot(rows: Rows) -> Plot:
 def compounding_plot(rows: Rows) -> Plot:
     """Plot regret per token by horizon: a level line is an error that does not compound."""
     present = {row["method"] for row in rows}
-    lines = _lines([n for n in dict.fromkeys(name for group in COMPOUNDING.values() for name in group) if n in present])
+    lines = lines_of([n for n in dict.fromkeys(name for group in COMPOUNDING.values() for name in group) if n in present])
     top = max(row["regret"] / row["horizon"] for row in rows)
     low = min(row["regret"] / row["horizon"] for row in rows)
     panels = []

@@ -25,7 +25,9 @@ from transformers.integrations import TrackioCallback
 from tdistill.data.dataset import RolloutDataset
 from tdistill.data.mixed import MixedDataset, Mixture
 from tdistill.experiment.run_files import read_log
-from tdistill.models.load import find_model, load_model, model_fingerprint
+from tdistill.models.find import find_model
+from tdistill.models.fingerprint import weights_fingerprint
+from tdistill.models.load import load_model
 from tdistill.models.lora import add_lora
 from tdistill.models.student import StudentModel
 from tdistill.models.vocabulary import vocabulary_size
@@ -134,7 +136,7 @@ def train_student(
 def _digest(start: Path, objective: BoundObjective, arguments: dict[str, Any], extras: Extras) -> str:
     """Return 16 hex digits over what makes the student that writes: rounds of another student in the same directory are not its own."""
     settings = [asdict(extras.value), extras.on_policy and asdict(extras.on_policy.mixture), extras.lm and asdict(extras.lm), extras.peft]
-    made_by = [model_fingerprint(find_model(str(start))), objective.describe(), arguments, settings]
+    made_by = [weights_fingerprint(find_model(str(start))), objective.describe(), arguments, settings]
     return hashlib.sha256(json.dumps(made_by, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 

@@ -10,9 +10,10 @@ from tdistill.evaluation.sparsity import TOP_PS, StateSparsity
 from tdistill.mdp.bellman import kappa
 from tdistill.pages.document import Section
 from tdistill.pages.svg import Line, Panel, Plot, set_scale
-from tdistill.pages.tables import Align, Cell, Table, format_number, sparsity_table
+from tdistill.pages.tables import Align, Cell, Table, format_number
 from tdistill.report.data import Sparsity
 from tdistill.report.plots import COLOURS, sparsity_plot
+from tdistill.report.tables import sparsity_table
 
 # A candidate is an id (uint32) and a log-prob (float16) in the cache, before compression.
 BYTES_PER_CANDIDATE = 6

@@ -12,7 +12,7 @@ from tdistill.compare.frontier import AtBaseline, at_baseline
 from tdistill.compare.table import Difference, Quality, differences_table, methods_table
 from tdistill.pages.tables import Table
 from tdistill.runtime.errors import ConfigError, nearest
-from tdistill.statistics.equal_entropy import Curve
+from tdistill.statistics.equal_entropy import TemperatureCurve
 from tdistill.statistics.pooling import compared, pooled
 
 DEFAULT_BASELINE = "sft_continued"
@@ -28,7 +28,7 @@ class Comparison:
     quality: Quality
     baseline: Method | None
     differences: list[Difference]
-    curves: dict[str, Curve]  # of the methods that were decoded at several temperatures
+    curves: dict[str, TemperatureCurve]  # of the methods that were decoded at several temperatures
     at_equal_entropy: list[AtBaseline]  # empty without a baseline, or unless it was decoded at several temperatures
     notes: list[str]
 
