@@ -24,10 +24,9 @@ from typing import Any
 import numpy as np
 
 from tdistill.experiment.evaluation import EvaluatedSystem, Protocol, evaluate_systems, read_scores
-from tdistill.experiment.models import load_teacher, student_tokenizer
+from tdistill.experiment.models import load_teacher
 from tdistill.experiment.pipeline import Run, provenance
-from tdistill.experiment.rollouts import cache
-from tdistill.experiment.students import start_directory, training_extras
+from tdistill.experiment.students import fit_inputs, start_directory
 from tdistill.experiment.systems import protocol
 from tdistill.models.find import find_model
 from tdistill.models.load import load_model
@@ -39,7 +38,8 @@ from tdistill.runtime.errors import ConfigError, NonFiniteLossError
 from tdistill.runtime.files import write_json, write_jsonl
 from tdistill.runtime.progress import say
 from tdistill.statistics.estimate import estimate, paired_difference
-from tdistill.training.fit import read_history, train_student
+from tdistill.training.fit import fit
+from tdistill.training.log import read_history
 
 BASELINE, TRAINED, DIVERGED = "sft_continued", "trained.json", "diverged.json"
 
@@ -80,7 +80,7 @@ def main() -> None:
 
 def train(run: Run, directory: Path, method: BaselineConfig, seed: int) -> bool:
     """Train a student unless it is there; False if its loss stopped being a number, which is a result too and is kept."""
-    config, tokenizer, objective = run.recipe.train, student_tokenizer(run), bind(method.objective)
+    config, objective = run.recipe.train, bind(method.objective)
     if (directory / DIVERGED).exists():
         return False
     if (directory / TRAINED).exists():
@@ -88,15 +88,11 @@ def train(run: Run, directory: Path, method: BaselineConfig, seed: int) -> bool:
         if found != asked:
             raise ConfigError(f"{directory} was trained by {found}, and {asked} is asked for: rename the method.")
         return True
-    data = [cache(run, split, config.teacher_top_p, list(config.origins), config.candidate_rule) for split in ("train", "valid")]
-    arguments, extras = config.arguments | method.arguments, training_extras(run, config, method, tokenizer)
-    own = {"on_policy": method.on_policy or config.on_policy, "value": method.value or config.value}
-    record = {"arguments": arguments} | {k: v and v.model_dump() for k, v in own.items()} | {"provenance": provenance(run.recipe)}
+    whole = config.model_copy(update={"baselines": {"own": method}}).methods()["own"]
+    record = whole.model_dump(include={"arguments", "on_policy", "value"}) | {"provenance": provenance(run.recipe)}
     started = time.perf_counter()
     try:
-        train_student(
-            start_directory(run), directory, objective, *data, tokenizer, arguments, seed, directory.name, partial(load_teacher, run), extras
-        )
+        fit(fit_inputs(run, start_directory(run), whole), whole, seed, directory, directory.name)
     except NonFiniteLossError as error:
         write_json(directory / DIVERGED, record | {"objective": objective.describe(), "error": str(error)})
         say(f"{directory.name}: {error}")

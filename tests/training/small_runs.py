@@ -10,19 +10,17 @@ from safetensors.torch import load_file
 
 from tdistill.data.corpus import PackedCorpus
 from tdistill.data.dataset import RolloutDataset
-from tdistill.data.mixed import Mixture
 from tdistill.data.prompts import Prompt, tokenize_prompts
 from tdistill.models.find import find_model
 from tdistill.models.load import load_model
 from tdistill.models.prune import prune_layers
 from tdistill.models.tokenizer import load_tokenizer
-from tdistill.objectives import BoundObjective, bind
+from tdistill.objectives import bind
+from tdistill.recipe.schema import LmConfig, MethodConfig, OnPolicyConfig
 from tdistill.teachers.generate import Sampling
 from tdistill.teachers.rollouts import Capture, roll_out
-from tdistill.training.extras import Extras, OnPolicy
-from tdistill.training.fit import train_student
-from tdistill.training.language_modelling import LanguageModelling
-from tdistill.training.on_policy import StudentSampling
+from tdistill.training.fit import fit
+from tdistill.training.inputs import FitInputs
 
 NLL = bind("nll")
 EVERY_TWO = {"max_steps": 6, "eval_steps": 2, "save_steps": 2, "logging_steps": 1, "per_device_train_batch_size": 4}
@@ -44,32 +42,35 @@ class World:
         self.data = RolloutDataset(directory / "cache")
         self.start = directory / "start"
         self.student().save_pretrained(self.start)
-        (directory / "corpus.txt").write_text("\n\n".join(f"Paragraph {i} of the corpus." for i in range(40)))
-        self.corpus = PackedCorpus(str(directory / "corpus.txt"), self.tokenizer, 16)
+        self.corpus_file = directory / "corpus.txt"
+        self.corpus_file.write_text("\n\n".join(f"Paragraph {i} of the corpus." for i in range(40)))
+        self.corpus = PackedCorpus(str(self.corpus_file), self.tokenizer, 16)
 
     def student(self) -> Any:
         return prune_layers(self.teacher, [0, 3]).train()
 
-    def extras(self, kind: str, **given: Any) -> Extras:
-        """``kind``: plain, lm, own text, or both."""
-        own = OnPolicy(Mixture(0.5, refresh_steps=2), StudentSampling(), torch.float32) if kind in ("own text", "both") else None
-        lm = {"lm": LanguageModelling(0.5), "corpus": self.corpus} if kind in ("lm", "both") else {}
-        return Extras(on_policy=own, **lm, **given)
+    def method(self, kind: str = "plain", **given: Any) -> MethodConfig:
+        """``kind``: plain, lm, own text, or both; ``given`` are further settings of the method."""
+        own = {"on_policy": OnPolicyConfig(lmbda=0.5, refresh_steps=2)} if kind in ("own text", "both") else {}
+        lm = {"lm": LmConfig(corpus=str(self.corpus_file), window=16, lm_coef=0.5)} if kind in ("lm", "both") else {}
+        return MethodConfig(**{"objective": "nll", **own, **lm, **given})
+
+    def inputs(self, load_teacher: Callable[[], Any] | None = None) -> FitInputs:
+        return FitInputs(self.start, self.data, self.data, self.tokenizer, len(self.tokenizer), load_teacher, "float32")
 
     def train(
         self,
         directory: Path,
         kind: str = "plain",
         arguments: dict[str, Any] | None = None,
-        objective: BoundObjective = NLL,
+        *,
         load_teacher: Callable[[], Any] | None = None,
-        **extras: Any,
+        keep_checkpoints: bool = False,
+        **given: Any,
     ) -> dict[str, float]:
         """Train a student into ``directory``; ``arguments`` beside those of ``EVERY_TWO`` and ``CONSTANT``."""
-        given = {**EVERY_TWO, **CONSTANT, **(arguments or {})}
-        loader = load_teacher or (lambda: self.teacher)
-        asked = self.extras(kind, **extras)
-        return train_student(self.start, directory, objective, self.data, self.data, self.tokenizer, given, 3, "t", loader, asked)
+        method = self.method(kind, arguments={**EVERY_TWO, **CONSTANT, **(arguments or {})}, **given)
+        return fit(self.inputs(load_teacher or (lambda: self.teacher)), method, 3, directory, "t", keep_checkpoints=keep_checkpoints)
 
 
 def weights(directory: Path) -> dict[str, torch.Tensor]:

@@ -195,7 +195,7 @@ def test_checkpoints_of_weights_alone_are_refused(world: small_runs.World, tmp_p
     trainer(world, tmp_path, save_only_model=True, save_strategy="no")
 
 
-def test_train_student_refuses_a_damaged_checkpoint(world: small_runs.World, tmp_path: Path) -> None:
+def test_fit_refuses_a_damaged_checkpoint(world: small_runs.World, tmp_path: Path) -> None:
     world.train(tmp_path / "whole", keep_checkpoints=True)
     killed = small_runs.left_by_a_kill(tmp_path / "whole", tmp_path / "killed", 4)
     (killed / "checkpoints" / "checkpoint-4" / "scheduler.pt").unlink()

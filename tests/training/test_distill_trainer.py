@@ -13,10 +13,13 @@ from tdistill.models.load import load_model
 from tdistill.models.prune import prune_layers
 from tdistill.models.tokenizer import load_tokenizer
 from tdistill.objectives import bind
+from tdistill.recipe.schema import MethodConfig
 from tdistill.runtime.errors import ConfigError, ModelError, NonFiniteLossError, TrainingError
 from tdistill.teachers.generate import Sampling
 from tdistill.teachers.rollouts import Capture, roll_out
-from tdistill.training.fit import LOG_FILE, train_student, training_arguments
+from tdistill.training.fit import fit, training_arguments
+from tdistill.training.inputs import FitInputs
+from tdistill.training.log import LOG_FILE
 from tdistill.training.trainer import DistillTrainer
 
 
@@ -126,7 +129,8 @@ def test_a_saved_student_is_an_ordinary_model(tiny_teacher, tokenizer, cache, tm
     make_student(tiny_teacher).save_pretrained(start)
     data = RolloutDataset(cache)
     arguments = {"max_steps": 4, "eval_steps": 2, "save_steps": 2, "learning_rate": 1e-2, "logging_steps": 1}
-    metrics = train_student(start, directory, OBJECTIVES["iq_learn"], data, data, tokenizer, arguments, 0, "tiny")
+    method = MethodConfig(objective={"name": "iq_learn", "alpha": 10.0, "anchor": "tail"}, arguments=arguments)
+    metrics = fit(FitInputs(start, data, data, tokenizer, len(tokenizer)), method, 0, directory, "tiny")
     student, untrained = (AutoModelForCausalLM.from_pretrained(d) for d in (directory, start))
     assert student.config.num_hidden_layers == 2
     assert not torch.equal(student.lm_head.weight, untrained.lm_head.weight)

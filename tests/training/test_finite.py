@@ -117,7 +117,7 @@ def test_adapters_are_looked_at_merged_and_not(world: small_runs.World, tmp_path
     lora = {"r": 4, "target_modules": "all-linear"}
     for merge in (False, True):
         with pytest.raises(NonFiniteLossError):
-            world.train(tmp_path / str(merge), arguments={**THROWN, **SILENT}, peft=lora, merge=merge)
+            world.train(tmp_path / str(merge), arguments={**THROWN, **SILENT}, peft={"lora": lora, "merge": merge})
         assert list((tmp_path / str(merge)).rglob("*.safetensors")) == []
 
 

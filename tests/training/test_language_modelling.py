@@ -19,8 +19,9 @@ from tdistill.models.prune import prune_layers
 from tdistill.models.student import StudentModel
 from tdistill.models.tokenizer import load_tokenizer
 from tdistill.recipe.read import load_recipe
+from tdistill.recipe.schema import LmConfig
 from tdistill.runtime.errors import ConfigError, DataError
-from tdistill.training.language_modelling import LanguageModelling, window_losses
+from tdistill.training.language_modelling import window_losses
 
 PARAGRAPHS = [f"Paragraph {i} of the corpus" + ", and more" * (i % 4) + "." for i in range(40)]
 
@@ -78,7 +79,7 @@ def test_the_losses_are_cross_entropy_and_the_dense_divergence(teacher: Any, tok
     student = prune_layers(teacher, [0, 3])
     vocab = len(tokenizer)
     windows = torch.randint(vocab, (3, 12), generator=torch.Generator().manual_seed(0))
-    ce, kd = window_losses(StudentModel(student), windows, LanguageModelling(kd_ratio=0.5), teacher, vocab)
+    ce, kd = window_losses(StudentModel(student), windows, LmConfig(corpus="none", kd_ratio=0.5), teacher, vocab)
     with torch.no_grad():
         q, p = (m(windows[:, :-1]).logits[..., :vocab].log_softmax(-1) for m in (student, teacher))
     torch.testing.assert_close(ce, -q.gather(-1, windows[:, 1:, None]).squeeze(-1), atol=1e-5, rtol=1e-5)
@@ -86,7 +87,7 @@ def test_the_losses_are_cross_entropy_and_the_dense_divergence(teacher: Any, tok
     kd.sum().backward()
     assert student.lm_head.weight.grad.abs().sum() > 0
     assert teacher.lm_head.weight.grad is None
-    assert window_losses(StudentModel(student), windows, LanguageModelling(), None, vocab)[1].eq(0).all()
+    assert window_losses(StudentModel(student), windows, LmConfig(corpus="none"), None, vocab)[1].eq(0).all()
 
 
 def trained(recipe: Path, monkeypatch: pytest.MonkeyPatch, *overrides: str) -> list[dict[str, float]]:

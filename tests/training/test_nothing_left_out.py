@@ -5,21 +5,19 @@ from typing import Any
 
 import pytest
 import small_runs
-import torch
+from pydantic import ValidationError
 from transformers import EarlyStoppingCallback
 
-from tdistill.data.mixed import MixedDataset, Mixture
+from tdistill.data.mixed import MixedDataset, RunLength
 from tdistill.models.student import StudentModel
 from tdistill.objectives import bind
+from tdistill.recipe.schema import LmConfig, OnPolicyConfig, ValueConfig
 from tdistill.runtime.errors import ConfigError
-from tdistill.training.extras import Extras, OnPolicy
-from tdistill.training.fit import train_student, training_arguments
-from tdistill.training.language_modelling import LanguageModelling
-from tdistill.training.on_policy import StudentSampling
+from tdistill.training.fit import fit, training_arguments
 from tdistill.training.trainer import DistillTrainer
-from tdistill.training.value import ValueSettings
 
-OWN = OnPolicy(Mixture(0.5), StudentSampling(), torch.float32)
+LENGTH = RunLength(6, 4)
+NO_OWN_TEXT = OnPolicyConfig(lmbda=0.0)
 VALUED = bind("actor_critic")
 
 
@@ -28,9 +26,8 @@ def world(tiny_teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> small
     return small_runs.World(tiny_teacher, tmp_path_factory.mktemp("world"))
 
 
-def train_without_teacher(world: small_runs.World, directory: Path, extras: Extras, **given: Any) -> None:
-    arguments = {**small_runs.EVERY_TWO, **given}
-    train_student(world.start, directory, small_runs.NLL, world.data, world.data, world.tokenizer, arguments, 3, "t", None, extras)
+def train_without_teacher(world: small_runs.World, directory: Path, arguments: dict[str, Any], **given: Any) -> None:
+    fit(world.inputs(), world.method(arguments={**small_runs.EVERY_TWO, **arguments}, **given), 3, directory, "t")
 
 
 def trainer(
@@ -48,47 +45,32 @@ def trainer(
 
 def test_own_text_without_a_teacher_is_refused_before_anything_is_written(world: small_runs.World, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="is scored by the teacher, and there is none"):
-        train_without_teacher(world, tmp_path / "student", Extras(on_policy=OWN))
+        train_without_teacher(world, tmp_path / "student", {}, on_policy={"lmbda": 0.5})
     assert not (tmp_path / "student").exists()
 
 
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("lm", "and its corpus go together"),
-        ("corpus", "and its corpus go together"),
-        ("merge", "merges adapters, and peft is None"),
-        ("early stopping", "Early stopping looks at validations, but eval_strategy is"),
-    ],
-)
-def test_half_of_a_pair_is_refused(name: str, message: str, world: small_runs.World, tmp_path: Path) -> None:
-    extras, given = {
-        "lm": (Extras(lm=LanguageModelling()), {}),
-        "corpus": (Extras(corpus=world.corpus), {}),
-        "merge": (Extras(merge=True), {}),
-        "early stopping": (Extras(early_stopping_patience=1), {"eval_strategy": "no"}),
-    }[name]
-    with pytest.raises(ConfigError, match=message):
-        train_without_teacher(world, tmp_path / "student", extras, **given)
+def test_early_stopping_without_validations_is_refused_before_anything_is_written(world: small_runs.World, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="Early stopping looks at validations, but eval_strategy is"):
+        train_without_teacher(world, tmp_path / "student", {"eval_strategy": "no"}, monitor={"early_stopping_patience": 1})
     assert not (tmp_path / "student").exists()
 
 
 def test_windows_and_their_term_go_together(world: small_runs.World, tmp_path: Path) -> None:
-    with_windows = MixedDataset(world.data, None, Mixture(0.0), 6, 4, 0, world.corpus)
-    without = MixedDataset(world.data, None, Mixture(0.0), 6, 4, 0)
+    with_windows = MixedDataset(world.data, NO_OWN_TEXT, LENGTH, 0, corpus=world.corpus)
+    without = MixedDataset(world.data, NO_OWN_TEXT, LENGTH, 0)
     for data in (world.data, without):
         with pytest.raises(ConfigError, match="reads a corpus, and the training data have none"):
-            trainer(world, tmp_path, data=data, lm=LanguageModelling())
+            trainer(world, tmp_path, data=data, lm=LmConfig(corpus=str(world.corpus_file)))
     with pytest.raises(ConfigError, match="has a corpus that nothing reads"):
         trainer(world, tmp_path, data=with_windows)
-    trainer(world, tmp_path, data=with_windows, lm=LanguageModelling())
+    trainer(world, tmp_path, data=with_windows, lm=LmConfig(corpus=str(world.corpus_file)))
 
 
 @pytest.mark.parametrize("setting", [{"learning_rate": 1e-3}, {"warmup_steps": 2}, {"detach": True}, {"target_tau": 0.5}])
 def test_settings_of_a_value_head_that_is_not_there(
     setting: dict[str, Any], world: small_runs.World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    value, name = ValueSettings(**setting), next(iter(setting))
+    value, name = ValueConfig(**setting), next(iter(setting))
     with pytest.raises(ConfigError, match=f"nll has no value head or target network that would read {name}"):
         trainer(world, tmp_path, value=value)
     # A recipe has one section for all its objectives: those that read nothing of it say so.
@@ -101,11 +83,11 @@ def test_settings_of_a_value_head_that_is_not_there(
 
 
 def test_detach_reaches_the_student_that_the_trainer_makes(world: small_runs.World, tmp_path: Path) -> None:
-    assert trainer(world, tmp_path, VALUED, value=ValueSettings(detach=True)).model.detach_value
+    assert trainer(world, tmp_path, VALUED, value=ValueConfig(detach=True)).model.detach_value
     assert not trainer(world, tmp_path, VALUED).model.detach_value
     attached = StudentModel.for_needs(world.student(), VALUED.needs)
     with pytest.raises(ConfigError, match=r"value\.detach is True, but the StudentModel was made with False"):
-        trainer(world, tmp_path, VALUED, model=attached, value=ValueSettings(detach=True))
+        trainer(world, tmp_path, VALUED, model=attached, value=ValueConfig(detach=True))
 
 
 @pytest.mark.parametrize("given", [{"eval_strategy": "no"}, {"metric_for_best_model": None, "load_best_model_at_end": False}])
@@ -128,20 +110,29 @@ def test_arguments_that_would_have_no_effect_are_refused(given: dict[str, Any], 
 
 
 @pytest.mark.parametrize(
-    ("made", "message"),
+    ("given", "message"),
     [
-        (lambda data: Mixture(-0.1), "lmbda must lie in"),
-        (lambda data: Mixture(float("nan")), "lmbda must lie in"),
-        (lambda data: Mixture(0.5, refresh_steps=0), "refresh_steps and replay must be 1 or more"),
-        (lambda data: Mixture(0.5, replay=0), "refresh_steps and replay must be 1 or more"),
-        (lambda data: MixedDataset(data, None, Mixture(0.5), 6, 4, 0), "asks for the student's own responses, but roll_out is None"),
-        (lambda data: MixedDataset(data, None, Mixture(0.0), 0, 4, 0), "needs a step and an example"),
-        (lambda data: MixedDataset(data, None, Mixture(0.0), 6, 0, 0), "needs a step and an example"),
+        ({"lmbda": -0.1}, "greater than or equal to 0"),
+        ({"lmbda": float("nan")}, "lmbda must be a finite number"),
+        ({"refresh_steps": 0}, "greater than or equal to 1"),
+        ({"replay": 0}, "greater than or equal to 1"),
+        ({"teacher_mix": 1.0}, "less than 1"),
     ],
 )
-def test_a_mixture_that_is_none_is_refused(made: Any, message: str, world: small_runs.World) -> None:
-    with pytest.raises(ConfigError, match=message):
-        made(world.data)
+def test_settings_of_own_text_that_are_out_of_range_are_refused_in_python_too(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        OnPolicyConfig(**given)
+
+
+def test_own_text_that_nobody_writes_is_refused(world: small_runs.World) -> None:
+    with pytest.raises(ConfigError, match="asks for the student's own responses, but roll_out is None"):
+        MixedDataset(world.data, OnPolicyConfig(lmbda=0.5), LENGTH, 0)
+
+
+@pytest.mark.parametrize("length", [(0, 4), (6, 0)])
+def test_a_run_without_a_step_or_an_example_is_refused(length: tuple[int, int]) -> None:
+    with pytest.raises(ConfigError, match="needs a step and an example"):
+        RunLength(*length)
 
 
 @pytest.mark.parametrize("epochs", [0, -1])

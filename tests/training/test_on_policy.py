@@ -1,7 +1,6 @@
 """Student roll-outs while training: the schedule, what a round records, and a run that is killed and goes on."""
 
 from collections import Counter
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,21 +9,22 @@ import pytest
 import torch
 
 from tdistill.data.dataset import RolloutDataset
-from tdistill.data.mixed import MixedDataset, Mixture
+from tdistill.data.mixed import MixedDataset, RunLength
 from tdistill.data.prompts import Prompt, TokenizedPrompt, tokenize_prompts
 from tdistill.models.find import find_model
 from tdistill.models.load import load_model
 from tdistill.models.prune import prune_layers
 from tdistill.models.tokenizer import load_tokenizer
-from tdistill.objectives import BoundObjective, bind
+from tdistill.objectives import bind
+from tdistill.recipe.schema import MethodConfig, OnPolicyConfig, ValueConfig
 from tdistill.runtime.errors import CacheError, ConfigError
 from tdistill.teachers.generate import Sampling
 from tdistill.teachers.rollouts import Capture, roll_out
-from tdistill.training.extras import Extras, OnPolicy
-from tdistill.training.fit import read_history, train_student, training_arguments
-from tdistill.training.on_policy import StudentRollouts, StudentSampling
+from tdistill.training.fit import fit, training_arguments
+from tdistill.training.inputs import FitInputs
+from tdistill.training.log import read_history
+from tdistill.training.on_policy import Authors, StudentRollouts
 from tdistill.training.trainer import DistillTrainer
-from tdistill.training.value import ValueSettings
 
 N_PROMPTS = 10
 
@@ -68,7 +68,7 @@ class Asked:
 
 def test_the_schedule_mixes_as_told(expert: RolloutDataset) -> None:
     asked = Asked(expert)
-    data = MixedDataset(expert, asked, Mixture(0.4, refresh_steps=10, replay=2), steps=100, batch_size=8, seed=0)
+    data = MixedDataset(expert, OnPolicyConfig(lmbda=0.4, refresh_steps=10, replay=2), RunLength(100, 8), 0, asked)
     assert len(data) == 800
     assert data._student.mean() == pytest.approx(0.4, abs=4 * (0.24 / 800) ** 0.5)
     seen: Counter[str] = Counter(p for k in range(800) if (p := data.prompt_id(k)) and not data._student[k])
@@ -78,19 +78,19 @@ def test_the_schedule_mixes_as_told(expert: RolloutDataset) -> None:
         assert set(data._source[here]) <= {r - 1, r}
         assert len(asked.rounds[r]) == min(-(-int(here.sum()) // 2), N_PROMPTS)
         assert len(set(asked.rounds[r])) == len(asked.rounds[r])
-    again = MixedDataset(expert, asked, Mixture(0.4, refresh_steps=10, replay=2), steps=100, batch_size=8, seed=0)
+    again = MixedDataset(expert, OnPolicyConfig(lmbda=0.4, refresh_steps=10, replay=2), RunLength(100, 8), 0, asked)
     np.testing.assert_array_equal(again._row, data._row)
 
 
 def test_a_round_is_asked_for_when_its_time_has_come(expert: RolloutDataset) -> None:
     asked = Asked(expert)
-    data = MixedDataset(expert, asked, Mixture(1.0, refresh_steps=2), steps=6, batch_size=3, seed=0)
+    data = MixedDataset(expert, OnPolicyConfig(lmbda=1.0, refresh_steps=2), RunLength(6, 3), 0, asked)
     for step in range(6):
         for k in range(3 * step, 3 * step + 3):
             assert data[k]["row"] == k
         assert sorted(asked.rounds) == list(range(step // 2 + 1))
     one = Asked(expert)
-    data = MixedDataset(expert, one, Mixture(1.0), steps=6, batch_size=3, seed=0)
+    data = MixedDataset(expert, OnPolicyConfig(lmbda=1.0), RunLength(6, 3), 0, one)
     assert [data[k]["prompt_id"] for k in range(18)]
     assert list(one.rounds) == [0]
     assert sorted(one.rounds[0]) == sorted(f"p{i}" for i in range(N_PROMPTS)), "at most one response a prompt and round"
@@ -108,7 +108,8 @@ def true_logp(model: Any, example: dict[str, Any], vocab: int) -> torch.Tensor:
 def test_a_round_records_who_wrote_and_what_the_teacher_thinks(
     mix: float, expert: RolloutDataset, student: Any, teacher: Any, tokenizer: Any, tmp_path: Path
 ) -> None:
-    make = StudentRollouts(student, lambda: teacher, tokenizer, expert, tmp_path, StudentSampling(teacher_mix=mix), torch.float32, 5)
+    authors = Authors(student, lambda: teacher, tokenizer, len(tokenizer), torch.float32)
+    make = StudentRollouts(authors, expert, tmp_path, OnPolicyConfig(teacher_mix=mix), 5)
     prompts = expert.prompts()[:6]
     data = make(0, prompts)
     assert [data.prompt_id(i) for i in range(6)] != []
@@ -129,45 +130,47 @@ def test_a_round_records_who_wrote_and_what_the_teacher_thinks(
     assert [entry["round"] for entry in make.log] == [0, 1]
 
 
-def train(directory: Path, start: Path, objective: BoundObjective, expert: RolloutDataset, tokenizer: Any, teacher: Any) -> None:
-    on_policy = OnPolicy(Mixture(0.5, refresh_steps=2), StudentSampling(), torch.float32)
-    arguments = {"max_steps": 6, "eval_steps": 2, "save_steps": 2, "logging_steps": 1, "learning_rate": 1e-2, "per_device_train_batch_size": 4}
-    train_student(
-        start,
-        directory,
-        objective,
-        expert,
-        expert,
-        tokenizer,
-        arguments,
-        3,
-        "t",
-        lambda: teacher,
-        Extras(on_policy, ValueSettings(target_tau=0.2)),
+def train(directory: Path, start: Path, expert: RolloutDataset, tokenizer: Any, teacher: Any) -> None:
+    method = MethodConfig(
+        objective={"name": "csil", "target_network": True, "anchor": "tail"},
+        on_policy=OnPolicyConfig(lmbda=0.5, refresh_steps=2),
+        value=ValueConfig(target_tau=0.2),
+        arguments={
+            "max_steps": 6,
+            "eval_steps": 2,
+            "save_steps": 2,
+            "logging_steps": 1,
+            "learning_rate": 1e-2,
+            "per_device_train_batch_size": 4,
+        },
     )
+    fit(FitInputs(start, expert, expert, tokenizer, len(tokenizer), lambda: teacher, "float32"), method, 3, directory, "t")
 
 
-def interrupted(objective: BoundObjective, steps_taken: int) -> BoundObjective:
-    """Stops in the middle of the run."""
-    left = iter(range(steps_taken))
+def stop_after(steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stops a run as Ctrl-C does, in the middle of the step that follows."""
+    left, step = iter(range(steps)), DistillTrainer.compute_loss
 
-    def call(steps: Any) -> Any:
-        if torch.is_grad_enabled() and next(left, None) is None:  # without gradient it is a validation
+    def compute_loss(*args: Any, **kwargs: Any) -> Any:
+        if next(left, None) is None:
             raise KeyboardInterrupt
-        return objective(steps)
+        return step(*args, **kwargs)
 
-    return replace(objective, call=call)
+    monkeypatch.setattr(DistillTrainer, "compute_loss", compute_loss)
 
 
-def test_a_killed_run_ends_as_one_that_was_not(expert: RolloutDataset, student: Any, teacher: Any, tokenizer: Any, tmp_path: Path) -> None:
+def test_a_killed_run_ends_as_one_that_was_not(
+    expert: RolloutDataset, student: Any, teacher: Any, tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Roll-outs, target network, optimizer and data order: bit by bit."""
     student.save_pretrained(tmp_path / "start")
-    objective = bind("csil", target_network=True, anchor="tail")
-    train(tmp_path / "whole", tmp_path / "start", objective, expert, tokenizer, teacher)
-    with pytest.raises(KeyboardInterrupt):
-        train(tmp_path / "killed", tmp_path / "start", interrupted(objective, 5), expert, tokenizer, teacher)
+    train(tmp_path / "whole", tmp_path / "start", expert, tokenizer, teacher)
+    with monkeypatch.context() as patch:
+        stop_after(5, patch)
+        with pytest.raises(KeyboardInterrupt):
+            train(tmp_path / "killed", tmp_path / "start", expert, tokenizer, teacher)
     assert (tmp_path / "killed" / "checkpoints" / "checkpoint-4").is_dir()
-    train(tmp_path / "killed", tmp_path / "start", objective, expert, tokenizer, teacher)
+    train(tmp_path / "killed", tmp_path / "start", expert, tokenizer, teacher)
     whole, resumed = (load_model(find_model(str(tmp_path / d))) for d in ("whole", "killed"))
     for (name, a), b in zip(whole.named_parameters(), resumed.parameters(), strict=True):
         assert torch.equal(a, b), name
@@ -196,7 +199,7 @@ def test_what_needs_steps_of_others_says_so(
 
 def test_workers_would_roll_out_a_student_of_yesterday(expert: RolloutDataset, student: Any, tokenizer: Any, tmp_path: Path) -> None:
     args = training_arguments({"eval_strategy": "no", "save_strategy": "no", "dataloader_num_workers": 2}, tmp_path, seed=0)
-    data = MixedDataset(expert, Asked(expert), Mixture(0.5), 2, 4, 0)
+    data = MixedDataset(expert, OnPolicyConfig(lmbda=0.5), RunLength(2, 4), 0, Asked(expert))
     with pytest.raises(ConfigError, match="got 1 processes and 2 workers"):
         DistillTrainer(student, args, bind("reverse_kl"), data, None, tokenizer)
 
@@ -207,7 +210,8 @@ def test_rounds_of_another_student_in_the_same_directory_are_refused(
     prompts = expert.prompts()[:2]
 
     def rounds(run: str) -> StudentRollouts:
-        return StudentRollouts(student, lambda: teacher, tokenizer, expert, tmp_path, StudentSampling(), torch.float32, 5, run=run)
+        authors = Authors(student, lambda: teacher, tokenizer, len(tokenizer), torch.float32)
+        return StudentRollouts(authors, expert, tmp_path, OnPolicyConfig(), 5, run)
 
     first = rounds("a learning rate")(0, prompts)
     assert rounds("a learning rate")(0, prompts).text(0) == first.text(0)

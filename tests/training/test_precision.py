@@ -15,7 +15,8 @@ from tdistill.models.prune import prune_layers
 from tdistill.models.student import StudentModel, full_vocabulary_metrics
 from tdistill.models.value_head import ValueHead
 from tdistill.objectives import OBJECTIVES, bind
-from tdistill.training.language_modelling import LanguageModelling, window_losses
+from tdistill.recipe.schema import LmConfig
+from tdistill.training.language_modelling import window_losses
 from tdistill.training.target import TargetNetwork
 
 HALF = [torch.bfloat16, torch.float16]
@@ -188,7 +189,7 @@ def test_the_language_modelling_term_is_float32_under_autocast(half: torch.dtype
     teacher = load_model(find_model(str(tiny_teacher)))
     windows = torch.randint(VOCAB, (2, 9), generator=torch.Generator().manual_seed(0))
     with torch.autocast("cpu", half), torch.no_grad():
-        ce, kd = window_losses(student, windows, LanguageModelling(kd_ratio=0.5), teacher, VOCAB)
+        ce, kd = window_losses(student, windows, LmConfig(corpus="none", kd_ratio=0.5), teacher, VOCAB)
         q, p = (m(windows[:, :-1]).logits[..., :VOCAB].double().log_softmax(-1) for m in (student.lm, teacher))
     assert ce.dtype == kd.dtype == torch.float32
     torch.testing.assert_close(ce.double(), -q.gather(-1, windows[:, 1:, None]).squeeze(-1), atol=2e-5, rtol=2e-6)

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +13,15 @@ from transformers import EarlyStoppingCallback, TrainerCallback
 
 from tdistill.experiment import students as train_stage
 from tdistill.experiment.pipeline import Run
-from tdistill.objectives import BoundObjective, bind
 from tdistill.recipe.read import load_recipe
+from tdistill.recipe.schema import MonitorConfig
 from tdistill.runtime.errors import TrainingError
 from tdistill.training.checkpoints import find_checkpoints, last_checkpoint
-from tdistill.training.fit import read_history, training_arguments
+from tdistill.training.fit import training_arguments
+from tdistill.training.log import read_history
 from tdistill.training.trainer import DistillTrainer
 
-TARGET = bind("csil", target_network=True, anchor="tail")
+TARGET = {"name": "csil", "target_network": True, "anchor": "tail"}
 
 
 @pytest.fixture(scope="module")
@@ -29,14 +29,13 @@ def world(tiny_teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> small
     return small_runs.World(tiny_teacher, tmp_path_factory.mktemp("world"))
 
 
-def no_step(objective: BoundObjective) -> BoundObjective:
-    """Fails at a training step; validations pass."""
+def refuse_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes a training step fail; validations pass."""
 
-    def call(steps: Any) -> Any:
-        assert not torch.is_grad_enabled(), "a step was taken"
-        return objective(steps)
+    def training_step(*args: Any, **kwargs: Any) -> Any:
+        raise AssertionError("a step was taken")
 
-    return replace(objective, call=call)
+    monkeypatch.setattr(DistillTrainer, "training_step", training_step)
 
 
 def counted(directory: Path, step: int) -> set[float]:
@@ -74,12 +73,15 @@ def test_a_kill_after_any_checkpoint_changes_nothing(kind: str, lengths: dict[st
 
 
 @pytest.mark.parametrize("best", ["best loaded", "last kept"])
-def test_a_run_killed_before_its_student_is_saved_takes_no_step_however_often(best: str, world: small_runs.World, tmp_path: Path) -> None:
+def test_a_run_killed_before_its_student_is_saved_takes_no_step_however_often(
+    best: str, world: small_runs.World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     whole, last = tmp_path / "whole", {"max_steps": 5, "load_best_model_at_end": best == "best loaded", "learning_rate": 3.0}
     world.train(whole, arguments=last, objective=TARGET, keep_checkpoints=True)
     killed = small_runs.left_by_a_kill(whole, tmp_path / "killed", 5)
+    refuse_steps(monkeypatch)
     for _ in range(3):
-        world.train(killed, arguments=last, objective=no_step(TARGET), keep_checkpoints=True)
+        world.train(killed, arguments=last, objective=TARGET, keep_checkpoints=True)
         small_runs.assert_same_weights(killed, whole)
         assert read_history(killed)["validation"] == read_history(whole)["validation"]
         assert losses(killed) == losses(whole)
@@ -87,10 +89,12 @@ def test_a_run_killed_before_its_student_is_saved_takes_no_step_however_often(be
 
 
 @pytest.mark.parametrize("strategy", [{}, {"max_steps": -1, "num_train_epochs": 9, "eval_strategy": "epoch", "save_strategy": "epoch"}])
-def test_early_stopping_goes_on_counting_after_a_kill(strategy: dict[str, Any], world: small_runs.World, tmp_path: Path) -> None:
+def test_early_stopping_goes_on_counting_after_a_kill(
+    strategy: dict[str, Any], world: small_runs.World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     worse = {"max_steps": 20, "learning_rate": 3.0, "save_total_limit": None, **strategy}
     whole = tmp_path / "whole"
-    world.train(whole, arguments=worse, early_stopping_patience=2, keep_checkpoints=True)
+    world.train(whole, arguments=worse, monitor=MonitorConfig(early_stopping_patience=2), keep_checkpoints=True)
     history = read_history(whole)
     stopped = max(e["step"] for e in history["history"] if "eval_loss" in e)
     saved = [int(path.name[11:]) for path in find_checkpoints(whole / "checkpoints")]
@@ -98,8 +102,9 @@ def test_early_stopping_goes_on_counting_after_a_kill(strategy: dict[str, Any], 
     assert saved.index(history["best_step"]) == len(saved) - 3
     for step in saved:
         killed = small_runs.left_by_a_kill(whole, tmp_path / str(step), step)
-        objective = no_step(small_runs.NLL) if step == stopped else small_runs.NLL
-        world.train(killed, arguments=worse, objective=objective, early_stopping_patience=2, keep_checkpoints=True)
+        if step == stopped:
+            refuse_steps(monkeypatch)
+        world.train(killed, arguments=worse, monitor=MonitorConfig(early_stopping_patience=2), keep_checkpoints=True)
         small_runs.assert_same_weights(killed, whole)
         assert losses(killed) == losses(whole)
         assert read_history(killed)["best_step"] == history["best_step"]
@@ -224,7 +229,7 @@ def test_a_student_keeps_its_checkpoints_until_it_has_its_mark(stage: str, tiny_
         if stage == "sft":
             assert run.execute(stage)
         else:
-            patch.setattr(train_stage, "train_systems", lambda _: {"sft_continued": run.recipe.train.baselines["sft_continued"]})
+            patch.setattr(train_stage, "train_systems", lambda _: {"sft_continued": run.recipe.train.methods()["sft_continued"]})
             train_stage.make_students(run, run.directory("train"))
     assert (student / "done.json").is_file()
     assert not last.exists()
@@ -232,7 +237,7 @@ def test_a_student_keeps_its_checkpoints_until_it_has_its_mark(stage: str, tiny_
 
 def test_a_resumed_run_answers_the_validation_prompts_once_a_validation(world: small_runs.World, tmp_path: Path) -> None:
     given = {"save_total_limit": None, "eval_on_start": True}
-    world.train(tmp_path / "whole", arguments=given, log_completions=2, keep_checkpoints=True)
+    world.train(tmp_path / "whole", arguments=given, monitor=MonitorConfig(log_completions=2), keep_checkpoints=True)
     wanted = (tmp_path / "whole" / "completions.jsonl").read_text()
     steps = [json.loads(line)["step"] for line in wanted.splitlines()]
     assert steps == [0, 0, 2, 2, 4, 4, 6, 6, 6, 6]
@@ -240,7 +245,7 @@ def test_a_resumed_run_answers_the_validation_prompts_once_a_validation(world: s
         killed = small_runs.left_by_a_kill(tmp_path / "whole", tmp_path / f"killed-{step}", step)
         killed.mkdir(exist_ok=True)
         (killed / "completions.jsonl").write_text(wanted + '{"step": 6, "prompt": "cut sho')
-        world.train(killed, arguments=given, log_completions=2)
+        world.train(killed, arguments=given, monitor=MonitorConfig(log_completions=2))
         assert (killed / "completions.jsonl").read_text() == wanted
 
 

@@ -16,13 +16,14 @@ from torch.utils.data import BatchSampler
 from transformers import TrainingArguments
 
 from tdistill.data.collate import DistillCollator
-from tdistill.data.mixed import MixedDataset, Mixture
+from tdistill.data.mixed import MixedDataset, RunLength
 from tdistill.experiment.pipeline import Run
 from tdistill.recipe.read import load_recipe
+from tdistill.recipe.schema import LmConfig, OnPolicyConfig
 from tdistill.runtime.errors import ConfigError
 from tdistill.runtime.progress import console
-from tdistill.training.fit import read_history, training_arguments
-from tdistill.training.language_modelling import LanguageModelling
+from tdistill.training.fit import training_arguments
+from tdistill.training.log import read_history
 from tdistill.training.schedule import steps_per_epoch, total_steps
 from tdistill.training.trainer import DistillTrainer
 
@@ -123,7 +124,7 @@ def test_a_mixture_trains_as_long_as_the_plain_run(
 
 
 def test_every_example_is_read_once_and_in_order(world: small_runs.World, tmp_path: Path) -> None:
-    data = MixedDataset(world.data, None, Mixture(0.0), steps=8, batch_size=4, seed=0, corpus=world.corpus)
+    data = MixedDataset(world.data, OnPolicyConfig(lmbda=0.0), RunLength(8, 4), 0, corpus=world.corpus)
     read: list[int] = []
 
     class Remembering(DistillCollator):
@@ -132,7 +133,7 @@ def test_every_example_is_read_once_and_in_order(world: small_runs.World, tmp_pa
             return super().__call__(examples)
 
     args = arguments(tmp_path, per_device_train_batch_size=2, gradient_accumulation_steps=2)
-    lm = LanguageModelling(0.5)
+    lm = LmConfig(corpus=str(world.corpus_file), lm_coef=0.5)
     trainer = DistillTrainer(world.student(), args, small_runs.NLL, data, None, world.tokenizer, lm=lm, data_collator=Remembering())
     trainer.train()
     assert trainer.state.global_step == 8, "as many as the data set has, though the arguments say three epochs"
@@ -143,7 +144,7 @@ def test_every_example_is_read_once_and_in_order(world: small_runs.World, tmp_pa
 def test_the_callers_arguments_stay_as_they_are(world: small_runs.World, tmp_path: Path) -> None:
     args = arguments(tmp_path, per_device_train_batch_size=4, load_best_model_at_end=False)
     before = args.to_dict()
-    data = MixedDataset(world.data, None, Mixture(0.0), steps=2, batch_size=4, seed=0)
+    data = MixedDataset(world.data, OnPolicyConfig(lmbda=0.0), RunLength(2, 4), 0)
     trainer = DistillTrainer(world.student(), args, small_runs.NLL, data, world.data, world.tokenizer)
     trainer.train()
     assert args.to_dict() == before
@@ -163,7 +164,7 @@ def test_the_callers_arguments_stay_as_they_are(world: small_runs.World, tmp_pat
 def test_arguments_that_contradict_a_mixed_data_set_are_refused(
     given: dict[str, Any], message: str, world: small_runs.World, tmp_path: Path
 ) -> None:
-    data = MixedDataset(world.data, None, Mixture(0.0), steps=2, batch_size=4, seed=0)
+    data = MixedDataset(world.data, OnPolicyConfig(lmbda=0.0), RunLength(2, 4), 0)
     args = arguments(tmp_path, **{"per_device_train_batch_size": 4, **given})
     with pytest.raises(ConfigError, match=message):
         DistillTrainer(world.student(), args, small_runs.NLL, data, None, world.tokenizer)

@@ -19,12 +19,12 @@ from tdistill.models.prune import prune_layers
 from tdistill.models.student import StudentModel
 from tdistill.models.tokenizer import load_tokenizer
 from tdistill.objectives import BoundObjective, ObjectiveOutput, bind
+from tdistill.recipe.schema import LmConfig, ValueConfig
 from tdistill.teachers.generate import Sampling
 from tdistill.teachers.rollouts import Capture, roll_out
 from tdistill.training.fit import training_arguments
-from tdistill.training.language_modelling import LanguageModelling, window_losses
+from tdistill.training.language_modelling import window_losses
 from tdistill.training.trainer import DistillTrainer
-from tdistill.training.value import ValueSettings
 
 VOCAB = 257
 
@@ -49,7 +49,7 @@ def cache(tiny_teacher: Path, tokenizer: Any, tmp_path_factory: pytest.TempPathF
 def make(tiny_teacher: Path, tokenizer: Any, cache: Path, tmp_path: Path) -> Callable[..., DistillTrainer]:
     """A trainer of two layers of the teacher on the cache."""
 
-    def _make(objective: BoundObjective, value: ValueSettings | None = None, **arguments: Any) -> Any:
+    def _make(objective: BoundObjective, value: ValueConfig | None = None, **arguments: Any) -> Any:
         given = {"max_steps": 1, "logging_steps": 1, "eval_strategy": "no", "save_strategy": "no", **arguments}
         student = StudentModel.for_needs(prune_layers(load_model(find_model(str(tiny_teacher))), [0, 3]).train(), objective.needs)
         data = RolloutDataset(cache)
@@ -166,7 +166,7 @@ def test_values_and_losses_are_float32_in_a_bfloat16_run(make: Any) -> None:
 
 
 def head_after(make: Any, freeze: bool, **arguments: Any) -> tuple[list[torch.Tensor], list[float]]:
-    settings = ValueSettings() if freeze else ValueSettings(warmup_steps=2)
+    settings = ValueConfig() if freeze else ValueConfig(warmup_steps=2)
     trainer = make(bind("actor_critic"), settings, max_steps=2, learning_rate=1e-2, lr_scheduler_type="constant", **arguments)
     start = [p.clone() for p in trainer.model.lm.parameters()]
     if freeze:
@@ -200,7 +200,7 @@ def test_the_parts_of_a_step_are_divided_so_that_the_mean_over_processes_is_righ
     ``average_tokens_across_devices``, else the mean of the processes' means.
     """
     trainer = make(bind("nll"), average_tokens_across_devices=average_tokens, per_device_train_batch_size=2)
-    trainer.lm = LanguageModelling(0.7)  # afterwards, since the windows of this test come with its batches
+    trainer.lm = LmConfig(corpus="none", lm_coef=0.7)  # afterwards, since the windows of this test come with its batches
     monkeypatch.setattr(Accelerator, "num_processes", property(lambda _: processes))
     data, model = RolloutDataset(cache), trainer.model.eval()
     windows = torch.randint(VOCAB, (2 * processes, 9), generator=torch.Generator().manual_seed(0))
@@ -216,7 +216,7 @@ def test_the_parts_of_a_step_are_divided_so_that_the_mean_over_processes_is_righ
     given = [sum(counts)] * processes if average_tokens else counts
     with torch.no_grad():
         losses = [trainer.compute_loss(model, b, num_items_in_batch=torch.tensor(n)).item() for b, n in zip(parts, given, strict=True)]
-        ce, _ = window_losses(model, windows, LanguageModelling(), None, VOCAB)
+        ce, _ = window_losses(model, windows, LmConfig(corpus="none"), None, VOCAB)
     own = sum(sums) / sum(counts) if average_tokens else sum(s / n for s, n in zip(sums, counts, strict=True)) / processes
     assert sum(losses) / processes == pytest.approx(own + 0.7 * ce.mean().item(), rel=1e-5)
 
@@ -231,7 +231,7 @@ def test_a_teacher_that_rules_a_token_out_leaves_the_divergence_finite(tiny_teac
 
     teacher.lm_head.register_forward_hook(rule_out)
     windows = torch.randint(20, 250, (2, 9), generator=torch.Generator().manual_seed(0))
-    _, kd = window_losses(student, windows, LanguageModelling(kd_ratio=1.0), teacher, VOCAB)
+    _, kd = window_losses(student, windows, LmConfig(corpus="none", kd_ratio=1.0), teacher, VOCAB)
     kd.sum().backward()
     assert kd.isfinite().all()
     assert all(p.grad.isfinite().all() for p in student.lm.parameters() if p.grad is not None)

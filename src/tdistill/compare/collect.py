@@ -26,7 +26,7 @@ from tdistill.runtime.errors import CacheError, ConfigError
 from tdistill.runtime.forms import check_form
 from tdistill.statistics.equal_entropy import ENTROPY
 from tdistill.training.clock import SECONDS, TOKENS
-from tdistill.training.fit import read_history
+from tdistill.training.log import read_history
 
 # Stage → the sections of a recipe that its content comes from: equal sections, the same content.
 UPSTREAM = ("seed", "data", "teacher", "student", "rollout")

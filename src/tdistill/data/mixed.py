@@ -11,6 +11,7 @@ from torch.utils.data import Dataset
 from tdistill.data.corpus import PackedCorpus
 from tdistill.data.dataset import RolloutDataset
 from tdistill.data.prompts import TokenizedPrompt
+from tdistill.recipe.schema import OnPolicyConfig
 from tdistill.runtime.errors import ConfigError
 
 # (round, its prompts) → what the student, as it is when asked, wrote for them, scored by the teacher.
@@ -18,28 +19,23 @@ RollOut = Callable[[int, list[TokenizedPrompt]], RolloutDataset]
 
 
 @dataclass(frozen=True)
-class Mixture:
-    """Set the share of training text that the student writes, and how often it writes anew.
+class RunLength:
+    """Hold the length of a training run.
 
     Args:
-        lmbda: share of the student's responses, drawn for each example; GKD's λ (Agarwal et al. 2024).
-        refresh_steps: optimizer steps between roll-outs of the student as it then is; None: once, by the start.
-        replay: number of rounds to sample from, the newest included. With ``replay=2`` every response is used about twice, so each
-            round generates half as many.
+        steps: optimizer steps of the run.
+        batch_size: examples of an optimizer step.
 
     Raises:
-        ConfigError: a value is out of range.
+        ConfigError: one of them is below 1.
     """
 
-    lmbda: float
-    refresh_steps: int | None = None
-    replay: int = 1
+    steps: int
+    batch_size: int
 
     def __post_init__(self) -> None:
-        if not 0.0 <= self.lmbda <= 1.0:
-            raise ConfigError(f"lmbda must lie in [0, 1], got {self.lmbda}: it is the student's share of the responses.")
-        if self.replay < 1 or (self.refresh_steps is not None and self.refresh_steps < 1):
-            raise ConfigError(f"refresh_steps and replay must be 1 or more, got {self.refresh_steps} and {self.replay}.")
+        if self.steps < 1 or self.batch_size < 1:
+            raise ConfigError(f"A run needs a step and an example, got steps={self.steps} and batch_size={self.batch_size}.")
 
 
 class MixedDataset(Dataset):
@@ -52,47 +48,43 @@ class MixedDataset(Dataset):
 
     Args:
         expert: the teacher's or human responses; their prompts are those that the student answers.
-        roll_out: makes a round; not called with ``lmbda`` = 0.
-        mixture: how the two are mixed.
-        steps: optimizer steps of the run.
-        batch_size: examples an optimizer step.
+        on_policy: how the two are mixed. With ``replay`` = 2 every response is used about twice, so each round generates half as many.
+        length: steps of the run, and examples of a step.
         seed: seed of the draws.
+        roll_out: makes a round; not called with ``lmbda`` = 0.
         corpus: adds a window of text to every example (``window_ids``), each once before any comes again.
 
     Raises:
-        ConfigError: no step, no example, or a share of the student's and nobody who makes its roll-outs.
+        ConfigError: the student is to write a share of the responses, and there is no ``roll_out``.
     """
 
     def __init__(
         self,
         expert: RolloutDataset,
-        roll_out: RollOut | None,
-        mixture: Mixture,
-        steps: int,
-        batch_size: int,
+        on_policy: OnPolicyConfig,
+        length: RunLength,
         seed: int,
+        roll_out: RollOut | None = None,
         corpus: PackedCorpus | None = None,
     ):
-        if steps < 1 or batch_size < 1:
-            raise ConfigError(f"A run needs a step and an example, got steps={steps} and batch_size={batch_size}.")
         self.expert, self.teacher_top_p = expert, expert.teacher_top_p
-        self.steps, self.batch_size = steps, batch_size
-        self._roll_out, self._mixture = roll_out, mixture
-        self._pools: dict[int, RolloutDataset] = {}
-        rng, examples = np.random.default_rng(seed), steps * batch_size
-        self._student = rng.random(examples) < mixture.lmbda
+        self.steps, self.batch_size = length.steps, length.batch_size
+        self._roll_out, self._pools = roll_out, dict[int, RolloutDataset]()
+        rng, examples = np.random.default_rng(seed), length.steps * length.batch_size
+        self._student = rng.random(examples) < on_policy.lmbda
         if roll_out is None and self._student.any():
-            raise ConfigError(f"lmbda={mixture.lmbda} asks for the student's own responses, but roll_out is None: pass StudentRollouts.")
-        span = (mixture.refresh_steps or steps) * batch_size
+            raise ConfigError(f"lmbda={on_policy.lmbda} asks for the student's own responses, but roll_out is None: pass StudentRollouts.")
+        span = (on_policy.refresh_steps or length.steps) * length.batch_size
         self._round = np.arange(examples) // span
         self._row = np.zeros(examples, np.int64)  # in the expert's data, or in the round's pool
         self._source = self._round.copy()  # the round whose pool the row lies in
         self._row[~self._student] = _cycle(rng, len(expert), int((~self._student).sum()))
-        self._plan_rounds(rng)
+        self._plan_rounds(rng, on_policy.replay)
         self._corpus, self._window = corpus, _cycle(rng, len(corpus), examples) if corpus is not None else np.zeros(0, np.int64)
 
-    def _plan_rounds(self, rng: np.random.Generator) -> None:
-        prompts, replay = self.expert.prompts(), self._mixture.replay
+    def _plan_rounds(self, rng: np.random.Generator, replay: int) -> None:
+        """Draw the prompts of every round, and for each example of the student's the round and the row that it is read from."""
+        prompts = self.expert.prompts()
         wanted = [int((self._student & (self._round == r)).sum()) for r in range(int(self._round[-1]) + 1)]
         sizes = [min(math.ceil(n / replay), len(prompts)) for n in wanted]
         order = _cycle(rng, len(prompts), sum(sizes))

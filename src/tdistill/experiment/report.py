@@ -12,7 +12,7 @@ from tdistill.experiment.systems import protocol, systems
 from tdistill.report.data import Comparison, Curve, ReportData, Sample, Sparsity, Stage, System
 from tdistill.runtime.errors import OutputError
 from tdistill.statistics.estimate import estimate, paired_difference
-from tdistill.training.fit import read_history
+from tdistill.training.log import read_history
 
 
 def collect(run: Run) -> ReportData:

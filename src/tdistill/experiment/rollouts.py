@@ -12,7 +12,6 @@ from tdistill.experiment.artefact import Artefact
 from tdistill.experiment.context import check_contexts, read_model_config
 from tdistill.experiment.experiment import SPLITS, Experiment, once
 from tdistill.experiment.models import check_training, fingerprints, load_own_tokenizer, load_teacher, start, teacher, teacher_notes, vocab_size
-from tdistill.mdp.candidates import CandidateRule
 from tdistill.models.find import find_model
 from tdistill.recipe.schema import MethodConfig
 from tdistill.runtime.errors import CacheError
@@ -144,8 +143,8 @@ def dataset(experiment: Experiment, split: str, method: MethodConfig) -> Rollout
     """
     artefact, p = rollouts(experiment)[cache_name(split, method)], method.teacher_top_p
     noted = experiment.notes(artefact)
-    rule = CandidateRule(method.candidate_rule.name, method.candidate_rule.value) if method.candidate_rule else None
-    data = RolloutDataset(artefact.directory, p, tuple(method.origins), fingerprints(experiment), rule, vocab_size(experiment))
+    expected = (fingerprints(experiment), method.candidate_rule, vocab_size(experiment))
+    data = RolloutDataset(artefact.directory, p, tuple(method.origins), *expected)
     if noted["checksum"] != data.manifest.checksum:
         raise CacheError(f"{artefact.directory} is not the cache that was made there. Put it back, or delete it and run again.")
     return data

@@ -16,7 +16,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from tdistill.experiment.run_forms import NOTES, RANGES, ROUNDING, AnswerForm, HistoryForm, LogEntryForm, StageForm
+from tdistill.experiment.run_forms import NOTES, RANGES, ROUNDING, AnswerForm, StageForm
 from tdistill.runtime.errors import OutputError
 from tdistill.runtime.files import read_jsonl
 from tdistill.runtime.forms import Form, check_form, read_form
@@ -159,21 +159,6 @@ def advice_for(path: Path) -> str:
     """Return ``remedy`` as a sentence."""
     words = remedy(path)
     return words[0].upper() + words[1:]
-
-
-def read_log(path: Path) -> dict[str, Any]:
-    """Read a training log.
-
-    Raises:
-        OutputError: see ``read_run_file``.
-    """
-    found = read_run_file(path, HistoryForm)
-    check_form(found["history"], list[LogEntryForm], f"{path}: `history`", OutputError, advice_for(path))
-    for i, entry in enumerate(found["history"]):
-        wrong = next((k for k, v in entry.items() if isinstance(v, bool) or not isinstance(v, int | float)), None)
-        if wrong is not None:
-            raise OutputError(f"{path}: `history.{i}.{wrong}` is no number. {advice_for(path)}")
-    return found
 
 
 def read_scores_file(path: Path, form: type[Form], **expected: Any) -> dict[str, Any]:

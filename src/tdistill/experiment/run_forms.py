@@ -95,22 +95,6 @@ class ModelsForm(Form):
     vocab_size: Positive | None = None
 
 
-class HistoryForm(Form):
-    """Declare the form of ``log_history.json``."""
-
-    objective: Name
-    best_step: Count | None
-    validation: dict[str, Number]
-    history: list[dict[str, Any]] = Field(min_length=1)
-    rollouts: list[dict[str, Any]] = Field([])
-
-
-class LogEntryForm(Form):
-    """Declare the form of an entry of a training log."""
-
-    step: Count
-
-
 class ScoresForm(Form):
     """Declare the form of ``scores/NAME.json`` of an evaluation."""
 

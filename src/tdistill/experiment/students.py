@@ -14,7 +14,7 @@ from tdistill.experiment.model_card import write_model_card
 from tdistill.experiment.models import load_own_tokenizer, load_teacher, start, trusts_student, vocab_size
 from tdistill.experiment.rollouts import cache_name, dataset, rollouts
 from tdistill.objectives import BoundObjective, bind
-from tdistill.recipe.schema import MethodConfig
+from tdistill.recipe.schema import MethodConfig, ValueConfig
 from tdistill.runtime.errors import NonFiniteLossError, OutputError
 from tdistill.runtime.files import sync_directory, write_json
 from tdistill.runtime.forms import Form, Name, Number, read_form
@@ -22,7 +22,8 @@ from tdistill.runtime.processes import is_main_process
 from tdistill.training.arguments import shaping_arguments
 from tdistill.training.checkpoints import drop_checkpoints
 from tdistill.training.checks import unused_value_settings
-from tdistill.training.fit import CHECKPOINTS, OWN_TEXT, FitInputs, fit
+from tdistill.training.fit import CHECKPOINTS, ROLLOUTS, fit
+from tdistill.training.inputs import FitInputs
 
 SFT, DIVERGED = "sft", "diverged.json"
 
@@ -84,7 +85,7 @@ def _trained(experiment: Experiment, name: str, method: MethodConfig, seed: int,
         partial(_make, experiment, name, method, seed, first),
         {"start": first, **caches},
         notes_form=StudentNotes,
-        loose=(CHECKPOINTS, OWN_TEXT),
+        loose=(CHECKPOINTS, ROLLOUTS),
         after=partial(_tidy, keep=method.monitor.keep_checkpoints),
     )
     return Trained(name, seed, method, artefact)
@@ -95,14 +96,14 @@ def shaping(experiment: Experiment, method: MethodConfig) -> dict[str, Any]:
     bound, recipe = bind(method.objective), experiment.recipe
     p = method.teacher_top_p or recipe.rollout.teacher_top_p
     own_text = method.on_policy if method.on_policy is not None and method.on_policy.lmbda > 0 else None
-    unused = unused_value_settings(method.value, bound.needs)
+    read = {name: getattr(ValueConfig(), name) for name in unused_value_settings(method.value, bound.needs)}
     return {
         "objective": bound.identity(),
         "arguments": shaping_arguments(method.arguments),
         "teacher_top_p": p,
         "candidate_rule": method.candidate_rule and method.candidate_rule.model_dump(),
         "on_policy": own_text and own_text.model_dump(),
-        "value": method.value.model_dump(exclude=set(unused)),
+        "value": method.value.model_copy(update=read).model_dump(),
         "lm": method.lm and {**method.lm.model_dump(exclude={"corpus"}), "corpus": corpus_key(method.lm.corpus)},
         "peft": method.peft and method.peft.model_dump(),
         "early_stopping_patience": method.monitor.early_stopping_patience,

@@ -1,5 +1,6 @@
 """Evaluate every system of a run by one protocol (the stage ``evaluate``)."""
 
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from tdistill.experiment.students import train_systems
 from tdistill.models.find import find_model
 from tdistill.models.load import compute_device, load_model
 from tdistill.objectives import bind
-from tdistill.recipe.schema import BaselineConfig
+from tdistill.recipe.schema import MethodConfig
 from tdistill.runtime.errors import DataError
 
 
@@ -37,14 +38,17 @@ def systems(run: Run) -> list[EvaluatedSystem]:
     ]
     if "sft" in run.stages:
         found.append(EvaluatedSystem("sft", "the start after supervised fine-tuning", partial(load, run.directory("sft"))))
-    for name, system in train_systems(run).items():
-        found.append(EvaluatedSystem(name, _described(system), partial(load, run.directory("train") / name)))
+    baselines = run.recipe.train.baselines
+    for name, method in train_systems(run).items():
+        described = _described(method, baselines[name].arguments if name in baselines else {})
+        found.append(EvaluatedSystem(name, described, partial(load, run.directory("train") / name)))
     return found
 
 
-def _described(system: BaselineConfig) -> str:
-    own = ", ".join(f"{k} {v:g}" if isinstance(v, float) else f"{k} {v}" for k, v in system.arguments.items())
-    return bind(system.objective).describe() + (f" ({own})" if own else "")
+def _described(method: MethodConfig, arguments: Mapping[str, Any]) -> str:
+    """Return the objective in words, with the training arguments that only this student has."""
+    own = ", ".join(f"{k} {v:g}" if isinstance(v, float) else f"{k} {v}" for k, v in arguments.items())
+    return bind(method.objective).describe() + (f" ({own})" if own else "")
 
 
 def check_references(run: Run, split: str, has_answers: bool | None = None) -> None:

@@ -187,20 +187,33 @@ class OnPolicyConfig(Strict):
 
 
 class LmConfig(Strict):
-    """Add a language-modelling term on a plain-text corpus: every example brings one packed window."""
+    """Add lm_coef·[(1 − kd_ratio)·CE + kd_ratio·KL(teacher ‖ student)] on a plain-text corpus: every example brings one packed window.
+
+    CE and KL are each a mean per token of the windows.
+    """
 
     corpus: str = Field(description=".txt (paragraphs apart by blank lines) or .jsonl with text; or either as .gz")
     lm_coef: float = Field(1.0, gt=0, description="weight of the term")
     kd_ratio: float = Field(0.0, ge=0, le=1, description="share of KL to the teacher in it, the rest is cross-entropy; above 0: teacher online")
     window: int = Field(256, ge=2, le=MOST, description="tokens")
 
+    @property
+    def reads_teacher(self) -> bool:
+        """Tell whether the term needs the teacher online."""
+        return self.kd_ratio > 0.0
+
 
 class ValueConfig(Strict):
-    """Set how the value head learns, for objectives that have one, and how fast a target network follows."""
+    """Set how the value head learns, for objectives that have one, and how fast a target network follows.
+
+    The value head starts at 0. Until it has learnt the level of the returns, an advantage measured from it says that every token was a
+    bad one: ``warmup_steps`` lets it learn alone first. In these steps the gradient norm, and so its clip, is that of the head alone.
+    """
 
     learning_rate: float | None = Field(None, gt=0, description="of the value head; by default the student's")
     warmup_steps: CountOrZero = Field(0, description="first steps in which the value head alone learns")
     detach: bool = Field(False, description="the value head's loss does not move the language model")
+    # The default is the rate of the soft updates of SAC (Haarnoja et al. 2018, table 1).
     target_tau: float = Field(0.005, gt=0, le=1, description="Polyak rate, for objectives with target_network: true")
 
 

@@ -9,11 +9,10 @@ from transformers import EarlyStoppingCallback, TrainerCallback, TrainingArgumen
 from tdistill.data.dataset import RolloutDataset
 from tdistill.data.mixed import MixedDataset
 from tdistill.models.student import VALUES
+from tdistill.recipe.schema import LmConfig, ValueConfig
 from tdistill.runtime.errors import ConfigError
-from tdistill.training.language_modelling import LanguageModelling
 from tdistill.training.on_policy import check_in_order
 from tdistill.training.schedule import examples_per_step, total_steps
-from tdistill.training.value import ValueSettings
 
 # Arguments of the Trainer's constructor for losses and metrics of one's own: both are the objective's here.
 NOT_TAKEN = ("compute_metrics", "compute_loss_func", "preprocess_logits_for_metrics")
@@ -80,7 +79,7 @@ def check_constructor(given: Mapping[str, Any]) -> None:
             raise ConfigError(f"DistillTrainer takes no {name}: the objective defines the loss, and evaluate() its own metrics. Leave it out.")
 
 
-def check_windows(lm: LanguageModelling | None, train_dataset: RolloutDataset | MixedDataset | None) -> None:
+def check_windows(lm: LmConfig | None, train_dataset: RolloutDataset | MixedDataset | None) -> None:
     """Check that a language-modelling term has text, and that text has a term.
 
     Raises:
@@ -90,12 +89,12 @@ def check_windows(lm: LanguageModelling | None, train_dataset: RolloutDataset | 
     if lm is not None and train_dataset is not None and not has_windows:
         raise ConfigError("The language-modelling term (lm) reads a corpus, and the training data have none: give a MixedDataset with corpus=.")
     if lm is None and has_windows:
-        raise ConfigError("The MixedDataset has a corpus that nothing reads: pass lm=LanguageModelling(…), or leave the corpus out.")
+        raise ConfigError("The MixedDataset has a corpus that nothing reads: pass lm=LmConfig(…), or leave the corpus out.")
 
 
-def unused_value_settings(value: ValueSettings, needs: frozenset[str]) -> list[str]:
+def unused_value_settings(value: ValueConfig, needs: frozenset[str]) -> list[str]:
     """Return the names of settings that differ from their defaults, though the objective has no value head or no target network."""
-    default = ValueSettings()
+    default = ValueConfig()
     names = [] if needs & VALUES else ["learning_rate", "warmup_steps", "detach"]
     names += [] if "target" in needs else ["target_tau"]
     return [name for name in names if getattr(value, name) != getattr(default, name)]

@@ -8,15 +8,14 @@ from typing import Any
 
 import torch
 from accelerate.state import AcceleratorState
-from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.integrations import TensorBoardCallback, TrackioCallback, WandbCallback
 
-from tdistill.data.dataset import RolloutDataset
 from tdistill.models.student import StudentModel
-from tdistill.models.vocabulary import vocabulary_size
 from tdistill.runtime.files import replacing
 from tdistill.runtime.processes import is_main_process
 from tdistill.teachers.generate import Generated, Sampling, generate_batch
+from tdistill.training.inputs import FitInputs
 from tdistill.training.sharding import answer_together, check_can_answer, is_sharded
 
 COMPLETIONS = "completions.jsonl"
@@ -27,33 +26,21 @@ class LogCompletions(TrainerCallback):
 
     Args:
         student: the student that is trained.
-        tokenizer: the student's.
-        valid: its first prompts are answered, with the same noise every time, so that lines differ only by the student.
+        inputs: what the run reads. The first prompts of ``valid`` are answered as ``sampling`` says, with the same noise every time, so
+            that lines differ only by the student.
         count: number of prompts.
-        sampling: how they are answered.
         path: a JSON-lines file.
         trackers: the Trainer's callbacks.
-        vocab_size: V; by default from the tokenizer and the student's head.
 
     Raises:
         ConfigError: DeepSpeed ZeRO-3 shards the student, which generates only with whole weights or under FSDP2.
     """
 
-    def __init__(
-        self,
-        student: StudentModel,
-        tokenizer: PreTrainedTokenizerBase,
-        valid: RolloutDataset,
-        count: int,
-        sampling: Sampling,
-        path: Path,
-        trackers: Sequence[TrainerCallback] = (),
-        vocab_size: int | None = None,
-    ):
+    def __init__(self, student: StudentModel, inputs: FitInputs, count: int, path: Path, trackers: Sequence[TrainerCallback] = ()):
         check_can_answer()
-        self._student, self._tokenizer, self._sampling, self._path, self._trackers = student, tokenizer, sampling, path, trackers
-        self._prompts, self._eos = valid.prompts()[:count], valid.manifest.settings["eos_ids"]
-        self._vocab_size = vocab_size or vocabulary_size(tokenizer, {"student": student.lm})
+        self._student, self._tokenizer, self._path, self._trackers = student, inputs.tokenizer, path, trackers
+        self._prompts, self._eos = inputs.valid.prompts()[:count], inputs.valid.manifest.settings["eos_ids"]
+        self._sampling, self._vocab_size = Sampling(**inputs.sampling.model_dump()), inputs.vocab_size
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Remove the lines of validations that a resumed run does again. The Trainer calls it."""
@@ -71,7 +58,7 @@ class LogCompletions(TrainerCallback):
             handle.writelines(kept)
 
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Log the answers, as the Trainer calls it."""
+        """Log the answers. The Trainer calls it."""
         training = self._student.training
         self._student.eval()
         rows = self._answers(args)

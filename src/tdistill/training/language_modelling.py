@@ -1,6 +1,5 @@
 """Compute the language-modelling term: the student continues to read a plain-text corpus while it is distilled."""
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -9,37 +8,21 @@ from transformers import PreTrainedModel
 
 from tdistill.models.forward import step_logp
 from tdistill.objectives.parts.support import kl
+from tdistill.recipe.schema import LmConfig
 
 
-@dataclass(frozen=True)
-class LanguageModelling:
-    """Set the term lm_coef·[(1 − kd_ratio)·CE(corpus) + kd_ratio·KL(teacher ‖ student)(corpus)], each part a mean per token with its own
-    divisor.
-    """
-
-    lm_coef: float = 1.0
-    kd_ratio: float = 0.0
-
-    @property
-    def reads_teacher(self) -> bool:
-        """Tell whether the teacher must be online."""
-        return self.kd_ratio > 0.0
-
-
-def window_losses(
-    model: nn.Module, windows: Tensor, term: LanguageModelling, teacher: PreTrainedModel | None, vocab_size: int
-) -> tuple[Tensor, Tensor]:
+def window_losses(model: nn.Module, windows: Tensor, term: LmConfig, teacher: PreTrainedModel | None, vocab_size: int) -> tuple[Tensor, Tensor]:
     """Return the next token's cross-entropy, and KL(teacher ‖ student) over the vocabulary (0 without ``kd_ratio``), at every step of windows.
 
     Args:
         model: a ``StudentModel``, wrapped or not.
         windows: [B, W] token ids; each gives W − 1 steps.
-        term: what is wanted.
+        term: settings of the term.
         teacher: read only with ``kd_ratio`` > 0.
         vocab_size: V.
 
     Returns:
-        [B, W − 1] each.
+        Two tensors [B, W − 1], in nats.
     """
     read, targets = windows[:, :-1], windows[:, 1:]
     given: dict[str, Any] = {"input_ids": read, "attention_mask": torch.ones_like(read), "taken_ids": targets, "vocab_size": vocab_size}

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from torch.utils.data import Sampler
 from transformers import TrainingArguments
 
+from tdistill.data.mixed import RunLength
 from tdistill.runtime.errors import ConfigError
 
 
@@ -47,6 +48,15 @@ def total_steps(args: TrainingArguments, examples: int) -> int:
     if steps < 1:
         raise ConfigError(f"num_train_epochs={args.num_train_epochs} is no step of training: give a number above 0, or max_steps.")
     return steps
+
+
+def run_length(args: TrainingArguments, examples: int) -> RunLength:
+    """Return the length of a run over a data set of ``examples``.
+
+    Raises:
+        ConfigError: there is no step to take.
+    """
+    return RunLength(total_steps(args, examples), examples_per_step(args))
 
 
 class InOrder(Sampler[int]):

@@ -13,8 +13,6 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from tdistill.runtime.errors import ConfigError
 
 TARGET_FILE = "target_network.safetensors"
-# The rate of the soft updates of SAC (Haarnoja et al. 2018, table 1).
-TARGET_TAU = 0.005
 
 
 class TargetNetwork:

@@ -17,18 +17,19 @@ from tdistill.mdp.steps import Steps
 from tdistill.models.student import StudentModel
 from tdistill.models.vocabulary import vocabulary_size
 from tdistill.objectives import BoundObjective, bind
+from tdistill.recipe.schema import LmConfig, ValueConfig
 from tdistill.runtime.errors import ConfigError, NonFiniteLossError
 from tdistill.training.arguments import refuse_unused
 from tdistill.training.batch import build_steps, student_inputs, teacher_online
 from tdistill.training.checks import check_constructor, check_windows, own_arguments, unused_value_settings
 from tdistill.training.finite import check_start, non_finite_metric
-from tdistill.training.language_modelling import LanguageModelling, window_losses
+from tdistill.training.language_modelling import window_losses
 from tdistill.training.metrics import MetricSums, overlap_ratio, support_metrics
 from tdistill.training.resumable import ResumableTrainer
 from tdistill.training.schedule import InOrder, steps_per_epoch
 from tdistill.training.sharding import check_devices, check_sharding, check_whole_weights, keep_float32, shard_value_head
 from tdistill.training.target import FollowStudent, TargetNetwork
-from tdistill.training.value import ValueSettings, clear_gradients, own_rate
+from tdistill.training.value import clear_gradients, own_rate
 
 # Objectives that every validation measures, whatever the run trains on: comparable across runs.
 VALIDATION = {"nll": bind("nll"), "forward_kl": bind("forward_kl"), "reverse_kl": bind("reverse_kl")}
@@ -67,15 +68,15 @@ class DistillTrainer(ResumableTrainer):
         eval_dataset: RolloutDataset | None = None,
         processing_class: Any = None,
         teacher_model: PreTrainedModel | None = None,
-        value: ValueSettings | None = None,
-        lm: LanguageModelling | None = None,
+        value: ValueConfig | None = None,
+        lm: LmConfig | None = None,
         vocab_size: int | None = None,
         **kwargs: Any,
     ):
         check_constructor(kwargs)
         check_windows(lm, train_dataset)
         args = own_arguments(args, train_dataset)
-        self.value = value or ValueSettings()
+        self.value = value or ValueConfig()
         if unused := unused_value_settings(self.value, objective.needs):
             raise ConfigError(
                 f"{objective.name} has no value head or target network that would read {', '.join(unused)}: leave it out of value."

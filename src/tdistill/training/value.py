@@ -1,30 +1,7 @@
-"""Set how the value head learns: at its own rate, and alone in the first steps."""
-
-from dataclasses import dataclass
+"""Let the value head learn at its own rate, and alone in the first steps."""
 
 import torch
 from torch import nn
-
-from tdistill.training.target import TARGET_TAU
-
-
-@dataclass(frozen=True)
-class ValueSettings:
-    """Set how the value head and the target network learn.
-
-    Args:
-        learning_rate: the value head's rate; None is the student's. The schedule is the same.
-        warmup_steps: first steps in which the value head alone learns. It starts at 0, and until it has learnt the level of
-            the returns, an advantage measured from it says that every token was a bad one. The gradient norm, and so its clip, is
-            then that of the value head alone.
-        detach: the head reads the hidden states without gradient: its loss does not move the language model.
-        target_tau: how fast a target network follows the student.
-    """
-
-    learning_rate: float | None = None
-    warmup_steps: int = 0
-    detach: bool = False
-    target_tau: float = TARGET_TAU
 
 
 def clear_gradients(module: nn.Module) -> None:
