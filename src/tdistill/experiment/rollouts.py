@@ -16,7 +16,6 @@ from tdistill.experiment.context import check_contexts, read_model_config
 from tdistill.experiment.models import load_teacher, models_info, student_tokenizer, vocab_size
 from tdistill.experiment.pipeline import Run
 from tdistill.experiment.run_files import remedy
-from tdistill.mdp import candidates as mdp_candidates
 from tdistill.models.find import find_model
 from tdistill.recipe.schema import CandidateRule
 from tdistill.runtime.errors import CacheError, ConfigError
@@ -124,8 +123,7 @@ def cache(
     directory = run.directory("rollout") / (f"{split}-human" if human else split)
     if origins and len(origins) > 1:
         raise ConfigError(f"origins {origins}: train on one of teacher and human at a time.")
-    cut = mdp_candidates.CandidateRule(rule.name, rule.value) if rule else None
-    data = RolloutDataset(directory, p, tuple(origins or ["teacher"]), fingerprints(run), cut, vocab_size(run))
+    data = RolloutDataset(directory, p, tuple(origins or ["teacher"]), fingerprints(run), rule, vocab_size(run))
     noted = run.read_stage("rollout")["notes"].get(directory.name)
     if noted is None or noted["checksum"] != data.manifest.checksum:
         raise CacheError(f"{directory} is not the cache that the roll-out stage made. Put it back, or {remedy(directory / MANIFEST)}")

@@ -12,7 +12,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from tdistill.mdp.bellman import log_tail, soft_value
-from tdistill.runtime.errors import ConfigError, nearest
+from tdistill.recipe.schema import CandidateRule
+from tdistill.runtime.errors import ConfigError
 
 # The nucleus is looked for among this many tokens first, then among ×8 of them, and only then by a full sort:
 # sorting [tokens, 49152] costs ten times a topk, and most nuclei are narrow.
@@ -54,44 +55,30 @@ def nucleus_mask(sorted_logp: Float[Tensor, "*N K"], p: float) -> Bool[Tensor, "
     return (before < p) & (sorted_logp > -torch.inf)
 
 
-@dataclass(frozen=True)
-class CandidateRule:
-    """Cut the top-p set further, by descending probability; at least one token always stays.
+def rule_mask(rule: CandidateRule, sorted_logp: Float[Tensor, "*N K"]) -> Bool[Tensor, "*N K"]:
+    """Return which candidates a rule keeps; at least one always stays.
 
-    ``top_k`` the ``value`` most probable · ``min_p`` those at least ``value`` times as probable as the first · ``adaptive``
-    the token a while it lowers the tail loss −log m, m the mass kept, by at least ``value`` nats: log(m + π(a)) − log m ≥ value.
+    ``top_k`` keeps the ``value`` most probable candidates. ``min_p`` keeps those at least ``value`` times as probable as the first.
+    ``adaptive`` keeps a candidate a while it lowers the tail loss −log m, m the mass kept, by at least ``value`` nats:
+    log(m + π(a)) − log m ≥ value.
 
     ``adaptive`` gives every state its own p. For no other choice of sets of the same total size is the summed tail loss smaller,
     since a further token always gains less than the one before it. And the tail loss is what matters: for the reward that makes
     π soft-optimal, V(s_0) − V^{proj π}(s_0) = E_{proj π} Σ_t γ^t (−log m(s_t)) exactly, at most −γ/(1−γ)·log min m after s_0.
 
-    Raises:
-        ConfigError: a value outside its range.
+    Args:
+        rule: name and value.
+        sorted_logp: log-probs that descend along K, −inf where there is no candidate.
     """
-
-    name: str
-    value: float | int
-
-    def __post_init__(self) -> None:
-        whole = float(self.value).is_integer()
-        allowed = {"top_k": self.value >= 1 and whole, "min_p": 0.0 < self.value <= 1.0, "adaptive": self.value > 0.0}
-        ranges = {"top_k": "a whole number ≥ 1", "min_p": "in (0, 1]", "adaptive": "above 0, in nats per candidate (such as 0.001)"}
-        if self.name not in allowed:
-            raise ConfigError(f"Unknown candidate rule {self.name!r}.{nearest(str(self.name), allowed)}")
-        if not allowed[self.name]:
-            raise ConfigError(f"candidate rule {self.name}: value must be {ranges[self.name]}, got {self.value}.")
-
-    def mask(self, sorted_logp: Float[Tensor, "*N K"]) -> Bool[Tensor, "*N K"]:
-        """Return which slots stay, given log-probs that descend along K (−inf where there is no candidate)."""
-        exists = sorted_logp > -torch.inf
-        if self.name == "top_k":
-            return exists & (torch.arange(sorted_logp.shape[-1], device=sorted_logp.device) < int(self.value))
-        if self.name == "min_p":
-            return exists & (sorted_logp >= sorted_logp[..., :1] + math.log(self.value))
-        mass = sorted_logp.double().exp()
-        kept = mass.cumsum(-1)
-        # Before the first token m = 0: its gain is infinite.
-        return exists & (kept.log() - (kept - mass).clamp(min=0.0).log() >= self.value)
+    exists = sorted_logp > -torch.inf
+    if rule.name == "top_k":
+        return exists & (torch.arange(sorted_logp.shape[-1], device=sorted_logp.device) < int(rule.value))
+    if rule.name == "min_p":
+        return exists & (sorted_logp >= sorted_logp[..., :1] + math.log(rule.value))
+    mass = sorted_logp.double().exp()
+    kept = mass.cumsum(-1)
+    # Before the first token m = 0: its gain is infinite.
+    return exists & (kept.log() - (kept - mass).clamp(min=0.0).log() >= rule.value)
 
 
 def top_p_candidates(logp: Float[Tensor, "N V"], p: float, max_candidates: int | None = None) -> Candidates:
