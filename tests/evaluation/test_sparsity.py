@@ -11,7 +11,7 @@ import torch
 
 from tdistill.cli import main
 from tdistill.evaluation import sparsity
-from tdistill.mdp.candidates import CandidateRule
+from tdistill.recipe.schema import CandidateRule
 from tdistill.report.sparsity_page import BUDGET_BYTES, recommended
 
 VOCAB = 40
@@ -25,7 +25,7 @@ def measured():
     for shape, lengths in (((2, 3), (3, 1)), ((1, 4), (4,))):
         logp = (3.0 * torch.randn(*shape, VOCAB, generator=g)).log_softmax(-1)
         batches.append((logp, torch.arange(shape[1]) < torch.tensor(lengths).unsqueeze(-1)))
-    found = sparsity.sparsity_of(batches, VOCAB, rules=[CandidateRule("adaptive", 0.05)])
+    found = sparsity.sparsity_of(batches, VOCAB, rules=[CandidateRule(name="adaptive", value=0.05)])
     return found, torch.cat([logp[mask] for logp, mask in batches]).double()
 
 

@@ -8,12 +8,13 @@ import torch
 from tdistill.cache.write import MANIFEST, open_cache, shard_name
 from tdistill.data.dataset import RolloutDataset
 from tdistill.data.prompts import Prompt, template_fingerprint, tokenize_prompts
-from tdistill.mdp.candidates import CandidateRule, top_p_candidates
+from tdistill.mdp.candidates import rule_mask, top_p_candidates
 from tdistill.models.find import find_model
 from tdistill.models.fingerprint import weights_fingerprint
 from tdistill.models.forward import step_logp
 from tdistill.models.load import load_model
 from tdistill.models.tokenizer import load_tokenizer, tokenizer_fingerprint
+from tdistill.recipe.schema import CandidateRule
 from tdistill.runtime.errors import CacheError, ConfigError
 from tdistill.teachers.generate import Sampling, batch_plan, generate_batch
 from tdistill.teachers.rollouts import Capture, roll_out
@@ -198,12 +199,14 @@ def test_a_cache_cut_to_a_smaller_p_has_the_candidates_of_that_p(finished, teach
     assert differing <= 0.02 * steps
 
 
-@pytest.mark.parametrize("rule", [CandidateRule("top_k", 2), CandidateRule("min_p", 0.5), CandidateRule("adaptive", 0.1)])
+@pytest.mark.parametrize(
+    "rule", [CandidateRule(name="top_k", value=2), CandidateRule(name="min_p", value=0.5), CandidateRule(name="adaptive", value=0.1)]
+)
 def test_a_rule_cuts_the_candidates_of_every_step(finished, rule):
     cut, whole = RolloutDataset(finished[0], rule=rule), RolloutDataset(finished[0])
     for i in range(len(cut)):
         a, b = cut[i], whole[i]
-        kept = rule.mask(torch.from_numpy(b["candidate_logp"])).numpy()
+        kept = rule_mask(rule, torch.from_numpy(b["candidate_logp"])).numpy()
         assert kept.sum() < b["legal"].sum()
         np.testing.assert_array_equal(a["legal"].sum(-1), kept.sum(-1))
         np.testing.assert_array_equal(a["candidate_ids"][a["legal"]], b["candidate_ids"][kept])
@@ -212,7 +215,7 @@ def test_a_rule_cuts_the_candidates_of_every_step(finished, rule):
 
 def test_a_rule_needs_cached_candidates(finished):
     with pytest.raises(ConfigError, match="set teacher_top_p below 1"):
-        RolloutDataset(finished[0], teacher_top_p=1.0, rule=CandidateRule("top_k", 2))
+        RolloutDataset(finished[0], teacher_top_p=1.0, rule=CandidateRule(name="top_k", value=2))
 
 
 def test_p_1_has_no_candidates(finished):

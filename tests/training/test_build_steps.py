@@ -18,13 +18,13 @@ from tdistill.cache.write import open_cache
 from tdistill.data.collate import DistillCollator
 from tdistill.data.dataset import RolloutDataset
 from tdistill.data.prompts import Prompt, tokenize_prompts
-from tdistill.mdp.candidates import CandidateRule
 from tdistill.mdp.steps import Steps
 from tdistill.models.find import find_model
 from tdistill.models.load import load_model
 from tdistill.models.prune import prune_layers
 from tdistill.models.student import StudentModel
 from tdistill.models.tokenizer import load_tokenizer
+from tdistill.recipe.schema import CandidateRule
 from tdistill.runtime.errors import CacheError
 from tdistill.teachers.generate import Sampling, batch_plan, generate_batch
 from tdistill.teachers.rollouts import Capture, cache_settings, roll_out, write_rollouts
@@ -195,7 +195,7 @@ def everything(references: list[Reference]) -> list[list[list[int]]]:
 
 
 ROWS = [0, 3, 4, 7, 9]
-RULES = [None, CandidateRule("top_k", 3), CandidateRule("min_p", 0.2)]
+RULES = [None, CandidateRule(name="top_k", value=3), CandidateRule(name="min_p", value=0.2)]
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda r: r and r.name)

@@ -9,7 +9,8 @@ from torch.utils.data import Dataset
 
 from tdistill.cache.write import open_cache
 from tdistill.data.prompts import Prompt, TokenizedPrompt
-from tdistill.mdp.candidates import CandidateRule, check_top_p, nucleus_mask
+from tdistill.mdp.candidates import check_top_p, nucleus_mask, rule_mask
+from tdistill.recipe.schema import CandidateRule
 from tdistill.runtime.errors import CacheError, ConfigError
 
 EXPERT_ORIGINS = frozenset({"teacher", "human"})
@@ -106,7 +107,7 @@ class RolloutDataset(Dataset):
         if self.teacher_top_p < self.manifest.teacher_top_p:
             legal &= nucleus_mask(torch.from_numpy(padded_logp), self.teacher_top_p).numpy()
         if self.rule is not None:
-            legal &= self.rule.mask(torch.from_numpy(padded_logp)).numpy()
+            legal &= rule_mask(self.rule, torch.from_numpy(padded_logp)).numpy()
         width = int(legal.sum(-1).max())
         padded_ids, padded_logp, legal = padded_ids[:, :width], padded_logp[:, :width], legal[:, :width]
         padded_ids[~legal], padded_logp[~legal] = 0, -np.inf

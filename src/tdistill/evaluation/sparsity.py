@@ -10,7 +10,8 @@ from transformers import PreTrainedModel
 
 from tdistill.data.dataset import RolloutDataset
 from tdistill.evaluation.held_out import state_logp
-from tdistill.mdp.candidates import CandidateRule, nucleus_mask, top_p_candidates
+from tdistill.mdp.candidates import nucleus_mask, rule_mask, top_p_candidates
+from tdistill.recipe.schema import CandidateRule
 
 TOP_KS = (1, 2, 3, 5, 7, 10, 20, 50, 100, 200, 500, 1000)
 TOP_PS = (0.5, 0.8, 0.9, 0.95)
@@ -55,7 +56,7 @@ def sparsity_of(
         entropies.append(entropy)
         widest = top_p_candidates(states, max(top_ps)).logp  # a full sort of [tokens, V] takes ten times as long
         masks = {f"p={p:g}": nucleus_mask(widest, p) for p in top_ps}
-        masks |= {f"{rule.name} {rule.value:g}": rule.mask(widest) for rule in rules}
+        masks |= {f"{rule.name} {rule.value:g}": rule_mask(rule, widest) for rule in rules}
         for name, kept in masks.items():
             for key, value in _cut(widest, kept, entropy).items():
                 cuts.setdefault(name, {}).setdefault(key, []).append(value)

@@ -8,8 +8,8 @@ from tdistill.experiment.evaluation import SCORED_AT_ONCE
 from tdistill.experiment.models import load_teacher, vocab_size
 from tdistill.experiment.pipeline import Run, provenance
 from tdistill.experiment.rollouts import cache
-from tdistill.mdp.candidates import CandidateRule
 from tdistill.pages.document import write_document
+from tdistill.recipe.schema import CandidateRule
 from tdistill.report.sparsity_page import recommended, rows, sections
 from tdistill.runtime.files import write_jsonl
 
@@ -25,7 +25,7 @@ def sparsity_settings(run: Run) -> dict[str, Any]:
 def make_sparsity(run: Run, directory: Path) -> dict[str, Any]:
     """Measure every state of the training roll-outs; write ``sparsity.md``, ``sparsity.html`` and ``sparsity.jsonl``."""
     teacher, data, vocab = load_teacher(run, run.recipe.evaluation.dtype), cache(run, "train"), vocab_size(run)
-    found = measure_sparsity(teacher, data, vocab, SCORED_AT_ONCE, rules=[CandidateRule("adaptive", value) for value in ADAPTIVE])
+    found = measure_sparsity(teacher, data, vocab, SCORED_AT_ONCE, rules=[CandidateRule(name="adaptive", value=value) for value in ADAPTIVE])
     facts = provenance(run.recipe)
     shown = {
         "teacher": run.teacher_source.name,

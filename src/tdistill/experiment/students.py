@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tdistill.data.corpus import corpus_key
+from tdistill.experiment.shims import corpus_key, identity, shaping_arguments
 from tdistill.experiment.artefact import SEED, Artefact
 from tdistill.experiment.experiment import Experiment, once
 from tdistill.experiment.model_card import write_model_card
@@ -19,7 +19,7 @@ from tdistill.runtime.errors import NonFiniteLossError, OutputError
 from tdistill.runtime.files import sync_directory, write_json
 from tdistill.runtime.forms import Form, Name, Number, read_form
 from tdistill.runtime.processes import is_main_process
-from tdistill.training.arguments import shaping_arguments
+
 from tdistill.training.checkpoints import drop_checkpoints
 from tdistill.training.checks import unused_value_settings
 from tdistill.training.fit import CHECKPOINTS, ROLLOUTS, fit
@@ -98,7 +98,7 @@ def shaping(experiment: Experiment, method: MethodConfig) -> dict[str, Any]:
     own_text = method.on_policy if method.on_policy is not None and method.on_policy.lmbda > 0 else None
     read = {name: getattr(ValueConfig(), name) for name in unused_value_settings(method.value, bound.needs)}
     return {
-        "objective": bound.identity(),
+        "objective": identity(method.objective),
         "arguments": shaping_arguments(method.arguments),
         "teacher_top_p": p,
         "candidate_rule": method.candidate_rule and method.candidate_rule.model_dump(),

@@ -5,19 +5,47 @@ so at least one token always is. Log-probs stay those of the full vocabulary: re
 """
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from tdistill.mdp.bellman import log_tail, soft_value
-from tdistill.runtime.errors import ConfigError, nearest
+from tdistill.recipe.schema import CandidateRule
+from tdistill.runtime.errors import ConfigError
 
 # The nucleus is looked for among this many tokens first, then among ×8 of them, and only then by a full sort:
 # sorting [tokens, 49152] costs ten times a topk, and most nuclei are narrow.
 FIRST_TOPK = 128
 TOPK_GROWTH = 8
+
+
+@dataclass(frozen=True)
+class Ragged:
+    """Hold A_p of T states without padding: the candidates of all states in sequence, as a roll-out cache stores them.
+
+    The arrays are numpy's, on the CPU, since they come from Arrow tables and go into them.
+    """
+
+    ids: np.ndarray  # [N] integers
+    logp: np.ndarray  # [N] true log-probs, over the whole vocabulary, descending in every state
+    counts: np.ndarray  # [T] |A_p| of every state; N is their sum
+    kept_mass: np.ndarray  # [T] Σ exp(logp) of every state, before logp was rounded
+
+    @staticmethod
+    def join(parts: "Sequence[Ragged]") -> "Ragged":
+        """Return the states of all parts in sequence."""
+        names = [field.name for field in fields(Ragged)]
+        return Ragged(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
+
+    def split(self) -> "list[Ragged]":
+        """Return every state alone."""
+        ends = np.cumsum(self.counts).tolist()
+        states = [(slice(t, t + 1), slice(start, end)) for t, (start, end) in enumerate(zip([0, *ends], ends, strict=False))]
+        return [Ragged(self.ids[one], self.logp[one], self.counts[t], self.kept_mass[t]) for t, one in states]
 
 
 @dataclass(frozen=True)
@@ -33,6 +61,40 @@ class Candidates:
     def counts(self) -> Int[Tensor, " N"]:
         """Return |A_p| of each state."""
         return self.legal.sum(-1)
+
+    def to_ragged(self) -> Ragged:
+        """Return the same candidates without padding, on the CPU.
+
+        Examples:
+            >>> top_p_candidates(torch.tensor([[0.5, 0.3, 0.2], [0.1, 0.9, 0.0]]).log(), p=0.75).to_ragged().counts
+            array([2, 1])
+        """
+        legal = self.legal.cpu()
+        ids, logp, kept = (x.cpu() for x in (self.ids, self.logp, self.kept_mass))
+        return Ragged(ids[legal].numpy(), logp[legal].numpy(), legal.sum(-1).numpy(), kept.numpy())
+
+    @classmethod
+    def from_ragged(cls, ragged: Ragged) -> "Candidates":
+        """Return candidates padded to the widest state, with the values and dtypes of ``ragged``.
+
+        Examples:
+            >>> ragged = Ragged(np.array([7, 3, 5]), np.log([0.5, 0.3, 0.9]), np.array([2, 1]), np.array([0.8, 0.9]))
+            >>> Candidates.from_ragged(ragged).ids
+            tensor([[7, 3],
+                    [5, 0]])
+        """
+        legal = torch.arange(int(ragged.counts.max(initial=0))) < torch.from_numpy(ragged.counts).unsqueeze(-1)
+        ids, logp = torch.from_numpy(ragged.ids), torch.from_numpy(ragged.logp)
+        return cls(
+            ids=torch.zeros(legal.shape, dtype=ids.dtype).masked_scatter(legal, ids),
+            logp=torch.full(legal.shape, -torch.inf, dtype=logp.dtype).masked_scatter(legal, logp),
+            legal=legal,
+            kept_mass=torch.from_numpy(ragged.kept_mass),
+        )
+
+    def cut(self, keep: Bool[Tensor, "N K"]) -> "Candidates":
+        """Return the candidates in the slots that ``keep`` marks, which must be the first of each state."""
+        return _padded(self.ids, self.logp, keep & self.legal)
 
 
 def check_top_p(p: float, name: str = "teacher_top_p") -> None:
@@ -54,44 +116,30 @@ def nucleus_mask(sorted_logp: Float[Tensor, "*N K"], p: float) -> Bool[Tensor, "
     return (before < p) & (sorted_logp > -torch.inf)
 
 
-@dataclass(frozen=True)
-class CandidateRule:
-    """Cut the top-p set further, by descending probability; at least one token always stays.
+def rule_mask(rule: CandidateRule, sorted_logp: Float[Tensor, "*N K"]) -> Bool[Tensor, "*N K"]:
+    """Return which candidates a rule keeps; at least one always stays.
 
-    ``top_k`` the ``value`` most probable · ``min_p`` those at least ``value`` times as probable as the first · ``adaptive``
-    the token a while it lowers the tail loss −log m, m the mass kept, by at least ``value`` nats: log(m + π(a)) − log m ≥ value.
+    ``top_k`` keeps the ``value`` most probable candidates. ``min_p`` keeps those at least ``value`` times as probable as the first.
+    ``adaptive`` keeps a candidate a while it lowers the tail loss −log m, m the mass kept, by at least ``value`` nats:
+    log(m + π(a)) − log m ≥ value.
 
     ``adaptive`` gives every state its own p. For no other choice of sets of the same total size is the summed tail loss smaller,
     since a further token always gains less than the one before it. And the tail loss is what matters: for the reward that makes
     π soft-optimal, V(s_0) − V^{proj π}(s_0) = E_{proj π} Σ_t γ^t (−log m(s_t)) exactly, at most −γ/(1−γ)·log min m after s_0.
 
-    Raises:
-        ConfigError: a value outside its range.
+    Args:
+        rule: name and value.
+        sorted_logp: log-probs that descend along K, −inf where there is no candidate.
     """
-
-    name: str
-    value: float | int
-
-    def __post_init__(self) -> None:
-        whole = float(self.value).is_integer()
-        allowed = {"top_k": self.value >= 1 and whole, "min_p": 0.0 < self.value <= 1.0, "adaptive": self.value > 0.0}
-        ranges = {"top_k": "a whole number ≥ 1", "min_p": "in (0, 1]", "adaptive": "above 0, in nats per candidate (such as 0.001)"}
-        if self.name not in allowed:
-            raise ConfigError(f"Unknown candidate rule {self.name!r}.{nearest(str(self.name), allowed)}")
-        if not allowed[self.name]:
-            raise ConfigError(f"candidate rule {self.name}: value must be {ranges[self.name]}, got {self.value}.")
-
-    def mask(self, sorted_logp: Float[Tensor, "*N K"]) -> Bool[Tensor, "*N K"]:
-        """Return which slots stay, given log-probs that descend along K (−inf where there is no candidate)."""
-        exists = sorted_logp > -torch.inf
-        if self.name == "top_k":
-            return exists & (torch.arange(sorted_logp.shape[-1], device=sorted_logp.device) < int(self.value))
-        if self.name == "min_p":
-            return exists & (sorted_logp >= sorted_logp[..., :1] + math.log(self.value))
-        mass = sorted_logp.double().exp()
-        kept = mass.cumsum(-1)
-        # Before the first token m = 0: its gain is infinite.
-        return exists & (kept.log() - (kept - mass).clamp(min=0.0).log() >= self.value)
+    exists = sorted_logp > -torch.inf
+    if rule.name == "top_k":
+        return exists & (torch.arange(sorted_logp.shape[-1], device=sorted_logp.device) < int(rule.value))
+    if rule.name == "min_p":
+        return exists & (sorted_logp >= sorted_logp[..., :1] + math.log(rule.value))
+    mass = sorted_logp.double().exp()
+    kept = mass.cumsum(-1)
+    # Before the first token m = 0: its gain is infinite.
+    return exists & (kept.log() - (kept - mass).clamp(min=0.0).log() >= rule.value)
 
 
 def top_p_candidates(logp: Float[Tensor, "N V"], p: float, max_candidates: int | None = None) -> Candidates:
@@ -104,6 +152,22 @@ def top_p_candidates(logp: Float[Tensor, "N V"], p: float, max_candidates: int |
 
     Raises:
         ConfigError: p outside (0, 1] or a cap below 1.
+
+    Examples:
+        Of the probabilities .2, .5, .3 the tokens 1 and 2 reach p = .75, in descending order; a mass of exactly p is enough.
+
+        >>> logp = torch.tensor([[0.2, 0.5, 0.3], [0.8, 0.1, 0.1]]).log()
+        >>> found = top_p_candidates(logp, p=0.75)
+        >>> found.ids
+        tensor([[1, 2],
+                [0, 0]])
+        >>> found.legal
+        tensor([[ True,  True],
+                [ True, False]])
+        >>> found.kept_mass
+        tensor([0.8000, 0.8000])
+        >>> top_p_candidates(logp, p=0.75, max_candidates=1).kept_mass
+        tensor([0.5000, 0.8000])
     """
     check_top_p(p)
     if max_candidates is not None and max_candidates < 1:
@@ -111,10 +175,7 @@ def top_p_candidates(logp: Float[Tensor, "N V"], p: float, max_candidates: int |
     vocab = logp.shape[-1]
     limit = vocab if max_candidates is None else min(max_candidates, vocab)
     values, ids, keep = _narrow_nucleus(logp, p, limit)
-    width = int(keep.sum(-1).max().item()) if len(logp) else 1
-    values, ids, keep = values[:, :width], ids[:, :width], keep[:, :width]
-    values = values.masked_fill(~keep, -torch.inf)
-    return Candidates(ids=ids.masked_fill(~keep, 0), logp=values, legal=keep, kept_mass=values.double().exp().sum(-1).to(logp.dtype))
+    return _padded(ids, values, keep)
 
 
 def spread_tail(logp: Float[Tensor, "*B K"], ids: Int[Tensor, "*B K"], legal: Bool[Tensor, "*B K"], vocab_size: int) -> Float[Tensor, "*B V"]:
@@ -145,6 +206,14 @@ def _narrow_nucleus(logp: Tensor, p: float, limit: int) -> tuple[Tensor, Tensor,
         ids = _widen(ids, width, 0).index_copy(0, open_rows, wide_ids)
         keep = nucleus_mask(values, p)
     return values, ids, keep
+
+
+def _padded(ids: Tensor, logp: Tensor, keep: Tensor) -> Candidates:
+    """Return candidates as wide as the widest state of ``keep`` needs."""
+    width = int(keep.sum(-1).max().item()) if len(keep) else 1
+    ids, logp, keep = ids[:, :width], logp[:, :width], keep[:, :width]
+    logp = logp.masked_fill(~keep, -torch.inf)
+    return Candidates(ids=ids.masked_fill(~keep, 0), logp=logp, legal=keep, kept_mass=logp.double().exp().sum(-1).to(logp.dtype))
 
 
 def _widen(x: Tensor, width: int, fill: float | int) -> Tensor:

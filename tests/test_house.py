@@ -1,0 +1,169 @@
+"""Sizes, signatures and docstrings have bounds, so that a reader holds one function and one file in mind at a time."""
+
+import ast
+import re
+
+import pytest
+from house import SRC, sources
+
+MOST_LINES, MOST_INIT, MOST_FILE, MOST_ARGUMENTS = 50, 30, 400, 6
+# A docstring begins with one of these verbs, or with the equation of a loss.
+_VERBS = """
+Add Advance Align Allow Answer Append Apply Ask Assert Assign Attach Average Bind Build Call Carry Cast Check Choose Claim Clean Clear Clip
+Close Collate Collect Combine Compare Compose Compute Concatenate Configure Connect Convert Coordinate Copy Count Create Cut Decide Declare
+Decode Define Delete Derive Describe Detach Discard Distil Divide Download Draw Drive Drop Embed Encode End Enforce Ensure Escape Estimate
+Evaluate Exchange Execute Expand Explain Express Extend Extract Fetch Fill Filter Find Fine-tune Fingerprint Finish Fit Flatten Follow
+Forget Format Freeze Gather Generate Get Give Go Group Handle Hash Help Hide Hold Import Initialise Insert Inspect Invert Iterate Join Judge
+Keep Learn Leave Let Limit Link List Load Lock Log Look Make Map Mark Mask Match Measure Merge Minimise Mix Move Multiply Name Normalise
+Note Open Order Pack Pad Pair Parse Pass Pick Pin Place Plot Pool Predict Prepare Present Print Probe Process Produce Project Prove Provide
+Prune Push Put Quote Raise Rank Read Rebuild Recompute Record Reduce Refuse Register Regress Release Remove Render Repeat Replace Report
+Represent Require Rescale Reset Resolve Restore Resume Retry Return Reuse Roll Run Sample Save Say Scale Score Seed Select Send Serve Set
+Shift Show Solve Sort Split Stack Start Stop Store Stream Subtract Suggest Sum Summarise Switch Synchronise Take Tell Test Tie Time Tokenise
+Track Train Transform Translate Truncate Try Turn Unpack Update Use Validate Visit Wait Walk Warn Watch Weight Wrap Write Yield
+"""
+VERBS = frozenset(_VERBS.split())
+NOT_PLAIN = re.compile(r"\bso (?:many|much)\b(?! (?:that|as))|\bwhat is there\b|\bsuch\b(?! as)", re.IGNORECASE)
+# Functions whose keyword-only arguments are a configuration that a user writes: objectives, and the Trainer.
+CONFIGURED = re.compile(r"^tdistill\.objectives\.|^tdistill\.training\.trainer:DistillTrainer\.__init__$")
+# Commands, whose arguments are the options that typer shows.
+COMMANDS = re.compile(r"^tdistill\.cli:")
+
+# Today's offenders: name → size. Each one that is mended leaves its list.
+LONG: dict[str, int] = {
+    "tdistill.objectives.actor_critic:actor_critic": 58,
+    "tdistill.objectives.iq_learn:iq_learn": 57,
+    "tdistill.objectives.parts.q_regression:q_regression": 51,
+    "tdistill.teachers.generate:generate_batch": 59,
+    "tdistill.training.batch:build_steps": 56,
+    "tdistill.training.fit:train_student": 80,
+    "tdistill.training.trainer:DistillTrainer.__init__": 63,
+}
+WIDE: dict[str, int] = {
+    "tdistill.data.mixed:MixedDataset.__init__": 7,
+    "tdistill.evaluation.answers:answer_metrics": 8,
+    "tdistill.evaluation.answers:write_answers": 9,
+    "tdistill.evaluation.task_scores:score_answers": 7,
+    "tdistill.judge.client:ChatClient.__init__": 7,
+    "tdistill.models.student:StudentModel.forward": 8,
+    "tdistill.objectives.mean_actor_critic:_retrace": 7,
+    "tdistill.teachers.generate:generate_batch": 8,
+    "tdistill.teachers.rollouts:roll_out": 11,
+    "tdistill.teachers.rollouts:write_rollouts": 8,
+    "tdistill.theory.instances:random_mdps": 7,
+    "tdistill.theory.plots:_line_panel": 7,
+    "tdistill.training.completions:LogCompletions.__init__": 8,
+    "tdistill.training.extras:OnPolicy.rollouts": 8,
+    "tdistill.training.fit:train_student": 11,
+    "tdistill.training.on_policy:StudentRollouts.__init__": 10,
+    "tdistill.training.trainer:DistillTrainer.__init__": 10,
+}
+UNPLAIN: set[str] = {
+    "tdistill.cli:train",
+    "tdistill.compare.comparing:compare",
+    "tdistill.data.collate:__call__",
+    "tdistill.data.corpus:read_documents",
+    "tdistill.experiment.lm_eval:report",
+    "tdistill.experiment.tasks:also_in_train",
+    "tdistill.experiment.tasks:report",
+    "tdistill.experiment.temperatures:report",
+    "tdistill.judge.pairs:read_answers",
+    "tdistill.judge.pairs:read_json_lines",
+    "tdistill.models.load:load_model",
+    "tdistill.models.probe:probe",
+    "tdistill.models.weights:check_plausible",
+    "tdistill.objectives.ls_iq:ls_iq",
+    "tdistill.objectives.minillm:minillm",
+    "tdistill.objectives.tvd:",
+    "tdistill.recipe.read:load_recipe",
+    "tdistill.teachers.rollouts:_human_plan",
+    "tdistill.training.clock:on_train_begin",
+    "tdistill.training.clock:on_train_end",
+    "tdistill.training.resumable:train",
+}
+
+
+def functions() -> list[tuple[str, ast.FunctionDef]]:
+    """Return every function and method with its name, ``module:Class.method``."""
+    found = []
+
+    def walk(node: ast.AST, prefix: str) -> None:
+        for child in ast.iter_child_nodes(node):
+            if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef):
+                found.append((prefix + child.name, child))
+            inner = f"{child.name}." if isinstance(child, ast.FunctionDef | ast.ClassDef) else ""
+            walk(child, prefix + inner)
+
+    for module, tree in sources().items():
+        walk(tree, f"{module}:")
+    return found
+
+
+def arguments(name: str, function: ast.FunctionDef) -> int:
+    """Count the arguments that a caller must know; those of a configuration do not count."""
+    given = function.args
+    count = len([a for a in given.posonlyargs + given.args if a.arg not in ("self", "cls")])
+    return count if CONFIGURED.search(name) else count + len(given.kwonlyargs)
+
+
+def docstrings() -> dict[str, str]:
+    """Return every docstring by the name of what it describes."""
+    found = {}
+    for module, tree in sources().items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+                text = ast.get_docstring(node)
+                if text is not None:
+                    found[f"{module}:{getattr(node, 'name', '')}:{getattr(node, 'lineno', 0)}"] = text
+    return found
+
+
+def test_functions_are_short():
+    sizes = {name: f.end_lineno - f.lineno + 1 for name, f in functions()}
+    assert len(sizes) > 800
+    most = {name: LONG.get(name, MOST_INIT if name.endswith("__init__") else MOST_LINES) for name in sizes}
+    assert {name: size for name, size in sizes.items() if size > most[name]} == {}
+
+
+def test_functions_take_few_arguments():
+    counts = {name: arguments(name, f) for name, f in functions() if not COMMANDS.search(name)}
+    assert {name: count for name, count in counts.items() if count > WIDE.get(name, MOST_ARGUMENTS)} == {}
+
+
+def test_files_are_short():
+    sizes = {str(p.relative_to(SRC)): len(p.read_text().splitlines()) for p in SRC.rglob("*.py")}
+    assert {name: size for name, size in sizes.items() if size > (MOST_INIT if name.endswith("__init__.py") else MOST_FILE)} == {}
+
+
+def begins_plainly(text: str) -> bool:
+    """Tell whether a docstring's first sentence has a verb and something after it."""
+    if text.startswith("loss_t"):
+        return True
+    first, second, *_ = [*text.split("\n\n")[0].split(), "", ""]
+    listed = first.endswith(",") and second.rstrip(",").capitalize() in VERBS  # "Load, check, cut and wrap models."
+    return (first in VERBS or (listed and first[:-1] in VERBS)) and second != ""
+
+
+def test_docstrings_begin_with_a_verb_and_its_object():
+    found = {name: text.split("\n")[0] for name, text in docstrings().items() if not begins_plainly(text)}
+    assert {name: text for name, text in found.items() if name.rpartition(":")[0] not in UNPLAIN} == {}
+
+
+def test_docstrings_are_in_plain_words():
+    found = {name: NOT_PLAIN.search(text) for name, text in docstrings().items()}
+    assert {name: match[0] for name, match in found.items() if match and name.rpartition(":")[0] not in UNPLAIN} == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "plain"),
+    [
+        ("Return the size.", True),
+        ("Load, check and cut models.", True),
+        ("loss_t = −log q(a)", True),
+        ("Collate.", False),
+        ("Of a file; a hub id stands for itself.", False),
+        ("Count, per task, the prompts.", False),
+        ("The size.", False),
+    ],
+)
+def test_the_check_tells_plain_sentences_from_others(text, plain):
+    assert begins_plainly(text) == plain
