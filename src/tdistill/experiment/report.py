@@ -1,7 +1,6 @@
 """Read a finished run into ``ReportData``, and write its pages (the stage ``report``)."""
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ from tdistill.report.render import write_report
 from tdistill.report.tables import comparison_table, quality_table
 from tdistill.runtime.errors import OutputError
 from tdistill.runtime.forms import read_form
-from tdistill.statistics.pooling import compared, pooled
+from tdistill.statistics.pooling import ScoresBySeed, compared, pooled
 from tdistill.training.log import read_history
 
 PAGES = ("report.md", "report.html")
@@ -141,7 +140,7 @@ def _system(group: Sequence[System], scores: dict[str, Scores], facts: dict[str,
     return shown.System(group[0].name, facts["description"], facts["parameters"], facts["num_hidden_layers"], metrics, seeds)
 
 
-def _by_seed(group: Sequence[System], scores: dict[str, Scores], metric: str) -> dict[int | None, dict[str, float]]:
+def _by_seed(group: Sequence[System], scores: dict[str, Scores], metric: str) -> ScoresBySeed:
     return {s.seed: scores[s.title].get(metric, {}) for s in group}
 
 

@@ -10,7 +10,8 @@ from tdistill.experiment.artefact import Artefact
 from tdistill.experiment.experiment import Experiment, once
 from tdistill.experiment.models import load_teacher, start, teacher, trusts_student
 from tdistill.experiment.students import Trained, sft, students
-from tdistill.models.load import compute_device, find_model, load_model
+from tdistill.models.find import find_model
+from tdistill.models.load import compute_device, load_model
 from tdistill.objectives import bind
 
 START = "start"
