@@ -3,14 +3,13 @@
 import io
 import os
 import sys
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from tdistill.runtime.errors import OutputError, TdistillError, shown
-from tdistill.runtime.stops import keeping, watched
+from tdistill.runtime.stops import watched
 
 if TYPE_CHECKING:
     from tdistill.experiment.experiment import Experiment
@@ -78,11 +77,10 @@ def evaluate(
     lm_eval_include_path: Annotated[Path | None, typer.Option(help="a directory of lm-eval tasks of your own")] = None,
 ) -> None:
     """Measure teacher, start, SFT student, baselines and distilled student on the test prompts, at other temperatures, on named tasks."""
-    from tdistill.experiment.kept import kept_of_stage
+    from tdistill.experiment.graph import execute
     from tdistill.experiment.lm_eval import LmEvalOptions, LmEvalRun
     from tdistill.experiment.tasks import TaskOptions, TaskRun
     from tdistill.experiment.temperatures import TemperatureRun
-    from tdistill.runtime.disk import disk_errors
 
     if split is not None and temperatures is None:
         raise TdistillError(
@@ -99,12 +97,10 @@ def evaluate(
         measures["temperatures"] = TemperatureRun(current, temperatures, split or "test")
     if lm_eval is not None:
         measures["lm-eval"] = LmEvalRun(current, LmEvalOptions(lm_eval, lm_eval_include_path, limit))
-    current.execute("evaluate")
+    execute(current, "evaluate")
     for name in ("temperatures", "tasks", "lm-eval"):
         if name in measures:
-            measure = measures[name]
-            with disk_errors(measure.directory), keeping(partial(kept_of_stage, name, current.root, measure.directory)):
-                typer.echo(f"\n{measure.report()}")
+            typer.echo(f"\n{measures[name].report()}")
 
 
 @app.command()
@@ -118,8 +114,11 @@ def report(recipe: RecipeArgument, overrides: Overrides = None) -> None:
 def sparsity(recipe: RecipeArgument, overrides: Overrides = None) -> None:
     """Show how concentrated the teacher is, what each p costs and hides, and recommend one."""
     current = _stages(recipe, overrides, "models", "rollout", "sparsity")
-    directory, notes = current.directory("sparsity"), current.read_stage("sparsity")["notes"]
-    typer.echo(f"{notes['reason']}\n\npage: {directory / notes['page']}\n      {directory / notes['markdown']}")
+    from tdistill.experiment.sparsity import PAGES, sparsity
+
+    artefact = sparsity(current)
+    markdown, page = (artefact.directory / name for name in PAGES)
+    typer.echo(f"{current.notes(artefact)['reason']}\n\npage: {page}\n      {markdown}")
 
 
 @app.command()
@@ -139,7 +138,7 @@ def sample(
 
 @app.command()
 def judge(
-    answers_a: Annotated[Path, typer.Argument(help="a system's answers: evaluate/KEY/answers/NAME.jsonl")],
+    answers_a: Annotated[Path, typer.Argument(help="a system's answers: answers/KEY/answers.jsonl")],
     answers_b: Annotated[Path, typer.Argument(help="another's, to the same prompts")],
     base_url: Annotated[str, typer.Option(help="of an OpenAI-compatible server, e.g. http://localhost:8000/v1")],
     model: Annotated[str, typer.Option(help="the judge, as the server names it")],
@@ -178,7 +177,7 @@ def judge(
 
 @app.command()
 def compare(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="output directories of `tdistill run`, or RUN/evaluate/KEY")],
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="output directories of `tdistill run`, or RUN/evaluation/KEY")],
     output: Annotated[Path, typer.Option(help="where the pages go")] = Path("runs/compare"),
     baseline: Annotated[str | None, typer.Option(help="what differences are taken to. Default: sft_continued, where it is")] = None,
 ) -> None:

@@ -1,40 +1,35 @@
-"""Read the students out of the output directories of ``tdistill run``. Only complete stages are read, and neither models nor prompts are
-needed.
+"""Read the students out of the output directories of ``tdistill run``. Only complete evaluations are read, and neither models nor prompts
+are needed.
 """
 
-import hashlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
-from tdistill.cache.write import read_manifest
-from tdistill.compare.data import Scores, Student, TrainingCost
-from tdistill.evaluation.metrics import TEACHER
-from tdistill.experiment.evaluation import read_scores
-from tdistill.experiment.pipeline import MARKER
-from tdistill.experiment.run_files import STAGE_FILE, is_complete, read_run_file, read_stage_file
-from tdistill.experiment.run_forms import RecipeForm, SweepForm, TrainedForm
-from tdistill.experiment.students import DONE
-from tdistill.experiment.temperatures import SWEEP, TEMPERATURES, read_sweep
+from tdistill.compare.data import REFERENCES, Student, TrainingCost
+from tdistill.evaluation.answer_files import SCORES, read_scores
+from tdistill.experiment.answers import ANSWERS_KIND
+from tdistill.experiment.artefact import MANIFEST, Manifest, has_manifest, read_manifest
+from tdistill.experiment.evaluation import EvaluationNotes
+from tdistill.experiment.experiment import MARKER, RECIPE_FILE
 from tdistill.recipe.schema import Recipe
 from tdistill.recipe.text import parse_yaml
-from tdistill.runtime.errors import CacheError, ConfigError
+from tdistill.runtime.errors import ConfigError, OutputError
 from tdistill.runtime.forms import check_form
-from tdistill.statistics.equal_entropy import ENTROPY
 from tdistill.training.clock import SECONDS, TOKENS
 from tdistill.training.log import read_history
 
-# Stage → the sections of a recipe that its content comes from: equal sections, the same content.
-UPSTREAM = ("seed", "data", "teacher", "student", "rollout")
-SECTIONS = {"rollout": UPSTREAM, "train": (*UPSTREAM, "sft", "train")}
-# Settings of an evaluation that do not change its numbers.
-FREE = ("batch_size", "num_samples_shown")
-SAMPLING = ("temperature", "top_p", "top_k", "num_generations", "max_completion_length")
+EVALUATION = "evaluation"
+TEMPERATURE = "temperature"
+# Sections of a recipe that change no number, or name only places; and settings of its sections that change none.
+FREE_SECTIONS = {"title", "output_dir"}
+FREE = {"evaluation": {"batch_size", "num_samples_shown"}, "rollout": {"batch_size", "shard_batches"}, "train": {"monitor"}}
 VALIDATION = "eval_loss"  # every validation logs it
+OLD = ("models/*/stage.json", "train/*/stage.json", "evaluate/*/stage.json")  # what versions without artefacts wrote
 
 
 @dataclass(frozen=True)
@@ -43,11 +38,11 @@ class Evaluation:
 
     directory: Path
     run: Path
-    recipe: dict[str, Any]
+    recipe: Mapping[str, Any]
     teacher: str  # as the recipe names it
     prompts: frozenset[str]  # of the test set
     protocol: dict[str, Any]  # what must be equal for numbers to be comparable, beside the prompts
-    systems: list[str]
+    systems: Sequence[Mapping[str, Any]]  # see ``SystemNotes``
 
 
 @dataclass(frozen=True)
@@ -64,6 +59,7 @@ def collect(runs: Sequence[Path]) -> Collected:
 
     Raises:
         ConfigError: no run there, a run that is not evaluated, or runs whose numbers can't be compared.
+        OutputError: a file of a run is missing or damaged.
     """
     notes: list[str] = []
     evaluations = [evaluation for run in dict.fromkeys(runs) for evaluation in _evaluations(run, notes)]
@@ -82,14 +78,19 @@ def collect(runs: Sequence[Path]) -> Collected:
 
 
 def _evaluations(run: Path, notes: list[str]) -> list[Evaluation]:
-    """Return the evaluations of an output directory, the newest first, or the single one that is named as RUN/evaluate/KEY."""
-    if run.parent.name == "evaluate" and is_complete(run):
+    """Return the evaluations of an output directory, the newest first, or the single one that is named as RUN/evaluation/KEY."""
+    if run.parent.name == EVALUATION and has_manifest(run):
         return [_read_evaluation(run, run.parent.parent)]
     if not (run / MARKER).is_file():
         raise ConfigError(f"{run} is no output directory of `tdistill run`: name the output_dir of a recipe that ran.")
-    complete = sorted(run.glob(f"evaluate/*/{STAGE_FILE}"), key=lambda p: p.stat().st_mtime, reverse=True)
-    last = _read_last_recipe(run / "recipe.yaml")
-    command = f"`tdistill run {run / 'recipe.yaml'}{'' if Path(last['output_dir']) == run else f' output_dir={run}'}`"
+    complete = sorted(run.glob(f"{EVALUATION}/*/{MANIFEST}"), key=lambda p: p.lstat().st_mtime, reverse=True)
+    if not complete and any(next(run.glob(pattern), None) for pattern in OLD):
+        raise ConfigError(
+            f"{run} was made by an earlier tdistill, whose results this version can't read: compare it with that version, or run its "
+            f"recipe again: `tdistill run {run / RECIPE_FILE} output_dir=NEW`."
+        )
+    last = _read_last_recipe(run / RECIPE_FILE)
+    command = f"`tdistill run {run / RECIPE_FILE}{'' if Path(last['output_dir']) == run else f' output_dir={run}'}`"
     if not complete:
         raise ConfigError(f"{run} has no complete evaluation: {command} first.")
     found = [_read_evaluation(path.parent, run) for path in complete]
@@ -98,116 +99,95 @@ def _evaluations(run: Path, notes: list[str]) -> list[Evaluation]:
     return found
 
 
-def _shaping(recipe: dict[str, Any]) -> dict[str, Any]:
+def _shaping(recipe: Mapping[str, Any]) -> dict[str, Any]:
     """Return the sections of a recipe that change a number."""
-    evaluation = {k: v for k, v in recipe["evaluation"].items() if k not in FREE}
-    return {k: recipe[k] for k in SECTIONS["train"]} | {"evaluation": evaluation}
+    return {
+        name: {k: v for k, v in section.items() if k not in FREE.get(name, ())} if isinstance(section, dict) else section
+        for name, section in recipe.items()
+        if name not in FREE_SECTIONS
+    }
 
 
 def _read_evaluation(directory: Path, run: Path) -> Evaluation:
-    stage = read_stage_file(directory, copied=True)
-    recipe = _recipe(stage["provenance"]["recipe"], directory / STAGE_FILE)
-    test = _manifest(run, recipe, "test")
-    own = {k: v for k, v in recipe["evaluation"].items() if k not in (*FREE, "max_completion_length", "seed")}
-    protocol = {
-        **{f"evaluation.{k}": v for k, v in own.items()},
-        "length of an answer": recipe["evaluation"]["max_completion_length"] or recipe["rollout"]["max_completion_length"],
-        **{f"roll-outs' {k}": test[k] for k in SAMPLING},
-        "chat template": test["template"],
-        "teacher": test["teacher"],
-    }
-    teacher = recipe["teacher"]["teacher_model_name_or_path"]
-    return Evaluation(directory, run, recipe, teacher, frozenset(test["prompts"]), protocol, stage["notes"]["systems"])
+    manifest = read_manifest(directory, copied=True)
+    path, advice = directory / MANIFEST, f"Delete {directory} and run again: it alone is made anew."
+    check_form(manifest.notes, EvaluationNotes, f"{path}: `notes`", OutputError, advice)
+    notes, recipe = manifest.notes, manifest.provenance.get("recipe", {})
+    check_form(recipe, dict[str, Any], f"{path}: `provenance.recipe`", OutputError, advice)
+    return Evaluation(directory, run, recipe, notes["teacher"], frozenset(notes["prompts"]), notes["compared"], notes["systems"])
 
 
 def check_comparable(one: Evaluation, other: Evaluation) -> None:
     """Raise ``ConfigError`` where two evaluations differ in teacher, test prompts or protocol, saying in what."""
     who = f"{one.directory} and {other.directory} can't be compared"
-    if one.protocol["teacher"] != other.protocol["teacher"]:
-        named = [f"{e.teacher} ({e.protocol['teacher']})" for e in (one, other)]
+    if one.protocol.get("teacher") != other.protocol.get("teacher"):
+        named = [f"{e.teacher} ({e.protocol.get('teacher')})" for e in (one, other)]
         raise ConfigError(f"{who}: their teachers are {named[0]} and {named[1]}. Compare students of one teacher.")
     if one.prompts != other.prompts:
         sizes = f"{len(one.prompts)} and {len(other.prompts)}, {len(one.prompts & other.prompts)} of them in both"
         raise ConfigError(f"{who}: their test prompts differ ({sizes}). Evaluate both on one test set.")
-    differing = [k for k, v in one.protocol.items() if other.protocol[k] != v]
+    differing = [k for k, v in one.protocol.items() if other.protocol.get(k) != v]
     if differing:
-        said = "; ".join(f"{k} {one.protocol[k]} and {other.protocol[k]}" for k in differing)
-        raise ConfigError(f"{who}: {said}. Evaluate both by one protocol, or name the ones to compare as RUN/evaluate/KEY.")
+        said = "; ".join(f"{k} {one.protocol[k]} and {other.protocol.get(k)}" for k in differing)
+        raise ConfigError(f"{who}: {said}. Evaluate both by one protocol, or name the ones to compare as RUN/{EVALUATION}/KEY.")
 
 
 def _students(evaluation: Evaluation) -> Iterator[Student]:
-    run, recipe = evaluation.run, evaluation.recipe
-    trained = _stage(run, "train", recipe)
-    stage = read_stage_file(trained, copied=True)
-    shared = _shared_settings(run, recipe)
-    sweep = _sweep(evaluation)
-    upstream = {TEACHER: {}, "start": {"student": shared["student"]}}
-    for name in evaluation.systems:
-        record = read_scores(evaluation.directory, name)
-        common = {"name": name, "seed": recipe["seed"], "scores": record["scores"], "run": run, "machine": stage["provenance"]["machine"]}
-        own = {recipe["evaluation"]["temperature"]: record["scores"]} if record["scores"].get(ENTROPY) else {}
-        common["by_temperature"] = sweep.get(name, {}) | own
-        if name not in stage["notes"]:
-            yield Student(objective=record["description"], settings=upstream.get(name, shared), **common)
-            continue
-        done, history = read_run_file(trained / name / DONE, TrainedForm), read_history(trained / name)
-        settings = shared | _own_settings(recipe["train"], name)
-        validations = [e for e in history["history"] if VALIDATION in e and SECONDS in e]
-        costs = _costs(history["history"], history["best_step"] if _saves_best(settings["arguments"]) else None)
-        yield Student(objective=done["objective"], settings=settings, best=costs[0], total=costs[1], validations=validations, **common)
+    manifests = _answers_by_temperature(evaluation.run)
+    for system in evaluation.systems:
+        yield _student(evaluation, system, manifests)
 
 
-def _sweep(evaluation: Evaluation) -> dict[str, dict[float, Scores]]:
-    """Return system → decoding temperature → scores, measured beside the evaluation on the same prompts and by the same protocol."""
-    found: dict[str, dict[float, Scores]] = {}
-    for path in sorted(evaluation.run.glob(f"{TEMPERATURES}/*/{SWEEP}")):
-        about = read_run_file(path, SweepForm)
-        recipe = _recipe(about["recipe"], path)
-        if about["settings"]["split"] == "test" and _but_temperature(recipe) == _but_temperature(evaluation.recipe):
-            for measured in read_sweep(path.parent, evaluation.systems):
-                found.setdefault(measured.system, {})[measured.temperature] = measured.scores
+def _student(evaluation: Evaluation, system: Mapping[str, Any], others: Mapping[str, Sequence[Manifest]]) -> Student:
+    run = evaluation.run
+    own = _manifest(run, system["answers"])
+    answered = read_scores(run / system["answers"] / SCORES)
+    _manifest(run, system["divergences"])
+    same = [m for m in others.get(_but_temperature(own), ()) if m.key != own.key]
+    sweep = {m.settings[TEMPERATURE]: read_scores(run / m.kind / m.key / SCORES) for m in same}
+    found = {
+        "name": system["name"],
+        "seed": evaluation.recipe.get("seed", 0) if system["seed"] is None else system["seed"],
+        "group": system["group"],
+        "settings": system["settings"],
+        "scores": answered | read_scores(run / system["divergences"] / SCORES),
+        "run": run,
+        "machine": str(_manifest(run, system["system"]).provenance.get("machine")),
+        "by_temperature": sweep | {own.settings[TEMPERATURE]: answered},
+    }
+    if system["name"] in REFERENCES:
+        return Student(objective=system["description"], **found)
+    log = read_history(run / system["system"])
+    validations = [e for e in log["history"] if VALIDATION in e and SECONDS in e]
+    best, total = _costs(log["history"], log["best_step"] if _saves_best(system["settings"].get("arguments", {})) else None)
+    return Student(objective=log["objective"], best=best, total=total, validations=validations, **found)
+
+
+def _manifest(run: Path, place: str) -> Manifest:
+    """Read the manifest of an artefact that an evaluation names.
+
+    Raises:
+        OutputError: it is missing or damaged.
+    """
+    if not has_manifest(run / place):
+        raise OutputError(f"{run / place} is not complete, and an evaluation of {run} reads it: `tdistill run {run / RECIPE_FILE}` makes it.")
+    return read_manifest(run / place, copied=True)
+
+
+def _answers_by_temperature(run: Path) -> dict[str, list[Manifest]]:
+    """Return the answers of a run, those together that differ by their temperature alone."""
+    found: dict[str, list[Manifest]] = {}
+    for path in sorted(run.glob(f"{ANSWERS_KIND}/*/{MANIFEST}")):
+        manifest = read_manifest(path.parent, copied=True)
+        found.setdefault(_but_temperature(manifest), []).append(manifest)
     return found
 
 
-def _but_temperature(recipe: dict[str, Any]) -> dict[str, Any]:
-    shaping = _shaping(recipe)
-    return shaping | {"evaluation": shaping["evaluation"] | {"temperature": None}}
+def _but_temperature(answers: Manifest) -> str:
+    return str([sorted((k, str(v)) for k, v in answers.settings.items() if k != TEMPERATURE), sorted(answers.inputs.items())])
 
 
-def _shared_settings(run: Path, recipe: dict[str, Any]) -> dict[str, Any]:
-    """Return the settings that all students of a run share, without seed and objective. Prompts and teacher are identified by content, not by
-    path.
-    """
-    manifests = {split: _manifest(run, recipe, split) for split in ("train", "valid")}
-    return {
-        "student": recipe["student"],
-        "rollout": _without_seed(recipe["rollout"], recipe),
-        "sft": _without_seed(recipe["sft"], recipe),
-        "teacher": {"content": manifests["train"]["teacher"], "dtype": recipe["teacher"]["dtype"]},
-        **{f"{split} prompts": _digest(manifest["prompts"]) for split, manifest in manifests.items()},
-    }
-
-
-def _without_seed(section: dict[str, Any] | None, recipe: dict[str, Any]) -> dict[str, Any] | None:
-    """Return a section without its seed where this is the recipe's own: methods are equal if they differ by that alone."""
-    if section is None or section.get("seed") != recipe["seed"]:
-        return section
-    return {k: v for k, v in section.items() if k != "seed"}
-
-
-def _own_settings(train: dict[str, Any], name: str) -> dict[str, Any]:
-    own = train["baselines"].get(name) or {"objective": train["objective"], "arguments": {}, "on_policy": None}
-    arguments = train["arguments"] | own["arguments"]
-    shared = {k: v for k, v in train.items() if k not in ("objective", "baselines", "arguments", "on_policy", "seeds")}
-    return {
-        "objective": own["objective"],
-        "arguments": arguments,
-        "on_policy": own["on_policy"] or train["on_policy"],
-        "train": shared,
-    }
-
-
-def _saves_best(arguments: dict[str, Any]) -> bool:
+def _saves_best(arguments: Mapping[str, Any]) -> bool:
     """Tell whether the saved student is the best checkpoint and not the last one."""
     return arguments.get("load_best_model_at_end", True) and "no" not in (arguments.get(k) for k in ("eval_strategy", "save_strategy"))
 
@@ -226,29 +206,6 @@ def _cost(entries: Sequence[dict[str, float]], steps: float) -> TrainingCost:
     return TrainingCost(entry.get(SECONDS, math.nan), entry.get(TOKENS, math.nan), steps)
 
 
-def _manifest(run: Path, recipe: dict[str, Any], split: str) -> dict[str, Any]:
-    """Return the settings of a split's roll-outs."""
-    directory = _stage(run, "rollout", recipe) / split
-    settings = read_manifest(directory).settings
-    if missing := [key for key in ("teacher", "template") if key not in settings]:
-        raise CacheError(f"{directory} does not say which {' and '.join(missing)} it was made with. Roll out again.")
-    return settings
-
-
-def _stage(run: Path, name: str, recipe: dict[str, Any]) -> Path:
-    """Return the newest complete directory of a stage that was made from the same sections of a recipe."""
-    wanted = [recipe[k] for k in SECTIONS[name]]
-    for path in sorted(run.glob(f"{name}/*/{STAGE_FILE}"), key=lambda p: p.stat().st_mtime, reverse=True):
-        own = _recipe(read_stage_file(path.parent, copied=True)["provenance"]["recipe"], path)
-        if [own[k] for k in SECTIONS[name]] == wanted:
-            return path.parent
-    raise ConfigError(f"{run} has an evaluation, but not the {name} stage that it read: `tdistill run {run / 'recipe.yaml'}` makes it again.")
-
-
-def _digest(prompts: Sequence[str]) -> str:
-    return hashlib.sha256("\n".join(prompts).encode()).hexdigest()[:12]
-
-
 def _read_last_recipe(path: Path) -> dict[str, Any]:
     """Read the recipe that ran last in an output directory.
 
@@ -261,20 +218,9 @@ def _read_last_recipe(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise ConfigError(f"{path} can't be read: {error}. {advice}") from error
     try:
-        raw = parse_yaml(content, str(path))
+        return Recipe.model_validate(parse_yaml(content, str(path))).model_dump()
     except ConfigError as error:
         raise ConfigError(f"{error} {advice}") from None
-    return _recipe(raw, path, advice)
-
-
-def _recipe(raw: Any, path: Path, advice: str = "It is damaged, or of a version of tdistill that can't be compared with.") -> dict[str, Any]:
-    """Return a recipe with the options that came after it at their defaults, so that runs of two versions can be of one method.
-
-    Raises:
-        ConfigError: it is no recipe that a run can have had.
-    """
-    try:
-        return Recipe.model_validate(raw).model_dump()
-    except ValidationError:  # it has options that are gone: it can equal none of today's
-        check_form(raw, RecipeForm, f"{path}: recipe", ConfigError, advice)
-        return raw
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise ConfigError(f"{path}: `{'.'.join(map(str, first['loc']))}`: {first['msg']}. {advice}") from None

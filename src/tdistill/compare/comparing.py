@@ -43,7 +43,7 @@ def compare(runs: Sequence[Path], baseline: str | None = None) -> Comparison:
     """Read and pool.
 
     Args:
-        runs: output directories of ``tdistill run``, or single evaluations in them, as RUN/evaluate/KEY.
+        runs: output directories of ``tdistill run``, or single evaluations in them, as RUN/evaluation/KEY.
         baseline: what differences are taken to, by its name in the table; by default ``sft_continued`` where there is one.
 
     Raises:
@@ -95,7 +95,7 @@ def _notes(found: Sequence[Method], baseline: Method | None) -> list[str]:
         apart = [m.label for m in own if m is not baseline and not set(m.seeds) & set(baseline.seeds)]
         if apart:
             notes.append(f"No seed in common with {baseline.label}, so not paired by seed: {', '.join(apart)}.")
-    shared = {_of(m.first, ("student", "sft", "rollout", "teacher", "train prompts")) for m in own}
+    shared = {_of(m.first, ("start", "train", "valid")) for m in own}
     if len(shared) > 1:
         notes.append("Not all methods start from the same student and learn from the same data: differences are not of the objective alone.")
     if any(len(m.curve) < 2 for m in own):
@@ -119,4 +119,4 @@ def _notes(found: Sequence[Method], baseline: Method | None) -> list[str]:
 
 
 def _of(student: Student, keys: Sequence[str]) -> str:
-    return str([student.settings[k] for k in keys])
+    return str([student.settings.get(k) for k in keys])

@@ -1,6 +1,5 @@
 """Hold what is compared as plain values: students, and methods, which are students that differ only by their seed."""
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -35,7 +34,8 @@ class Student:
     name: str
     objective: str
     seed: int
-    settings: dict[str, Any]  # all that shapes it beside its seed, the objective included
+    group: str  # equal for students that differ only by their seeds
+    settings: dict[str, Any]  # all that shapes it beside seeds, the objective included
     scores: Scores
     run: Path
     machine: str
@@ -52,7 +52,7 @@ class Student:
     @cached_property
     def method(self) -> str:
         """Return a key that is equal for students that differ only by their seed."""
-        return json.dumps([self.name, self.settings], sort_keys=True)
+        return f"{self.name} {self.group}"
 
 
 @dataclass(frozen=True)

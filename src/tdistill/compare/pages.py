@@ -11,7 +11,7 @@ from tdistill.compare.comparing import Comparison
 from tdistill.compare.data import COSTS, METRICS, Method
 from tdistill.compare.figure import cost_plot, validation_plot
 from tdistill.compare.frontier import frontier_plot, frontier_table
-from tdistill.experiment.pipeline import MARKER
+from tdistill.experiment.experiment import MARKER
 from tdistill.pages.document import Section, write_document
 from tdistill.pages.svg import Plot
 from tdistill.pages.tables import MISSING, Cell, Table

@@ -2,9 +2,11 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -12,9 +14,20 @@ from tdistill.data.dataset import RolloutDataset
 from tdistill.evaluation.held_out import state_logp
 from tdistill.mdp.candidates import nucleus_mask, rule_mask, top_p_candidates
 from tdistill.recipe.schema import CandidateRule
+from tdistill.runtime.forms import Form, Positive
 
+ROUNDING = 1e-2  # of sums of probabilities
 TOP_KS = (1, 2, 3, 5, 7, 10, 20, 50, 100, 200, 500, 1000)
 TOP_PS = (0.5, 0.8, 0.9, 0.95)
+
+
+class SparsityForm(Form):
+    """Declare the form of a file that holds what ``summary`` returns."""
+
+    n_tokens: Positive
+    vocab_size: Positive
+    top_k_mass: dict[Annotated[str, Field(pattern=r"^[1-9][0-9]{0,9}$")], Annotated[float, Field(ge=0.0, le=1.0 + ROUNDING)]]
+    sizes: dict[Annotated[str, Field(pattern=r"^(0\.[0-9]+|1\.0)$")], list[Positive]]
 
 
 @dataclass(frozen=True)

@@ -18,11 +18,11 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from tdistill.experiment.provenance import peak_memory_bytes
-from tdistill.runtime.hashes import hash_sampled
 from tdistill.runtime.disk import staying
 from tdistill.runtime.errors import OutputError
 from tdistill.runtime.files import remove_partial, sync_tree, write_json
 from tdistill.runtime.forms import Count, Form, Name, check_form, read_form
+from tdistill.runtime.hashes import hash_sampled
 from tdistill.runtime.locks import hold
 from tdistill.runtime.processes import is_main_process, wait_for_everyone
 
@@ -46,6 +46,7 @@ class Artefact:
         format: version of what ``make`` writes: raise it when the same settings give other files.
         notes_form: form of the notes, for readers.
         loose: names of files and folders that people may change or delete afterwards. They have no checksum.
+        pages: names of files that people may change, but that must be there. They have no checksum.
         resumes: ``make`` keeps the files that are whole, so that a damaged file can be deleted alone.
         after: removes what is not needed once the artefact is complete. It may be called again.
     """
@@ -59,6 +60,7 @@ class Artefact:
     format: int = 1
     notes_form: Any = dict[str, Any]
     loose: tuple[str, ...] = ()
+    pages: tuple[str, ...] = ()
     resumes: bool = False
     after: Callable[[Path], None] = lambda _: None
 
@@ -128,6 +130,9 @@ def read(artefact: Artefact) -> Manifest | None:
     if not has_manifest(artefact.directory):
         return None
     found = read_manifest(artefact.directory, resumes=artefact.resumes)
+    for name in artefact.pages:
+        if not (artefact.directory / name).is_file():
+            raise OutputError(f"{artefact.directory / name} is missing. {_advice(artefact.directory)}")
     check_form(found.notes, artefact.notes_form, f"{artefact.directory / MANIFEST}: `notes`", OutputError, _advice(artefact.directory))
     return found
 
@@ -212,7 +217,7 @@ def _files(artefact: Artefact) -> Iterator[str]:
     for path in sorted(artefact.directory.rglob("*")):
         name = path.relative_to(artefact.directory)
         hidden = any(part.startswith(".") for part in name.parts)
-        if path.is_file() and not hidden and not set(name.parts) & set(artefact.loose) and str(name) != MANIFEST:
+        if path.is_file() and not hidden and not set(name.parts) & {*artefact.loose, *artefact.pages} and str(name) != MANIFEST:
             yield str(name)
 
 

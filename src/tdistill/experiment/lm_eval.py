@@ -1,4 +1,4 @@
-"""Measure every system of a run on tasks of EleutherAI's lm-evaluation-harness, an optional extra. What is already measured is kept."""
+"""Measure every system on tasks of EleutherAI's lm-evaluation-harness, an optional extra. What is already measured is kept."""
 
 import difflib
 import hashlib
@@ -6,28 +6,34 @@ import importlib
 import importlib.util
 import json
 import logging
-import os
 from dataclasses import dataclass
-from functools import cached_property
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tdistill.experiment.evaluation import EvaluatedSystem
-from tdistill.experiment.models import student_tokenizer
-from tdistill.experiment.pipeline import Run, disk_errors, provenance
-from tdistill.experiment.run_files import advice_for, read_run_file
-from tdistill.experiment.run_forms import LmEvalForm
-from tdistill.experiment.systems import systems
-from tdistill.experiment.tasks import keyed_directory, require_students
+from tdistill.evaluation.answer_files import advice
+from tdistill.experiment.artefact import Artefact
+from tdistill.experiment.experiment import Experiment
+from tdistill.experiment.models import load_own_tokenizer, teacher
+from tdistill.experiment.on_demand import make_missing, require_students
+from tdistill.experiment.provenance import provenance
+from tdistill.experiment.systems import System, load_system, systems
 from tdistill.pages.tables import Align, Cell, Table, format_estimate, to_markdown
 from tdistill.runtime.errors import ConfigError, DataError, OutputError
 from tdistill.runtime.files import write_json
-from tdistill.runtime.progress import say
+from tdistill.runtime.forms import Form, Name, read_form
 from tdistill.statistics.estimate import Estimate
 
-LM_EVAL_DIRECTORY = "lm_eval"
+RESULTS = "results.json"
 # The parts of lm-eval's results that are kept; the rest describes the machine at length.
 KEPT = ("results", "groups", "configs", "versions", "n-shot", "n-samples", "higher_is_better")
+
+
+class LmEvalForm(Form):
+    """Declare the form of ``results.json``."""
+
+    system: Name
+    results: dict[str, dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -40,24 +46,24 @@ class LmEvalOptions:
 
 
 class LmEvalRun:
-    """Measure a run's systems on harness tasks. The constructor makes every check that needs no model.
+    """Measure a recipe's systems on harness tasks. The constructor makes every check that needs no model.
 
     Raises:
         ConfigError: lm-eval is not installed, a task is unknown, or students are not trained yet.
         DataError: the directory of YAMLs is missing, or a task can't be loaded (its data may have to be downloaded).
     """
 
-    def __init__(self, run: Run, options: LmEvalOptions):
+    def __init__(self, experiment: Experiment, options: LmEvalOptions):
         if importlib.util.find_spec("lm_eval") is None:
             raise ConfigError("--lm-eval needs the package lm-eval: pip install 'tdistill[lm-eval]'")
-        self.run, self.options = run, options
+        self.experiment, self.options = experiment, options
         self.harness: Any = importlib.import_module("lm_eval")
         if options.include_path is not None and not options.include_path.is_dir():
             raise DataError(f"--lm-eval-include-path {options.include_path} is no directory.")
         include = str(options.include_path) if options.include_path else None
         self.manager = importlib.import_module("lm_eval.tasks").TaskManager(include_path=include)
         self.names = matched(options.tasks, self.manager)
-        require_students(run, "--lm-eval")
+        require_students(experiment, "--lm-eval")
         try:
             self.manager.load(list(self.names))
         except (OSError, ValueError, KeyError) as error:
@@ -65,70 +71,59 @@ class LmEvalRun:
                 f"lm-eval can't load {', '.join(self.names)} ({type(error).__name__}: {error}). Its data may be out of reach."
             ) from error
 
-    @cached_property
-    def settings(self) -> dict[str, Any]:
-        """Return the settings that change a number."""
-        c = self.run.recipe.evaluation
-        return {
+    def artefact(self, system: System) -> Artefact:
+        """Return a system's results."""
+        settings = {
             "tasks": list(self.names),
             "include": content_of(self.options.include_path),
             "limit": self.options.limit,
-            "dtype": c.dtype,
-            "batch_size": c.batch_size,
+            "dtype": self.experiment.recipe.evaluation.dtype,
             "lm_eval": self.harness.__version__,
         }
-
-    @cached_property
-    def directory(self) -> Path:
-        """Return ``output_dir/lm_eval/KEY``."""
-        return keyed_directory(self.run.root, self.run, LM_EVAL_DIRECTORY, self.settings)
+        inputs = {"system": system.artefact, "teacher": teacher(self.experiment)}  # whose tokenizer is used
+        return Artefact(self.experiment.root, "lm_eval", f"lm-eval of {system.title}", settings, partial(self._make, system), inputs)
 
     def measure(self) -> dict[str, dict[str, Any]]:
-        """Write ``SYSTEM.json`` for every system that has none, and return system → what it holds."""
-        found = {}
-        with disk_errors(self.directory):
-            self.directory.mkdir(parents=True, exist_ok=True)
-            for system in systems(self.run):
-                path = self.directory / f"{system.name}.json"
-                if not os.path.lexists(path):
-                    say(f"{system.name}: lm-eval {', '.join(self.names)}")
-                    write_json(path, self._measure(system))
-                found[system.name] = read_results(path, system.name)
-        return found
+        """Make the results that are missing, and return system → its results."""
+        found = {system.title: self.artefact(system) for system in systems(self.experiment)}
+        make_missing(self.experiment, list(found.values()))
+        return {title: read_results(artefact.directory / RESULTS, title) for title, artefact in found.items()}
 
     def report(self) -> str:
-        """Measure, and say what came out: a Markdown table and where the results are."""
+        """Measure, and return what came out: a Markdown table and where the results are."""
         table = lm_eval_table(self.measure())
-        return f"{to_markdown(table)}\n\n{table.caption}\nresults: {self.directory}"
+        return f"{to_markdown(table)}\n\n{table.caption}\nresults: {self.experiment.root / 'lm_eval'}"
 
-    def _measure(self, system: EvaluatedSystem) -> dict[str, Any]:
+    def _make(self, system: System, directory: Path) -> dict[str, Any]:
         huggingface = importlib.import_module("lm_eval.models.huggingface")
         logging.getLogger(huggingface.__name__).setLevel(logging.ERROR)  # it warns of every model that is already in memory
-        batch_size = self.run.recipe.evaluation.batch_size
-        model = huggingface.HFLM(pretrained=system.load(), tokenizer=student_tokenizer(self.run), batch_size=batch_size)
+        batch_size, tokenizer = self.experiment.recipe.evaluation.batch_size, load_own_tokenizer(self.experiment)
+        model = huggingface.HFLM(pretrained=load_system(self.experiment, system), tokenizer=tokenizer, batch_size=batch_size)
         found = self.harness.simple_evaluate(
             model=model, tasks=list(self.names), task_manager=self.manager, limit=self.options.limit, log_samples=False
         )
         kept = {k: found[k] for k in KEPT if k in found}
-        return {
-            "system": system.name,
+        record = {
+            "system": system.title,
+            "method": system.name,
+            "seed": system.seed,
             "description": system.description,
-            **self.settings,
+            **self.artefact(system).settings,
+            "batch_size": batch_size,
             **json.loads(json.dumps(kept, default=str)),  # configurations may hold functions
-            "provenance": provenance(self.run.recipe),
+            "provenance": provenance(self.experiment.recipe),
         }
+        write_json(directory / RESULTS, record)
+        return {"system": system.title}
 
 
 def read_results(path: Path, system: str) -> dict[str, Any]:
-    """Read a system's results.
+    """Read a system's results, named as the recipe names it.
 
     Raises:
-        OutputError: the file is damaged, or another system's.
+        OutputError: the file is missing or damaged.
     """
-    found = read_run_file(path, LmEvalForm)
-    if found["system"] != system:
-        raise OutputError(f"{path} holds the results of {found['system']!r}. {advice_for(path)}")
-    return found
+    return {**read_form(path, LmEvalForm, OutputError, advice(path)), "system": system}
 
 
 def matched(text: str, manager: Any) -> tuple[str, ...]:

@@ -8,9 +8,9 @@ import torch
 
 from tdistill.data.corpus import check_window, read_documents
 from tdistill.data.overlap import check_overlap, load_split
+from tdistill.experiment.answers import check_references
 from tdistill.experiment.context import check_contexts
 from tdistill.experiment.experiment import SPLITS, Experiment
-from tdistill.experiment.evaluation import check_references
 from tdistill.experiment.graph import is_complete
 from tdistill.experiment.recipe_checks import argument_sections
 from tdistill.experiment.rollouts import model_configs

@@ -1,98 +1,172 @@
-"""Read a finished run into ``ReportData``."""
+"""Read a finished run into ``ReportData``, and write its pages (the stage ``report``)."""
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+
+from tdistill.evaluation.answer_files import SCORES, advice, read_scores
 from tdistill.evaluation.metrics import METRICS
-from tdistill.experiment.evaluation import ANSWERS, read_answers, read_scores, read_sparsity
-from tdistill.experiment.pipeline import Run, provenance, resolved_yaml
-from tdistill.experiment.run_files import STAGE_FILE, advice_for
-from tdistill.experiment.students import train_systems
-from tdistill.experiment.systems import protocol, systems
-from tdistill.report.data import Comparison, Curve, ReportData, Sample, Sparsity, Stage, System
+from tdistill.evaluation.sparsity import SparsityForm
+from tdistill.experiment import evaluation, models, rollouts, students
+from tdistill.experiment.answers import answers, divergences, protocol, read_own_answers, sampling_of
+from tdistill.experiment.artefact import Artefact
+from tdistill.experiment.experiment import Experiment
+from tdistill.experiment.provenance import provenance, resolved_yaml
+from tdistill.experiment.systems import START, System, systems
+from tdistill.pages.tables import to_rich
+from tdistill.recipe.schema import DISTILLED
+from tdistill.report import data as shown
+from tdistill.report.render import write_report
+from tdistill.report.tables import comparison_table, quality_table
 from tdistill.runtime.errors import OutputError
-from tdistill.statistics.estimate import estimate, paired_difference
+from tdistill.runtime.forms import read_form
+from tdistill.statistics.pooling import ScoresBySeed, compared, pooled
 from tdistill.training.log import read_history
 
+PAGES = ("report.md", "report.html")
+# Stage → its artefacts, for the table of stages.
+MADE_BY: dict[str, Callable[[Experiment], Sequence[Artefact]]] = {
+    "models": lambda e: [models.teacher(e), models.start(e)],
+    "rollout": lambda e: list(rollouts.rollouts(e).values()),
+    "sft": lambda e: [s.artefact for s in [students.sft(e)] if s is not None],
+    "train": lambda e: [s.artefact for s in students.students(e)],
+    "evaluate": evaluation.evaluations,
+}
+Scores = dict[str, dict[str, float]]  # metric → prompt id → value
 
-def collect(run: Run) -> ReportData:
-    """Read what the stages of a run left.
+
+def report(experiment: Experiment) -> Artefact:
+    """Return the pages of a finished run. People may write on them."""
+
+    def make(directory: Path) -> dict[str, Any]:
+        write_report(collect(experiment), directory)
+        return {}
+
+    settings = {"title": experiment.recipe.title, "num_samples_shown": experiment.recipe.evaluation.num_samples_shown}
+    inputs = {"evaluation": evaluation.evaluation(experiment)}
+    return Artefact(experiment.root, "report", "report", settings, make, inputs, loose=("figures",), pages=PAGES)
+
+
+def show(experiment: Experiment) -> list[str]:
+    """Return what the terminal shows of a finished run: the tables, and where pages and students are."""
+    data, console = collect(experiment), Console()
+    with console.capture() as captured:
+        for table in (quality_table(data.systems), comparison_table(data.comparisons)):
+            console.print(to_rich(table))
+    directory = report(experiment).directory
+    own = [s for s in systems(experiment) if s.name == DISTILLED]
+    places = [f"student: {s.artefact.directory}" + (f" (seed {s.seed})" if len(own) > 1 else "") for s in own]
+    return [captured.get(), f"report: {directory / PAGES[1]}", f"        {directory / PAGES[0]}", *places]
+
+
+def collect(experiment: Experiment) -> shown.ReportData:
+    """Read what the stages of a run left, and pool each method over its seeds.
 
     Raises:
-        OutputError: a stage, or a file that one left, is missing or damaged.
+        OutputError: an artefact is not complete, or one of its files is missing or damaged.
     """
-    directory = run.directory("evaluate")
-    evaluated = run.read_stage("evaluate")["notes"]
-    expected = [s.name for s in systems(run)]
-    if evaluated["systems"] != expected:
-        path = directory / STAGE_FILE
-        raise OutputError(f"{path} names the systems {evaluated['systems']}, and the recipe has {expected}. {advice_for(path)}")
-    scores = {name: read_scores(directory, name) for name in evaluated["systems"]}
-    return ReportData(
-        title=run.recipe.title,
-        facts=_facts(run, scores),
-        protocol=evaluated["protocol"],
-        systems=[_system(s) for s in scores.values()],
-        comparisons=_comparisons(run, scores),
-        curves=_curves(run),
-        sparsity=_sparsity(read_sparsity(directory)),
-        stages=[_stage(run, name) for name in run.way if name != "report"],
-        samples=_samples(run, directory, list(scores)),
-        recipe_yaml=resolved_yaml(run.recipe),
-        notes=[
-            "Teacher NLL rewards likely text, and repetition is likely: read it together with distinct-2. A sharper student, of lower entropy, "
-            "writes likelier text at one temperature: `tdistill evaluate RECIPE --temperatures 0.5,0.7,1` shows others.",
-            "One training seed. ± is the spread over prompts; the spread over training seeds is in docs/results-quickstart.md.",
-        ],
+    every = systems(experiment)
+    scores = {s.title: _scores(experiment, s) for s in every}
+    methods: dict[str, list[System]] = {}
+    for system in every:
+        methods.setdefault(system.name, []).append(system)
+    noted = {s["title"]: s for s in experiment.notes(evaluation.evaluation(experiment))["systems"]}
+    return shown.ReportData(
+        title=experiment.recipe.title,
+        facts=_facts(experiment, noted),
+        protocol=evaluation.describe(experiment),
+        systems=[_system(group, scores, noted[group[0].title]) for group in methods.values()],
+        comparisons=_comparisons(methods, scores),
+        curves=_curves(experiment),
+        sparsity=_sparsity(experiment),
+        stages=[_stage(experiment, name, made) for name, made in MADE_BY.items() if made(experiment)],
+        samples=_samples(experiment, [group[0] for group in methods.values()]),
+        recipe_yaml=resolved_yaml(experiment.recipe),
+        notes=_notes(experiment),
     )
 
 
-def _facts(run: Run, scores: dict[str, Any]) -> dict[str, str]:
-    recipe, facts = run.recipe, provenance(run.recipe)
-    sizes = {
-        name: f"{scores[name]['parameters'] / 1e6:.1f}M parameters, {scores[name]['num_hidden_layers']} layers"
-        for name in ("teacher", "distilled")
-    }
-    counts = run.read_stage("rollout")["notes"]["train"]
+def _scores(experiment: Experiment, system: System) -> Scores:
+    found: Scores = {}
+    for artefact in (answers(experiment, system), divergences(experiment, system)):
+        experiment.notes(artefact)
+        found |= read_scores(artefact.directory / SCORES)
+    return found
+
+
+def _notes(experiment: Experiment) -> list[str]:
+    seeds = experiment.recipe.train.seeds
+    spread = (
+        "One training seed: ± is over prompts only. Add train.seeds to measure the spread over seeds."
+        if len(seeds) == 1
+        else f"Students are pooled over the training seeds {', '.join(map(str, seeds))}: ± is over seeds and prompts."
+    )
+    return [
+        "Teacher NLL rewards likely text, and repetition is likely: read it together with distinct-2. A sharper student, of lower entropy, "
+        "writes likelier text at one temperature: `tdistill evaluate RECIPE --temperatures 0.5,0.7,1` shows others.",
+        spread,
+    ]
+
+
+def _facts(experiment: Experiment, noted: dict[str, Any]) -> dict[str, str]:
+    recipe, facts = experiment.recipe, provenance(experiment.recipe)
+    own = next(s for s in noted.values() if s["name"] == DISTILLED)
+    sizes = [f"{s['parameters'] / 1e6:.1f}M parameters, {s['num_hidden_layers']} layers" for s in (noted["teacher"], own)]
+    counts = experiment.notes(rollouts.rollouts(experiment)["train"])
     per_token = counts["candidates"] / counts["tokens"]
     return {
-        "teacher": f"{recipe.teacher.teacher_model_name_or_path} ({sizes['teacher']})",
-        "student": sizes["distilled"],
-        "objective": scores["distilled"]["description"],
+        "teacher": f"{recipe.teacher.teacher_model_name_or_path} ({sizes[0]})",
+        "student": sizes[1],
+        "objective": own["description"],
         "roll-outs": f"{counts['responses']} answers, {counts['tokens']} tokens, {per_token:.1f} candidates a token",
         "top-p": f"{recipe.train.teacher_top_p or recipe.rollout.teacher_top_p:g} (roll-outs hold {recipe.rollout.teacher_top_p:g})",
-        "seed": str(recipe.seed),
+        "seed": str(recipe.seed) if recipe.train.seeds == [recipe.seed] else f"{recipe.seed}; of training {_listed(recipe.train.seeds)}",
         "versions": f"tdistill {facts['tdistill']}, torch {facts['torch']}, transformers {facts['transformers']}",
         "git commit": facts["git_commit"],
         "machine": facts["machine"],
     }
 
 
-def _system(record: dict[str, Any]) -> System:
-    metrics = {k: estimate(list(v.values())) for k, v in record["scores"].items() if v}
-    return System(record["name"], record["description"], record["parameters"], record["num_hidden_layers"], metrics)
+def _listed(values: Sequence[int]) -> str:
+    return ", ".join(map(str, values))
 
 
-def _comparisons(run: Run, scores: dict[str, Any]) -> list[Comparison]:
-    found = []
-    for other in [*run.recipe.train.baselines, *(["sft"] if "sft" in scores else []), "start"]:
+def _system(group: Sequence[System], scores: dict[str, Scores], facts: dict[str, Any]) -> shown.System:
+    """Return a method's line in the tables, pooled over its seeds."""
+    metrics = {metric: pooled(_by_seed(group, scores, metric)) for metric in METRICS if all(scores[s.title].get(metric) for s in group)}
+    seeds = tuple(s.seed for s in group if s.seed is not None)
+    return shown.System(group[0].name, facts["description"], facts["parameters"], facts["num_hidden_layers"], metrics, seeds)
+
+
+def _by_seed(group: Sequence[System], scores: dict[str, Scores], metric: str) -> ScoresBySeed:
+    return {s.seed: scores[s.title].get(metric, {}) for s in group}
+
+
+def _comparisons(methods: dict[str, list[System]], scores: dict[str, Scores]) -> list[shown.Comparison]:
+    """Return the differences of the distilled student from the baselines, then from where training started."""
+    found, last = [], [name for name in ("sft", START) if name in methods]
+    for other in [*(name for name in methods if name not in ("teacher", "sft", START, DISTILLED)), *last]:
         for metric in METRICS:
-            a, b = scores["distilled"]["scores"].get(metric, {}), scores[other]["scores"].get(metric, {})
-            shared = sorted(a.keys() & b.keys())
-            if shared:
-                difference = paired_difference([a[p] for p in shared], [b[p] for p in shared])
-                found.append(Comparison("distilled", other, metric, difference))
+            value = compared(_by_seed(methods[DISTILLED], scores, metric), _by_seed(methods[other], scores, metric))
+            if value is not None:
+                found.append(shown.Comparison(DISTILLED, other, metric, value))
     return found
 
 
-def _curves(run: Run) -> list[Curve]:
-    runs = {"sft": run.directory("sft")} if "sft" in run.stages else {}
-    runs |= {name: run.directory("train") / name for name in train_systems(run)}
-    return [Curve(name, read_history(directory)["history"]) for name, directory in runs.items()]
+def _curves(experiment: Experiment) -> list[shown.Curve]:
+    tuned = students.sft(experiment)
+    trained = ([tuned] if tuned else []) + students.students(experiment)
+    return [shown.Curve(s.name, read_history(s.artefact.directory)["history"], s.seed) for s in trained]
 
 
-def _sparsity(raw: dict[str, Any]) -> Sparsity:
-    return Sparsity(
+def _sparsity(experiment: Experiment) -> shown.Sparsity:
+    artefact = evaluation.concentration(experiment)
+    experiment.notes(artefact)
+    path = artefact.directory / evaluation.SPARSITY
+    raw = read_form(path, SparsityForm, OutputError, advice(path))
+    return shown.Sparsity(
         n_tokens=raw["n_tokens"],
         vocab_size=raw["vocab_size"],
         top_k_mass={int(k): v for k, v in raw["top_k_mass"].items()},
@@ -100,18 +174,19 @@ def _sparsity(raw: dict[str, Any]) -> Sparsity:
     )
 
 
-def _stage(run: Run, name: str) -> Stage:
-    record, directory = run.read_stage(name), run.directory(name)
-    size = sum(f.stat().st_size for f in directory.rglob("*") if f.is_file())
-    return Stage(name, record["seconds"], size, record["peak_memory_bytes"])
+def _stage(experiment: Experiment, name: str, made: Callable[[Experiment], Sequence[Artefact]]) -> shown.Stage:
+    """Add up what the artefacts of a stage took. Each of them counts once."""
+    artefacts = {a.directory: a for a in made(experiment)}
+    manifests = [m for m in map(experiment.manifest, artefacts.values()) if m is not None]
+    size = sum(f.stat().st_size for directory in artefacts for f in directory.rglob("*") if f.is_file())
+    return shown.Stage(name, sum(m.seconds for m in manifests), size, max((m.peak_memory_bytes for m in manifests), default=0))
 
 
-def _samples(run: Run, directory: Path, names: list[str]) -> list[Sample]:
-    asked = protocol(run)
-    prompts = {p.prompt.prompt_id: p.prompt.text for p in asked.prompts}
-    answers: dict[str, dict[str, str]] = {name: {} for name in names}
-    for name in names:
-        for record in read_answers(directory / ANSWERS / f"{name}.jsonl", asked):
-            answers[name].setdefault(record["prompt_id"], record["text"])
-    chosen = list(prompts)[: run.recipe.evaluation.num_samples_shown]
-    return [Sample(prompts[p], {name: answers[name][p] for name in names}) for p in chosen]
+def _samples(experiment: Experiment, every: Sequence[System]) -> list[shown.Sample]:
+    """Return the answers of each method's first seed to the first prompts."""
+    asked = protocol(experiment, "test", sampling_of(experiment)).prompts[: experiment.recipe.evaluation.num_samples_shown]
+    answered: dict[str, dict[str, str]] = {}
+    for system in every:
+        for record in read_own_answers(experiment, system):
+            answered.setdefault(record["prompt_id"], {}).setdefault(system.name, record["text"])
+    return [shown.Sample(p.prompt.text, answered[p.prompt.prompt_id]) for p in asked]

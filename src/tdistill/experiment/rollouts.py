@@ -11,7 +11,7 @@ from tdistill.data.prompts import TokenizedPrompt, prompt_set_key, tokenize_prom
 from tdistill.experiment.artefact import Artefact
 from tdistill.experiment.context import check_contexts, read_model_config
 from tdistill.experiment.experiment import SPLITS, Experiment, once
-from tdistill.experiment.models import check_training, fingerprints, load_own_tokenizer, load_teacher, start, teacher, teacher_notes, vocab_size
+from tdistill.experiment.models import check_training, fingerprints, load_own_tokenizer, load_teacher, teacher, teacher_notes, vocab_size
 from tdistill.models.find import find_model
 from tdistill.recipe.schema import MethodConfig
 from tdistill.runtime.errors import CacheError

@@ -1,39 +1,62 @@
-"""Measure how concentrated the teacher is on the training prompts, and which p to take (the stage ``sparsity``, on demand)."""
+"""Measure how concentrated the teacher is on the training prompts, and recommend a p (the stage ``sparsity``, on demand)."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from tdistill.evaluation.answers import SCORED_AT_ONCE
 from tdistill.evaluation.sparsity import measure_sparsity
-from tdistill.experiment.evaluation import SCORED_AT_ONCE
-from tdistill.experiment.models import load_teacher, vocab_size
-from tdistill.experiment.pipeline import Run, provenance
-from tdistill.experiment.rollouts import cache
+from tdistill.experiment.answers import held_out
+from tdistill.experiment.artefact import Artefact
+from tdistill.experiment.experiment import Experiment
+from tdistill.experiment.models import teacher, vocab_size
+from tdistill.experiment.provenance import provenance
+from tdistill.experiment.rollouts import rollouts
+from tdistill.experiment.systems import load_own_teacher, release
 from tdistill.pages.document import write_document
 from tdistill.recipe.schema import CandidateRule
 from tdistill.report.sparsity_page import recommended, rows, sections
 from tdistill.runtime.files import write_jsonl
+from tdistill.runtime.forms import Form, Name
 
-# nats per candidate
-ADAPTIVE = (1e-2, 3e-3, 1e-3, 3e-4)
-
-
-def sparsity_settings(run: Run) -> dict[str, Any]:
-    """Return the settings that shape the page, beside the roll-outs."""
-    return {"dtype": run.recipe.evaluation.dtype, "adaptive": ADAPTIVE}
+PAGES, ROWS = ("sparsity.md", "sparsity.html"), "sparsity.jsonl"
+ADAPTIVE = (1e-2, 3e-3, 1e-3, 3e-4)  # nats per candidate
 
 
-def make_sparsity(run: Run, directory: Path) -> dict[str, Any]:
+class SparsityNotes(Form):
+    """Declare what ``sparsity`` notes."""
+
+    recommended_p: float
+    reason: Name
+
+
+def sparsity(experiment: Experiment) -> Artefact:
+    """Return the page on how concentrated the teacher is on the training roll-outs."""
+    return Artefact(
+        experiment.root,
+        "sparsity",
+        "sparsity",
+        {"dtype": experiment.recipe.evaluation.dtype, "adaptive": ADAPTIVE},
+        partial(_make, experiment),
+        {"teacher": teacher(experiment), "rollouts": rollouts(experiment)["train"]},
+        notes_form=SparsityNotes,
+        pages=PAGES,
+    )
+
+
+def _make(experiment: Experiment, directory: Path) -> dict[str, Any]:
     """Measure every state of the training roll-outs; write ``sparsity.md``, ``sparsity.html`` and ``sparsity.jsonl``."""
-    teacher, data, vocab = load_teacher(run, run.recipe.evaluation.dtype), cache(run, "train"), vocab_size(run)
-    found = measure_sparsity(teacher, data, vocab, SCORED_AT_ONCE, rules=[CandidateRule(name="adaptive", value=value) for value in ADAPTIVE])
-    facts = provenance(run.recipe)
+    data, rules = held_out(experiment, "train"), [CandidateRule(name="adaptive", value=value) for value in ADAPTIVE]
+    found = measure_sparsity(load_own_teacher(experiment), data, vocab_size(experiment), SCORED_AT_ONCE, rules)
+    release(experiment)
+    facts = provenance(experiment.recipe)
     shown = {
-        "teacher": run.teacher_source.name,
+        "teacher": experiment.teacher_source.name,
         "states": f"{len(found.entropy):,} of {len(data)} training answers",
-        "dtype": facts["recipe"]["evaluation"]["dtype"],
+        "dtype": experiment.recipe.evaluation.dtype,
     }
     shown |= {key: str(facts[key]) for key in ("seed", "tdistill", "torch", "git_commit", "machine")}
-    markdown, page = write_document(directory, "sparsity", "How sparse the teacher is", shown, sections(found))
-    write_jsonl(directory / "sparsity.jsonl", rows(found))
+    write_document(directory, "sparsity", "How sparse the teacher is", shown, sections(found))
+    write_jsonl(directory / ROWS, rows(found))
     p, reason = recommended(found)
-    return {"markdown": markdown.name, "page": page.name, "recommended_p": p, "reason": reason}
+    return {"recommended_p": p, "reason": reason}

@@ -1,86 +1,72 @@
-"""Evaluate every system of a run by one protocol (the stage ``evaluate``)."""
+"""List the systems that are measured: the teacher, the start, and every student. Load them as they are measured."""
 
-from collections.abc import Mapping
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from transformers import PreTrainedModel
 
-from tdistill.data.overlap import held_out_prompts
-from tdistill.experiment.evaluation import EvaluatedSystem, Protocol, evaluate_systems
-from tdistill.experiment.models import load_teacher, models_info, student_tokenizer, student_trust, vocab_size
-from tdistill.experiment.pipeline import Run
-from tdistill.experiment.rollouts import cache, overlap_counts, read_prompts
-from tdistill.experiment.students import train_systems
+from tdistill.evaluation.metrics import TEACHER
+from tdistill.experiment.artefact import Artefact
+from tdistill.experiment.experiment import Experiment, once
+from tdistill.experiment.models import load_teacher, start, teacher, trusts_student
+from tdistill.experiment.students import Trained, sft, students
 from tdistill.models.find import find_model
 from tdistill.models.load import compute_device, load_model
 from tdistill.objectives import bind
-from tdistill.recipe.schema import MethodConfig
-from tdistill.runtime.errors import DataError
+
+START = "start"
 
 
-def evaluate_settings(run: Run) -> dict[str, Any]:
-    """Return the settings that shape the evaluation."""
-    return {"evaluation": run.recipe.evaluation.model_dump(), "seed": run.recipe.seed}
+@dataclass(frozen=True)
+class System:
+    """Describe a model that is measured."""
+
+    name: str  # "teacher", "start", "sft", or the name of the method that trained it
+    seed: int | None  # of its training, where a method has seeds
+    title: str  # the name, with the seed where the recipe has several
+    description: str
+    artefact: Artefact
 
 
-def systems(run: Run) -> list[EvaluatedSystem]:
-    """Return everything that the report compares, the teacher first."""
-    dtype, trust = run.recipe.evaluation.dtype, student_trust(run)
-
-    def load(directory: Path) -> PreTrainedModel:
-        return load_model(find_model(str(directory)), dtype, trust).to(compute_device())
-
+@once
+def systems(experiment: Experiment) -> list[System]:
+    """Return everything that the report compares: the teacher first, then in the order of training."""
     found = [
-        EvaluatedSystem("teacher", run.teacher_source.name, partial(load_teacher, run, dtype)),
-        EvaluatedSystem("start", "the student before any training", partial(load, run.directory("models") / "start")),
+        System(TEACHER, None, TEACHER, experiment.teacher_source.name, teacher(experiment)),
+        System(START, None, START, "the student before any training", start(experiment)),
     ]
-    if "sft" in run.stages:
-        found.append(EvaluatedSystem("sft", "the start after supervised fine-tuning", partial(load, run.directory("sft"))))
-    baselines = run.recipe.train.baselines
-    for name, method in train_systems(run).items():
-        described = _described(method, baselines[name].arguments if name in baselines else {})
-        found.append(EvaluatedSystem(name, described, partial(load, run.directory("train") / name)))
-    return found
+    tuned = sft(experiment)
+    if tuned is not None:
+        found.append(System(tuned.name, None, tuned.name, "the start after supervised fine-tuning", tuned.artefact))
+    return found + [System(s.name, s.seed, s.artefact.title, _described(experiment, s), s.artefact) for s in students(experiment)]
 
 
-def _described(method: MethodConfig, arguments: Mapping[str, Any]) -> str:
-    """Return the objective in words, with the training arguments that only this student has."""
-    own = ", ".join(f"{k} {v:g}" if isinstance(v, float) else f"{k} {v}" for k, v in arguments.items())
-    return bind(method.objective).describe() + (f" ({own})" if own else "")
+def _described(experiment: Experiment, student: Trained) -> str:
+    baseline = experiment.recipe.train.baselines.get(student.name)
+    own = ", ".join(f"{k} {v:g}" if isinstance(v, float) else f"{k} {v}" for k, v in (baseline.arguments if baseline else {}).items())
+    return bind(student.method.objective).describe() + (f" ({own})" if own else "")
 
 
-def check_references(run: Run, split: str, has_answers: bool | None = None) -> None:
-    """Raise ``DataError`` if answers are compared with human ones, and the prompts of a split have none."""
-    if run.recipe.evaluation.reference != "human":
-        return
-    if has_answers is None:
-        has_answers = any(p.references for p in held_out_prompts(run.recipe, split))
-    if not has_answers:
-        raise DataError(f"evaluation.reference: human, but {getattr(run.recipe.data, split)} has no answers. Use reference: teacher.")
+def load_system(experiment: Experiment, system: System) -> PreTrainedModel:
+    """Load a system in the evaluation's dtype. The teacher, and the other system that was loaded last, stay in memory until ``release``."""
+    held: dict[Path, PreTrainedModel] = experiment.memo.setdefault(load_system, {})
+    directory, own = system.artefact.directory, teacher(experiment).directory
+    if directory not in held:
+        for other in held.keys() - {own}:
+            del held[other]
+        dtype = experiment.recipe.evaluation.dtype
+        if directory == own:
+            held[directory] = load_teacher(experiment, dtype)
+        else:
+            held[directory] = load_model(find_model(str(directory)), dtype, trusts_student(experiment)).to(compute_device())
+    return held[directory]
 
 
-def protocol(run: Run, split: str = "test") -> Protocol:
-    """Return what is the same for every system. ``split="valid"`` is for choosing settings."""
-    recipe, tokenizer = run.recipe, student_tokenizer(run)
-    prompts, _ = read_prompts(run, split, tokenizer)
-    held_out = cache(run, split)
-    if recipe.evaluation.reference == "human":
-        references = {p.prompt.prompt_id: list(p.prompt.references) for p in prompts}
-        check_references(run, split, any(references.values()))
-    else:
-        references = {p.prompt.prompt_id: [] for p in prompts}
-        for i in range(len(held_out)):
-            references[held_out.prompt_id(i)].append(held_out.text(i))
-    length = recipe.evaluation.max_completion_length or recipe.rollout.max_completion_length
-    ids = (models_info(run)["eos_ids"], vocab_size(run))
-    shared = overlap_counts(run, {split: prompts})[split]
-    return Protocol(recipe.evaluation, prompts, held_out, references, tokenizer, *ids, length, recipe.seed, split, shared)
+def load_own_teacher(experiment: Experiment) -> PreTrainedModel:
+    """Load the teacher in the evaluation's dtype, as ``load_system`` does."""
+    return load_system(experiment, systems(experiment)[0])
 
 
-def make_evaluation(run: Run, directory: Path) -> dict[str, Any]:
-    """Measure every system."""
-    shared = protocol(run)
-    evaluate_systems(systems(run), partial(load_teacher, run, run.recipe.evaluation.dtype), shared, directory)
-    return {"protocol": shared.describe(), "systems": [s.name for s in systems(run)]}
+def release(experiment: Experiment) -> None:
+    """Free the models that ``load_system`` keeps in memory."""
+    experiment.memo.pop(load_system, None)

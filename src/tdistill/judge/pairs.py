@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.resources import files
@@ -12,11 +12,12 @@ from typing import Any, Literal
 from tdistill.data.prompts import Prompt, load_prompts
 from tdistill.runtime.errors import DataError
 from tdistill.runtime.files import read_json
+from tdistill.runtime.forms import check_form
 from tdistill.runtime.parse import parse_json
 
 Order = Literal["AB", "BA"]
 ORDERS: tuple[Order, ...] = ("AB", "BA")  # which system's answer the judge sees first
-STAGE_FILE = "stage.json"  # what tdistill.experiment.pipeline leaves of a stage; importing it from there would load torch
+MANIFEST = "artefact.json"  # beside the answers; importing it from tdistill.experiment would load torch
 KEY_LENGTH = 32  # hex digits
 
 
@@ -26,11 +27,12 @@ class Answers:
 
     path: Path
     texts: dict[tuple[str, int], str]
+    notes: Mapping[str, Any]  # of the manifest beside them; empty if there is none
 
     @property
     def name(self) -> str:
-        """Return the system's name, which is the name of the file that ``evaluate`` wrote."""
-        return self.path.stem
+        """Return the system's name: that in the manifest beside the answers, else the file's."""
+        return str(self.notes.get("system", self.path.stem))
 
     @cached_property
     def prompt_ids(self) -> set[str]:
@@ -92,13 +94,13 @@ def read_json_lines(path: Path, columns: Sequence[str], content: bytes | None = 
 
 
 def read_answers(path: Path) -> Answers:
-    """Read a file that ``tdistill evaluate`` wrote: ``evaluate/KEY/answers/NAME.jsonl``.
+    """Read a file that ``tdistill evaluate`` wrote: ``answers/KEY/answers.jsonl``.
 
     Raises:
-        DataError: it is not there, is no such file, or holds an answer twice.
+        DataError: it is not there, is no file of answers, or holds an answer twice; or the manifest beside it is damaged.
     """
     if not path.is_file():
-        raise DataError(f"No answers at {path}: give a file that `tdistill evaluate` writes, …/evaluate/KEY/answers/NAME.jsonl.")
+        raise DataError(f"No answers at {path}: give a file that `tdistill evaluate` writes, …/answers/KEY/answers.jsonl.")
     texts: dict[tuple[str, int], str] = {}
     for row in read_json_lines(path, ("prompt_id", "sample_index", "text")):
         key = (row["prompt_id"], row["sample_index"])
@@ -107,11 +109,28 @@ def read_answers(path: Path) -> Answers:
         if key in texts:
             raise DataError(f"{path} holds prompt {key[0]}, sample {key[1]} twice: which of the two is the answer?")
         texts[key] = row["text"]
-    return Answers(path, texts)
+    return Answers(path, texts, _notes(path.resolve().parent / MANIFEST))
+
+
+def _notes(manifest: Path) -> Mapping[str, Any]:
+    """Return what a manifest notes; nothing if it is not there.
+
+    Raises:
+        DataError: it is damaged.
+    """
+    if not manifest.is_file():
+        return {}
+    advice = f"Delete {manifest.parent} and evaluate again, or copy the answers elsewhere and name their prompts with --prompts."
+    check_form(record := read_json(manifest, DataError, advice), dict[str, Any], str(manifest), DataError, advice)
+    check_form(notes := record.get("notes"), dict[str, Any], f"{manifest}: `notes`", DataError, advice)
+    for name in ("system", "prompts"):
+        if not isinstance(notes.get(name), str):
+            raise DataError(f"{manifest} is no manifest of answers: it does not note their {name}. {advice}")
+    return notes
 
 
 def find_prompts(answers: Sequence[Answers], given: str | None) -> str:
-    """Return where the prompts are: ``given``, or the prompts in the recipe of the evaluation beside the answers.
+    """Return where the prompts are: ``given``, or what the manifest beside the answers names.
 
     Raises:
         DataError: neither is there.
@@ -119,18 +138,10 @@ def find_prompts(answers: Sequence[Answers], given: str | None) -> str:
     if given:
         return given
     for own in answers:
-        stage = own.path.resolve().parent.parent / STAGE_FILE
-        if stage.is_file():
-            advice = "Give the file that the prompts come from with --prompts."
-            try:
-                source = read_json(stage, DataError, advice)["provenance"]["recipe"]["data"]["test"]
-            except (KeyError, TypeError):
-                source = None
-            if not isinstance(source, str):
-                raise DataError(f"{stage} is no evaluation's. {advice}")
-            return source
+        if own.notes:
+            return str(own.notes["prompts"])
     raise DataError(
-        f"Answers name their prompts by id only, and no evaluation's {STAGE_FILE} stands beside {answers[0].path.parent} to say where "
+        f"Answers name their prompts by id only, and no {MANIFEST} stands beside {answers[0].path.parent} to say where "
         "these come from: give the file with --prompts."
     )
 
