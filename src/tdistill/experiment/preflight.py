@@ -70,7 +70,9 @@ def _say_of_earlier_versions(root: Path) -> None:
     """Say that results of a version without artefacts are not used."""
     old = sorted({path.parents[1].name for path in root.glob("*/*/stage.json")})
     if old:
-        say(f"{root} holds results of an earlier tdistill ({', '.join(old)}), which are not used and stay as they are. Delete them if you like.")
+        say(
+            f"{root} holds results of an earlier tdistill ({', '.join(old)}), which are not used and stay as they are. Delete them if you like."
+        )
 
 
 def _check_devices(experiment: Experiment, stages: Sequence[str]) -> None:

@@ -151,7 +151,7 @@ def _comparisons(methods: dict[str, list[System]], scores: dict[str, Scores]) ->
         for metric in METRICS:
             value = compared(_by_seed(methods[DISTILLED], scores, metric), _by_seed(methods[other], scores, metric))
             if value is not None:
-                found.append(shown.Comparison(DISTILLED, other, metric, value))
+                found.append(shown.Comparison(DISTILLED, other, metric, value.difference))
     return found
 
 

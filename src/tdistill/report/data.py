@@ -14,6 +14,7 @@ class System:
     parameters: int
     num_hidden_layers: int
     metrics: dict[str, Estimate]  # keys of METRICS, in any subset
+    seeds: tuple[int, ...] = ()  # training seeds that are pooled in it; none for teacher, start and SFT student
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class Curve:
 
     name: str
     records: list[dict[str, float]]
+    seed: int | None = None
 
 
 @dataclass(frozen=True)
