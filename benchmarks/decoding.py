@@ -5,7 +5,8 @@ from typing import Any
 
 from tdistill.compare.frontier import READ, AtBaseline, at_baseline, difference_cell, frontier_table
 from tdistill.compare.table import title
-from tdistill.pages.tables import Align, Cell, Table, format_estimate, to_markdown
+from tdistill.pages.markdown import to_markdown
+from tdistill.pages.tables import Align, Cell, Table, format_estimate
 from tdistill.statistics.equal_entropy import TemperatureCurve, temperature_curve
 from tdistill.statistics.estimate import Estimate
 from tdistill.statistics.pooling import Compared, pooled

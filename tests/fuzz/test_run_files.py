@@ -18,7 +18,7 @@ from tdistill.compare.comparing import compare
 from tdistill.experiment.pipeline import Run
 from tdistill.experiment.report import collect
 from tdistill.experiment.temperatures import read_sweep
-from tdistill.pages.tables import to_markdown
+from tdistill.pages.markdown import to_markdown
 from tdistill.recipe.read import load_recipe
 from tdistill.report.tables import comparison_table, quality_table
 

@@ -19,7 +19,8 @@ from tdistill.experiment.run_files import advice_for, read_run_file
 from tdistill.experiment.run_forms import LmEvalForm
 from tdistill.experiment.systems import systems
 from tdistill.experiment.tasks import keyed_directory, require_students
-from tdistill.pages.tables import Align, Cell, Table, format_estimate, to_markdown
+from tdistill.pages.markdown import to_markdown
+from tdistill.pages.tables import Align, Cell, Table, format_estimate
 from tdistill.runtime.errors import ConfigError, DataError, OutputError
 from tdistill.runtime.files import write_json
 from tdistill.runtime.progress import say

@@ -9,7 +9,8 @@ from tdistill.experiment.pipeline import Run, provenance, resolved_yaml
 from tdistill.experiment.run_files import STAGE_FILE, advice_for
 from tdistill.experiment.students import train_systems
 from tdistill.experiment.systems import protocol, systems
-from tdistill.report.data import Comparison, Curve, ReportData, Sample, Sparsity, Stage, System
+from tdistill.pages.parts import Sample
+from tdistill.report.data import Comparison, Curve, ReportData, Sparsity, Stage, System
 from tdistill.runtime.errors import OutputError
 from tdistill.statistics.estimate import estimate, paired_difference
 from tdistill.training.log import read_history

@@ -15,7 +15,7 @@ def make_report(run: Run, directory: Path) -> dict[str, Any]:
     """Write ``report.md`` and ``report.html``."""
     # Here, because ``collect`` imports stages: whoever imports it first would meet itself half made.
     from tdistill.experiment.report import collect
-    from tdistill.report.render import write_report
+    from tdistill.report.sections import write_report
 
     markdown, page = write_report(collect(run), directory)
     return {"markdown": markdown.name, "page": page.name}

@@ -10,7 +10,7 @@ from tdistill.experiment.pipeline import Run, provenance
 from tdistill.experiment.rollouts import cache
 from tdistill.pages.document import write_document
 from tdistill.recipe.schema import CandidateRule
-from tdistill.report.sparsity_page import recommended, rows, sections
+from tdistill.report.sparsity_page import recommended, rows, sparsity_document
 from tdistill.runtime.files import write_jsonl
 
 # nats per candidate
@@ -33,7 +33,7 @@ def make_sparsity(run: Run, directory: Path) -> dict[str, Any]:
         "dtype": facts["recipe"]["evaluation"]["dtype"],
     }
     shown |= {key: str(facts[key]) for key in ("seed", "tdistill", "torch", "git_commit", "machine")}
-    markdown, page = write_document(directory, "sparsity", "How sparse the teacher is", shown, sections(found))
+    markdown, page = write_document(directory, "sparsity", sparsity_document(found, shown))
     write_jsonl(directory / "sparsity.jsonl", rows(found))
     p, reason = recommended(found)
     return {"markdown": markdown.name, "page": page.name, "recommended_p": p, "reason": reason}

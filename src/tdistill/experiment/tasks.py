@@ -24,7 +24,7 @@ from tdistill.experiment.rollouts import model_configs
 from tdistill.experiment.run_files import AnswerBounds, read_run_file
 from tdistill.experiment.run_forms import TaskDataForm
 from tdistill.experiment.systems import systems
-from tdistill.pages.tables import to_markdown
+from tdistill.pages.markdown import to_markdown
 from tdistill.runtime.errors import ConfigError, DataError
 from tdistill.runtime.files import write_json, write_jsonl
 from tdistill.runtime.processes import process_count

@@ -19,7 +19,8 @@ from tdistill.experiment.run_files import read_scores_file
 from tdistill.experiment.run_forms import SweepScoresForm
 from tdistill.experiment.systems import check_references, protocol, systems
 from tdistill.experiment.tasks import keyed_directory, require_students
-from tdistill.pages.tables import ARROWS, Align, Cell, Table, format_estimate, to_markdown
+from tdistill.pages.markdown import to_markdown
+from tdistill.pages.tables import ARROWS, Cell, Table, format_estimate, right_aligned
 from tdistill.runtime.errors import ConfigError
 from tdistill.runtime.files import write_json
 from tdistill.statistics.equal_entropy import ENTROPY
@@ -180,9 +181,8 @@ def sweep_table(measured: Sequence[Measured]) -> Table:
         ]
         for found in measured
     ]
-    align: list[Align] = ["left", *["right"] * (len(header) - 1)]  # type: ignore[list-item]
     caption = (
         "Mean over prompts ± standard error. Entropy: of the distribution drawn from, nats a token. At one temperature a sharper student "
         "writes likelier text: compare systems at equal entropy, which `tdistill compare` does."
     )
-    return Table(caption, header, rows, align)
+    return Table(caption, header, rows, right_aligned(len(header)))

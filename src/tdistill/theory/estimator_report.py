@@ -5,8 +5,8 @@ from itertools import groupby
 
 from matplotlib.axes import Axes
 
-from tdistill.pages.document import Section
 from tdistill.pages.lines import COLOURS, DASHES
+from tdistill.pages.parts import Section
 from tdistill.pages.svg import INK, Line, Panel, Plot, set_scale
 from tdistill.pages.tables import MISSING, Align, Cell, Table, format_number
 from tdistill.theory.estimator_rows import ANCHOR_GAUGES, ANCHORS, END_GAUGES, ESTIMATORS, GAMMA, GAUGES, Arguments

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tdistill.pages.document import Section, write_document
+from tdistill.pages.document import write_document
+from tdistill.pages.parts import Document, Section
 from tdistill.pages.svg import Plot
 from tdistill.pages.tables import Align, Cell, Table, format_number
 from tdistill.runtime.files import write_jsonl
@@ -42,7 +43,7 @@ def write_theory(data: dict[str, Rows], facts: dict[str, Any], out_dir: Path) ->
     """Write everything into ``out_dir``, each file in one step. The rows come last: they mark the directory as complete."""
     shown = {key: str(value) for key, value in facts.items()}
     sections = [*_sections(all_plots(data), all_tables(data)), estimator_section(data["estimators"])]
-    write_document(out_dir, "theory", TITLE, shown, sections)
+    write_document(out_dir, "theory", Document(TITLE, shown, sections))
     rows = [{"section": key, **row, "provenance": facts} for key, section in data.items() for row in section]
     write_jsonl(out_dir / ROWS_FILE, rows)
 
