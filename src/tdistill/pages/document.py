@@ -19,7 +19,7 @@ def write_document(out_dir: Path, name: str, document: Document, figures: Collec
         out_dir: the directory, which is made if it is missing.
         name: the name of both pages, without suffix.
         document: what they show.
-        figures: keys of the figures that such a page can have. A figure of an earlier page that this one does not have is removed.
+        figures: keys of all figures that this page can have. A figure that an earlier page had and this one has not is removed.
     """
     directory = out_dir / "figures"
     out_dir.mkdir(parents=True, exist_ok=True)
