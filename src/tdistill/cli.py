@@ -205,8 +205,8 @@ def theory(
     from rich.console import Console
 
     from tdistill.pages.terminal import print_table
+    from tdistill.theory.checks import TheorySettings, run_theory
     from tdistill.theory.report import propositions_table
-    from tdistill.theory.run import TheorySettings, run_theory
 
     output_dir = _output(output_dir)
     sizes = {"horizons": tuple(horizon)} if horizon else {}

@@ -40,7 +40,7 @@ TEXTS = {
 
 
 def write_theory(data: dict[str, Rows], facts: dict[str, Any], out_dir: Path) -> None:
-    """Write everything into ``out_dir``, each file in one step. The rows come last: they mark the directory as complete."""
+    """Write the pages, the figures and the rows into ``out_dir``. The rows come last: they mark the directory as complete."""
     shown = {key: str(value) for key, value in facts.items()}
     sections = [*_sections(all_plots(data), all_tables(data)), estimator_section(data["estimators"])]
     write_document(out_dir, "theory", Document(TITLE, shown, sections))
@@ -125,7 +125,7 @@ def horizon_table(rows: Rows) -> Table:
 
 
 def longest_table(rows: Rows) -> Table:
-    """Build the table at the longest horizon: what was lost, where, and the paired difference from ``reverse_kl``."""
+    """Build the table of the longest horizon: each method's losses on and off the road, and its paired difference from ``reverse_kl``."""
     longest = max(row["horizon"] for row in rows)
     shown = [row for row in rows if row["horizon"] == longest]
     base = next(row["regrets"] for row in shown if row["method"] == "reverse_kl")
