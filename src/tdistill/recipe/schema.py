@@ -7,85 +7,63 @@ section reads the value that counts.
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from tdistill.recipe.plain import find_unplain
+from tdistill.recipe.section import MOST, Count, CountOrZero, Section, filled, get
 
-MOST = 10_000_000  # of any count: above it memory or patience ends, and a typing error is likelier
-Count = Annotated[int, Field(ge=1, le=MOST)]
-CountOrZero = Annotated[int, Field(ge=0, le=MOST)]
+Dtype = Literal["float32", "bfloat16", "float16"]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
 # Beyond these bounds logits over a temperature leave what float32 can tell apart.
 Temperature = Annotated[float, Field(ge=1e-3, le=1e3)]
+DEFAULT_SEED = 17
+# Answers of an evaluation are drawn with other noise than the roll-outs: the teacher must not repeat its own reference.
+EVALUATION_SEED_OFFSET = 1_000_003
 
 
-class Strict(BaseModel):
-    """Refuse unknown keys, wrong types, and values that no recipe file can hold: NaN, infinity, integers beyond 64 bits, objects."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _plain(cls, value: Any) -> Any:
-        found = find_unplain(value, numbers_only=True) if isinstance(value, dict) else None
-        if found is not None:
-            raise ValueError(f"{found.place or 'the section'} {found.problem}")
-        return value
-
-
-def _evaluation_seed(seed: Any) -> Any:
-    return (seed + EVALUATION_SEED_OFFSET) % 2**32 if isinstance(seed, int) and not isinstance(seed, bool) else seed
-
-
-def _get(section: Any, key: str, default: Any) -> Any:
-    """Return a section's value, or the default where it is not set. A section is a mapping or was validated before."""
-    found = section.get(key) if isinstance(section, Mapping) else getattr(section, key, None)
-    return default if found is None else found
-
-
-def _filled(section: Any, **defaults: Any) -> Any:
-    """Return a section with defaults for the keys that are missing or null. What is no section is left for validation to refuse."""
-    if isinstance(section, BaseModel):
-        section = {key: getattr(section, key) for key in section.model_fields_set}
-    if not isinstance(section, Mapping):
-        return section
-    return {**section, **{key: default for key, default in defaults.items() if section.get(key) is None}}
-
-
-class DataConfig(Strict):
+class DataConfig(Section):
     """Name the prompt sets: ``.jsonl``, ``.jsonl.gz`` or ``.parquet`` files, or hub data sets (``owner/name:split``)."""
 
-    train: str = Field(description="prompts to learn from")
-    valid: str = Field(description="prompts that choose checkpoints and settings")
-    test: str = Field(description="prompts that only the final evaluation sees")
-    max_train_prompts: Count | None = Field(None, description="only the first n")
-    max_valid_prompts: Count | None = Field(None)
-    max_test_prompts: Count | None = Field(None)
-    max_prompt_length: Count = Field(512, description="tokens, template included")
-    overlong: Literal["skip", "refuse"] = Field("skip", description="longer prompts are dropped and counted, or an error")
+    train: str = Field(description="file or hub data set with the prompts to learn from")
+    valid: str = Field(description="file or hub data set with the prompts that choose checkpoints and settings")
+    test: str = Field(description="file or hub data set with the prompts that only the final evaluation reads")
+    max_train_prompts: Count | None = Field(None, description="use only the first n training prompts; null: all")
+    max_valid_prompts: Count | None = Field(None, description="use only the first n validation prompts; null: all")
+    max_test_prompts: Count | None = Field(None, description="use only the first n test prompts; null: all")
+    max_prompt_length: Count = Field(512, description="longest prompt in tokens, chat template included")
+    overlong: Literal["skip", "refuse"] = Field(
+        "skip", description="what to do with longer prompts: drop and count them (skip), or stop with an error (refuse)"
+    )
     overlap: Literal["refuse", "drop", "count"] = Field(
-        "refuse", description="prompts of test or valid that are in train too: an error, dropped from test and valid, or only counted"
+        "refuse",
+        description="prompts of test or valid that are in train too: stop with an error (refuse), drop them (drop), or only count them (count)",
     )
 
 
-class TeacherConfig(Strict):
+class TeacherConfig(Section):
     """Name the model to imitate."""
 
-    teacher_model_name_or_path: str = Field(description="directory, .gguf file, packaged:smollm2, or hub id")
-    dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
+    teacher_model_name_or_path: str = Field(description="the teacher: a directory, a .gguf file, packaged:smollm2, or a hub id")
+    dtype: Dtype = Field("bfloat16", description="dtype in which the teacher runs")
     quantization: dict[str, Any] | None = Field(
-        None, description="quantization_config of transformers, e.g. {quant_method: bitsandbytes, load_in_8bit: true}"
+        None, description="quantization_config of transformers, for example {quant_method: bitsandbytes, load_in_8bit: true}; null: none"
     )
-    trust_remote_code: bool = False
+    trust_remote_code: bool = Field(False, description="run the code that lies in the teacher's directory")
 
 
-class StudentConfig(Strict):
+class StudentConfig(Section):
     """Describe the model to train: some of the teacher's layers, or a pretrained model with the same vocabulary."""
 
-    init: Literal["prune", "pretrained"] = "prune"
-    num_hidden_layers: Count | None = Field(None, description="prune: how many of the teacher's layers to keep (the outer ones)")
-    keep_layers: list[int] | None = Field(None, description="prune: which, from 0, instead of the outer ones")
-    student_model_name_or_path: str | None = Field(None, description="pretrained: directory or hub id")
-    trust_remote_code: bool = False
+    init: Literal["prune", "pretrained"] = Field(
+        "prune", description="where the student comes from: some layers of the teacher (prune), or a model of its own (pretrained)"
+    )
+    num_hidden_layers: Count | None = Field(
+        None, description="with init: prune, the number of the teacher's layers to keep; they are taken from both ends"
+    )
+    keep_layers: list[int] | None = Field(
+        None, description="with init: prune, the teacher's layers to keep, counted from 0, instead of num_hidden_layers"
+    )
+    student_model_name_or_path: str | None = Field(None, description="with init: pretrained, the student: a directory or a hub id")
+    trust_remote_code: bool = Field(False, description="run the code that lies in the student's directory")
 
     @model_validator(mode="after")
     def _consistent(self) -> "StudentConfig":
@@ -104,35 +82,45 @@ class StudentConfig(Strict):
         return self
 
 
-Seed = Annotated[int, Field(ge=0, lt=2**32)]
-# Answers of an evaluation are drawn with other noise than the roll-outs: the teacher must not repeat its own reference.
-EVALUATION_SEED_OFFSET = 1_000_003
-
-
-class Sampling(Strict):
+class Sampling(Section):
     """Set the distribution that text is drawn from: softmax(logits / temperature), cut to ``top_k``, then to the nucleus ``top_p``."""
 
-    temperature: Temperature = Field(1.0, description="temperature of sampling")
-    top_p: float = Field(1.0, gt=0, le=1, description="nucleus of sampling; rollout.top_p is rollout.teacher_top_p by default")
-    top_k: CountOrZero = Field(0, description="most tokens to sample from; 0: no limit")
-    max_completion_length: Count = Field(256, description="longest answer in tokens; evaluation's is the roll-outs' by default")
-    seed: Seed = Field(0, description="seed of the noise; by default from the recipe's seed")
+    temperature: Temperature = Field(1.0, description="temperature of the sampling distribution")
+    top_p: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="share of probability that tokens are sampled from (nucleus sampling); by default rollout.top_p is rollout.teacher_top_p",
+    )
+    top_k: CountOrZero = Field(0, description="number of most likely tokens that tokens are sampled from; 0: no limit")
+    max_completion_length: Count = Field(
+        256, description="longest answer in tokens; by default evaluation.max_completion_length is rollout.max_completion_length"
+    )
+    seed: Seed = Field(
+        0, description="seed of the sampling noise; by default rollout.seed is the recipe's seed, and evaluation.seed is that plus 1000003"
+    )
 
 
 class RolloutConfig(Sampling):
     """Set how the teacher answers the prompts, and what is recorded for every token."""
 
-    teacher_top_p: float = Field(0.8, gt=0, le=1, description="p of the recorded action space; training may use any smaller p")
-    max_candidates: Count | None = Field(None, description="cap on |A_p|")
-    num_generations: Count = Field(1, description="responses per prompt")
-    batch_size: Count = Field(32, description="responses generated at once")
-    shard_batches: Count = Field(4, description="batches per shard: a stop loses at most one shard")
-    score_references: bool = Field(False, description="score the prompts' own answers into a cache too (origin human)")
+    teacher_top_p: float = Field(
+        0.8,
+        gt=0,
+        le=1,
+        description="p of the recorded action space: the fewest tokens whose probability reaches p; training may use any smaller p",
+    )
+    max_candidates: Count | None = Field(None, description="largest number of recorded candidates for a token; null: no limit")
+    num_generations: Count = Field(1, description="number of responses for each prompt")
+    batch_size: Count = Field(32, description="number of responses generated at once")
+    shard_batches: Count = Field(4, description="number of batches in a file of the cache; a stop loses at most one file")
+    score_references: bool = Field(False, description="also score the prompts' own answers by the teacher, for training with origins: [human]")
 
     @model_validator(mode="before")
     @classmethod
     def _resolve(cls, value: Any) -> Any:
-        return _filled(value, top_p=_get(value, "teacher_top_p", 0.8))
+        p = get(value, "teacher_top_p", cls.model_fields["teacher_top_p"].default)
+        return filled(value, top_p=p if isinstance(p, float) and 0.0 < p <= 1.0 else 1.0)
 
     @field_validator("teacher_top_p")
     @classmethod
@@ -146,23 +134,25 @@ Terms = Annotated[dict[str, Any] | list[dict[str, Any]], BeforeValidator(lambda 
 Origins = list[Literal["teacher", "human"]]
 
 
-class SftConfig(Strict):
+class SftConfig(Section):
     """Set the supervised fine-tuning before distillation. It uses the same trainer with ``nll``."""
 
-    origins: Origins = Field(default=["teacher"], min_length=1, max_length=1, description="whose answers to learn")
-    seed: Seed = Field(0, description="seed of the order of the data; by default the recipe's seed")
-    arguments: dict[str, Any] = Field(default={}, description="passed to transformers.TrainingArguments")
+    origins: Origins = Field(default=["teacher"], min_length=1, max_length=1, description="whose answers to learn from: teacher or human")
+    seed: Seed = Field(0, description="seed of the order of the data and of dropout; by default the recipe's seed")
+    arguments: dict[str, Any] = Field(default={}, description="arguments of transformers.TrainingArguments")
 
     def method(self) -> "MethodConfig":
         """Return the training of the SFT student as a method."""
         return MethodConfig(objective={"name": "nll"}, origins=self.origins, arguments=self.arguments)
 
 
-class CandidateRule(Strict):
+class CandidateRule(Section):
     """Cut the top-p candidates further; ``mdp.candidates.rule_mask`` explains each rule."""
 
     name: Literal["top_k", "min_p", "adaptive"]
-    value: float = Field(gt=0, description="top_k: tokens; min_p: share of the first token's probability; adaptive: nats per candidate")
+    value: float = Field(
+        gt=0, description="top_k: number of tokens; min_p: share of the most likely token's probability; adaptive: nats for each candidate"
+    )
 
     @model_validator(mode="after")
     def _in_range(self) -> Self:
@@ -173,29 +163,38 @@ class CandidateRule(Strict):
         return self
 
 
-class OnPolicyConfig(Strict):
+class OnPolicyConfig(Section):
     """Add the student's own roll-outs to the training data: the student answers training prompts, and the teacher scores these answers."""
 
-    lmbda: float = Field(0.5, ge=0, le=1, description="share of responses that the student wrote; 0: none")
-    refresh_steps: Count | None = Field(None, description="optimizer steps between roll-outs; null: once, by the start")
+    lmbda: float = Field(0.5, ge=0, le=1, description="share of the training responses that the student writes; 0: none")
+    refresh_steps: Count | None = Field(
+        None, description="optimizer steps between two rounds of student roll-outs; null: one round, by the student before training"
+    )
     replay: Count = Field(
-        1, description="past rounds to sample from; with 2, every response is used about twice and a round generates half as many"
+        1, description="number of newest rounds to sample from; with 2, every response is used about twice and a round generates half as many"
     )
     temperature: Temperature = Field(1.0, description="temperature of the student's sampling")
-    top_p: float = Field(1.0, gt=0, le=1, description="nucleus of the student's sampling")
-    teacher_mix: float = Field(0.0, ge=0, lt=1, description="share of the teacher in every token's distribution")
+    top_p: float = Field(1.0, gt=0, le=1, description="share of probability that the student samples from (nucleus sampling)")
+    teacher_mix: float = Field(
+        0.0, ge=0, lt=1, description="share of the teacher in the distribution that every token is sampled from; 0: the student alone"
+    )
 
 
-class LmConfig(Strict):
+class LmConfig(Section):
     """Add lm_coef·[(1 − kd_ratio)·CE + kd_ratio·KL(teacher ‖ student)] on a plain-text corpus: every example brings one packed window.
 
     CE and KL are each a mean per token of the windows.
     """
 
-    corpus: str = Field(description=".txt (paragraphs apart by blank lines) or .jsonl with text; or either as .gz")
-    lm_coef: float = Field(1.0, gt=0, description="weight of the term")
-    kd_ratio: float = Field(0.0, ge=0, le=1, description="share of KL to the teacher in it, the rest is cross-entropy; above 0: teacher online")
-    window: int = Field(256, ge=2, le=MOST, description="tokens")
+    corpus: str = Field(description="file of documents: .txt with blank lines between them, .jsonl with a key text, or .gz of either")
+    lm_coef: float = Field(1.0, gt=0, description="weight of the term in the loss")
+    kd_ratio: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="share of the KL to the teacher in the term, the rest is cross-entropy; above 0 the teacher runs while the student trains",
+    )
+    window: int = Field(256, ge=2, le=MOST, description="length of a window of the corpus in tokens")
 
     @property
     def reads_teacher(self) -> bool:
@@ -203,64 +202,79 @@ class LmConfig(Strict):
         return self.kd_ratio > 0.0
 
 
-class ValueConfig(Strict):
+class ValueConfig(Section):
     """Set how the value head learns, for objectives that have one, and how fast a target network follows.
 
     The value head starts at 0. Until it has learnt the level of the returns, an advantage measured from it says that every token was a
     bad one: ``warmup_steps`` lets it learn alone first. In these steps the gradient norm, and so its clip, is that of the head alone.
     """
 
-    learning_rate: float | None = Field(None, gt=0, description="of the value head; by default the student's")
-    warmup_steps: CountOrZero = Field(0, description="first steps in which the value head alone learns")
-    detach: bool = Field(False, description="the value head's loss does not move the language model")
+    learning_rate: float | None = Field(None, gt=0, description="learning rate of the value head; null: the student's")
+    warmup_steps: CountOrZero = Field(0, description="number of first steps in which only the value head learns")
+    detach: bool = Field(False, description="keep the value head's gradient out of the language model")
     # The default is the rate of the soft updates of SAC (Haarnoja et al. 2018, table 1).
-    target_tau: float = Field(0.005, gt=0, le=1, description="Polyak rate, for objectives with target_network: true")
+    target_tau: float = Field(
+        0.005, gt=0, le=1, description="share of the student in each update of the target network, for objectives with target_network: true"
+    )
 
 
-class PeftConfig(Strict):
+class PeftConfig(Section):
     """Train LoRA adapters; the student's own weights stay as they are."""
 
-    lora: dict[str, Any] = Field(description="passed to peft.LoraConfig, e.g. {r: 16, lora_alpha: 32, target_modules: all-linear}")
-    merge: bool = Field(False, description="save whole models, the adapters merged")
+    lora: dict[str, Any] = Field(description="arguments of peft.LoraConfig, for example {r: 16, lora_alpha: 32, target_modules: all-linear}")
+    merge: bool = Field(False, description="save a whole model with the adapters merged into it, not the adapters alone")
 
 
-class MonitorConfig(Strict):
+class MonitorConfig(Section):
     """Set what is logged while a student trains, when training stops early, and which checkpoints are kept."""
 
-    early_stopping_patience: Count | None = Field(None, description="validations without a better one, after which a run stops")
-    log_completions: CountOrZero = Field(0, description="validation prompts answered at every validation, for eyes")
-    keep_checkpoints: bool = Field(False, description="keep optimizer checkpoints after the student is saved")
+    early_stopping_patience: Count | None = Field(
+        None, description="number of validations in a row without a better one after which training stops; null: never"
+    )
+    log_completions: CountOrZero = Field(
+        0, description="number of validation prompts that the student answers at every validation, for people to read"
+    )
+    keep_checkpoints: bool = Field(False, description="keep the checkpoints with their optimizer states after the student is saved")
 
 
-class BaselineConfig(Strict):
+class BaselineConfig(Section):
     """Describe a method trained for comparison. In a recipe its objective may stand alone."""
 
-    objective: Terms = Field(description="name and arguments, or a weighted list")
-    arguments: dict[str, Any] = Field(default={}, description="what differs from train.arguments, such as a learning rate of its own")
-    on_policy: OnPolicyConfig | None = Field(None, description="own student roll-outs; by default train.on_policy")
-    value: ValueConfig | None = Field(None, description="own settings of the value head; by default train.value")
+    objective: Terms = Field(description="objective: its name, its name with arguments, or a list of objectives with weights")
+    arguments: dict[str, Any] = Field(default={}, description="arguments that differ from train.arguments, such as another learning rate")
+    on_policy: OnPolicyConfig | None = Field(None, description="student roll-outs of this baseline; null: train.on_policy")
+    value: ValueConfig | None = Field(None, description="value head of this baseline; null: train.value")
 
 
-class MethodConfig(Strict):
+class MethodConfig(Section):
     """Set how one student is trained. With its start, its data and a seed it is all that shapes the student."""
 
-    objective: Terms = Field(description="name and arguments, or a weighted list")
-    teacher_top_p: float | None = Field(None, gt=0, le=1, description="p of the action space, up to the roll-outs'; 1.0: teacher online")
-    candidate_rule: CandidateRule | None = Field(None, description="cut the candidates further than p")
-    origins: Origins = Field(default=["teacher"], min_length=1, max_length=1, description="whose answers to learn from")
-    on_policy: OnPolicyConfig | None = Field(None, description="mix in the student's own roll-outs")
-    lm: LmConfig | None = Field(None, description="add language modelling on a corpus")
-    value: ValueConfig = ValueConfig()
-    peft: PeftConfig | None = Field(None, description="train LoRA adapters")
-    monitor: MonitorConfig = MonitorConfig()
-    arguments: dict[str, Any] = Field(default={}, description="passed to transformers.TrainingArguments")
+    objective: Terms = Field(description="objective: its name, its name with arguments, or a list of objectives with weights")
+    teacher_top_p: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="p of the action space; null: rollout.teacher_top_p, which bounds it; 1.0: all tokens, the teacher runs while the student trains",
+    )
+    candidate_rule: CandidateRule | None = Field(None, description="rule that cuts the candidates further than p; null: none")
+    origins: Origins = Field(default=["teacher"], min_length=1, max_length=1, description="whose answers to learn from: teacher or human")
+    on_policy: OnPolicyConfig | None = Field(None, description="student roll-outs among the training data; null: none")
+    lm: LmConfig | None = Field(None, description="language-modelling term on a corpus; null: none")
+    value: ValueConfig = Field(ValueConfig(), description="value head and target network, for objectives that have them")
+    peft: PeftConfig | None = Field(None, description="LoRA adapters to train instead of all weights; null: all weights")
+    monitor: MonitorConfig = Field(MonitorConfig(), description="what is logged and kept while a student trains")
+    arguments: dict[str, Any] = Field(default={}, description="arguments of transformers.TrainingArguments")
 
 
 class TrainConfig(MethodConfig):
     """Set distillation by an objective, and baselines from the same start on the same data, each with every seed."""
 
-    baselines: dict[str, BaselineConfig] = Field(default={}, description="name → objective, or objective and arguments")
-    seeds: list[Seed] = Field(default=[0], min_length=1, description="training seeds: one student each; by default the recipe's seed")
+    baselines: dict[str, BaselineConfig] = Field(
+        default={}, description="students trained for comparison: name → objective, or objective with arguments, on_policy and value"
+    )
+    seeds: list[Seed] = Field(
+        default=[0], min_length=1, description="training seeds: every method is trained once with each; by default the recipe's seed"
+    )
 
     @field_validator("seeds")
     @classmethod
@@ -297,27 +311,31 @@ RESERVED_SYSTEMS = ("teacher", "start", "sft", "distilled")
 class EvaluationConfig(Sampling):
     """Set what is measured on the test prompts, in the same way for every system."""
 
-    top_p: float = Field(0.8, gt=0, le=1, description="nucleus of sampling")
-    num_generations: Count = Field(1, description="answers per prompt and system")
-    batch_size: Count = Field(32, description="answers generated at once")
-    dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
-    reference: Literal["teacher", "human"] = Field("teacher", description="whose answer ROUGE-L compares with")
-    num_samples_shown: CountOrZero = Field(8, description="prompts shown in the report")
+    top_p: float = Field(0.8, gt=0, le=1, description="share of probability that tokens are sampled from (nucleus sampling)")
+    num_generations: Count = Field(1, description="number of answers for each prompt and system")
+    batch_size: Count = Field(32, description="number of answers generated at once")
+    dtype: Dtype = Field("bfloat16", description="dtype in which all systems run while they are evaluated")
+    reference: Literal["teacher", "human"] = Field(
+        "teacher", description="whose answer ROUGE-L compares with: the teacher's, or those in the prompt file"
+    )
+    num_samples_shown: CountOrZero = Field(8, description="number of prompts whose answers the report shows")
 
 
-class Recipe(Strict):
+class Recipe(Section):
     """Describe one experiment."""
 
-    title: str = "tdistill run"
-    output_dir: str
-    seed: Seed = Field(17, description="seed of the roll-outs, of SFT, of training and (with an offset) of the evaluation, where they set none")
-    data: DataConfig
-    teacher: TeacherConfig
-    student: StudentConfig
-    rollout: RolloutConfig = RolloutConfig()
-    sft: SftConfig | None = Field(None, description="left out: distil from the start itself")
-    train: TrainConfig
-    evaluation: EvaluationConfig = EvaluationConfig()
+    title: str = Field("tdistill run", description="title of the report and of the student's model card")
+    output_dir: str = Field(description="directory of all results")
+    seed: Seed = Field(
+        DEFAULT_SEED, description="seed of roll-outs, SFT and training where they set none; evaluation's is this one plus 1000003"
+    )
+    data: DataConfig = Field(description="prompts")
+    teacher: TeacherConfig = Field(description="model to imitate")
+    student: StudentConfig = Field(description="model to train")
+    rollout: RolloutConfig = Field(RolloutConfig(), description="how the teacher answers, and what is recorded")
+    sft: SftConfig | None = Field(None, description="supervised fine-tuning before distillation; null: distil from the start itself")
+    train: TrainConfig = Field(description="distillation, and baselines")
+    evaluation: EvaluationConfig = Field(EvaluationConfig(), description="what is measured on the test prompts")
 
     @model_validator(mode="before")
     @classmethod
@@ -325,15 +343,19 @@ class Recipe(Strict):
         """Fill in what one section takes from another where it sets nothing of its own."""
         if not isinstance(value, Mapping):
             return value
-        seed, rollout = _get(value, "seed", 17), _get(value, "rollout", {})
-        length = _get(rollout, "max_completion_length", Sampling.model_fields["max_completion_length"].default)
+        rollout = get(value, "rollout", {})
+        # A value of the wrong type is reported where it stands, and nowhere else.
+        seed = _whole(get(value, "seed", DEFAULT_SEED), DEFAULT_SEED, 2**32)
+        default = Sampling.model_fields["max_completion_length"].default
+        length = _whole(get(rollout, "max_completion_length", default), default, MOST + 1)
+        evaluation = {"max_completion_length": length, "seed": (seed + EVALUATION_SEED_OFFSET) % 2**32}
         own = {
-            "rollout": _filled(rollout, seed=seed),
-            "train": _filled(value.get("train"), seeds=[seed]),
-            "evaluation": _filled(_get(value, "evaluation", {}), max_completion_length=length, seed=_evaluation_seed(seed)),
+            "rollout": filled(rollout, seed=seed),
+            "train": filled(value.get("train"), seeds=[seed]),
+            "evaluation": filled(get(value, "evaluation", {}), **evaluation),
         }
         if value.get("sft") is not None:
-            own["sft"] = _filled(value["sft"], seed=seed)
+            own["sft"] = filled(value["sft"], seed=seed)
         return {**value, **own}
 
     @model_validator(mode="after")
@@ -344,3 +366,8 @@ class Recipe(Strict):
                 "Leave evaluation.seed out, or give another"
             )
         return self
+
+
+def _whole(value: Any, default: int, below: int) -> int:
+    """Return a value if it is a whole number from 0 up to, but not including, ``below``; else the default."""
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < below else default
