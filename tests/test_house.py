@@ -35,11 +35,9 @@ LONG: dict[str, int] = {
     "tdistill.objectives.parts.q_regression:q_regression": 51,
     "tdistill.teachers.generate:generate_batch": 59,
     "tdistill.training.batch:build_steps": 56,
-    "tdistill.training.fit:train_student": 80,
     "tdistill.training.trainer:DistillTrainer.__init__": 63,
 }
 WIDE: dict[str, int] = {
-    "tdistill.data.mixed:MixedDataset.__init__": 7,
     "tdistill.evaluation.answers:answer_metrics": 8,
     "tdistill.evaluation.answers:write_answers": 9,
     "tdistill.evaluation.task_scores:score_answers": 7,
@@ -48,10 +46,6 @@ WIDE: dict[str, int] = {
     "tdistill.teachers.generate:generate_batch": 8,
     "tdistill.teachers.rollouts:roll_out": 11,
     "tdistill.teachers.rollouts:write_rollouts": 8,
-    "tdistill.training.completions:LogCompletions.__init__": 8,
-    "tdistill.training.extras:OnPolicy.rollouts": 8,
-    "tdistill.training.fit:train_student": 11,
-    "tdistill.training.on_policy:StudentRollouts.__init__": 10,
     "tdistill.training.trainer:DistillTrainer.__init__": 10,
 }
 UNPLAIN: set[str] = {
@@ -69,7 +63,6 @@ UNPLAIN: set[str] = {
     "tdistill.objectives.ls_iq:ls_iq",
     "tdistill.objectives.minillm:minillm",
     "tdistill.objectives.tvd:",
-    "tdistill.recipe.read:load_recipe",
     "tdistill.teachers.rollouts:_human_plan",
     "tdistill.training.clock:on_train_begin",
     "tdistill.training.clock:on_train_end",

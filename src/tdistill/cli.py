@@ -231,9 +231,9 @@ def _output(path: Path) -> Path:
 
 
 def _open(recipe: Path, overrides: list[str] | None, *stages: str) -> Any:
-    from tdistill.recipe.read import load_recipe
+    from tdistill.experiment.recipe_checks import open_recipe
 
-    loaded = load_recipe(recipe, overrides)
+    loaded = open_recipe(recipe, overrides)
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # ours are enough

@@ -10,6 +10,7 @@ from tdistill.data.corpus import check_window, read_documents
 from tdistill.data.overlap import HELD_OUT, check_overlap, held_out_prompts, load_split
 from tdistill.experiment.context import check_contexts
 from tdistill.experiment.pipeline import Run
+from tdistill.experiment.recipe_checks import argument_sections
 from tdistill.experiment.rollouts import SPLITS, model_configs
 from tdistill.experiment.systems import check_references
 from tdistill.models.find import PACKAGED, find_model
@@ -17,7 +18,6 @@ from tdistill.models.load import check_quantization, compute_device
 from tdistill.models.prune import check_layer_count
 from tdistill.models.tokenizer import load_tokenizer
 from tdistill.recipe.plain import nearest_path
-from tdistill.recipe.read import argument_sections
 from tdistill.recipe.schema import Recipe
 from tdistill.runtime.errors import ConfigError, DataError, ModelError, brief
 from tdistill.runtime.progress import say
