@@ -9,19 +9,19 @@ import json
 import sys
 
 import torch
+from tdistill.experiment.pipeline import Run, provenance
 
 from tdistill.experiment.models import models_info, student_tokenizer, teacher_directory, vocab_size
-from tdistill.experiment.pipeline import Run, provenance
+from tdistill.experiment.recipe_checks import open_recipe
 from tdistill.experiment.rollouts import read_prompts
 from tdistill.models.load import load_model
-from tdistill.recipe.read import load_recipe
 from tdistill.teachers.generate import Sampling, batch_plan, generate_batch
 
 BATCH_SIZES = (1, 4, 16)
 
 
 def main() -> None:
-    run = Run(load_recipe(sys.argv[1], sys.argv[2:]))
+    run = Run(open_recipe(sys.argv[1], sys.argv[2:]))
     run.execute("models")
     tokenizer, eos_ids, c = student_tokenizer(run), models_info(run)["eos_ids"], run.recipe.rollout
     prompts, _ = read_prompts(run, "valid", tokenizer)

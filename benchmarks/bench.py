@@ -22,17 +22,17 @@ from pathlib import Path
 from typing import Any
 
 import objectives
+from tdistill.experiment.pipeline import Run
 
 from tdistill.experiment.evaluation import SCORES, EvaluatedSystem, read_scores
 from tdistill.experiment.models import load_teacher
-from tdistill.experiment.pipeline import Run
+from tdistill.experiment.recipe_checks import open_recipe
 from tdistill.experiment.students import start_directory
 from tdistill.experiment.systems import protocol
 from tdistill.models.find import find_model
 from tdistill.models.fingerprint import weights_fingerprint
 from tdistill.models.load import load_model
 from tdistill.objectives import bind
-from tdistill.recipe.read import load_recipe
 from tdistill.recipe.schema import BaselineConfig, Recipe, TrainConfig
 from tdistill.recipe.text import parse_yaml
 from tdistill.runtime.errors import ConfigError, OutputError
@@ -60,7 +60,7 @@ class Bench:
 
     def __init__(self, options: argparse.Namespace, rows: Path | None = None):
         self.options = options
-        self.run = Run(load_recipe(options.bench / "recipe.yaml", options.override))
+        self.run = Run(open_recipe(options.bench / "recipe.yaml", options.override))
         self.listed = options.bench / options.methods
         read = TrainConfig(objective={"name": "nll"}, baselines=parse_yaml(self.listed.read_bytes(), str(self.listed))).baselines
         own = self.listed.with_suffix(".json")

@@ -11,11 +11,11 @@ from typing import Any
 import bench
 import numpy as np
 import torch
+from tdistill.experiment.pipeline import provenance
 
 from tdistill.evaluation.answers import write_answers
 from tdistill.experiment.evaluation import SCORED_AT_ONCE, Protocol
 from tdistill.experiment.models import load_teacher
-from tdistill.experiment.pipeline import provenance
 from tdistill.experiment.systems import protocol
 from tdistill.models.forward import step_logp
 from tdistill.models.layout import pad_pairs

@@ -20,19 +20,19 @@ from typing import Any
 
 import numpy as np
 import torch
+from tdistill.experiment.pipeline import Run, provenance
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from tdistill.data.prompts import Prompt, TokenizedPrompt
 from tdistill.evaluation.answers import EVALUATION_SEED_OFFSET
 from tdistill.experiment.models import load_teacher, models_info, vocab_size
-from tdistill.experiment.pipeline import Run, provenance
+from tdistill.experiment.recipe_checks import open_recipe
 from tdistill.experiment.systems import protocol
 from tdistill.models.find import find_model
 from tdistill.models.forward import step_logp
 from tdistill.models.layout import pad_pairs
 from tdistill.models.load import load_model
-from tdistill.recipe.read import load_recipe
 from tdistill.runtime.files import write_jsonl
 from tdistill.runtime.progress import bar, say
 from tdistill.teachers.generate import Sampling, generate_batch
@@ -168,7 +168,7 @@ def _estimate(values: list[float]) -> dict[str, float]:
 
 def main() -> None:
     options = _options()
-    run = Run(load_recipe(options.recipe, options.override))
+    run = Run(open_recipe(options.recipe, options.override))
     shared = protocol(run, "valid")
     load = partial(load_model, dtype=run.recipe.evaluation.dtype)
     teacher = load_teacher(run, run.recipe.evaluation.dtype)

@@ -22,16 +22,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tdistill.experiment.pipeline import Run, provenance
 
 from tdistill.experiment.evaluation import EvaluatedSystem, Protocol, evaluate_systems, read_scores
 from tdistill.experiment.models import load_teacher
-from tdistill.experiment.pipeline import Run, provenance
+from tdistill.experiment.recipe_checks import open_recipe
 from tdistill.experiment.students import fit_inputs, start_directory
 from tdistill.experiment.systems import protocol
 from tdistill.models.find import find_model
 from tdistill.models.load import load_model
 from tdistill.objectives import bind
-from tdistill.recipe.read import load_recipe
 from tdistill.recipe.schema import BaselineConfig, TrainConfig
 from tdistill.recipe.text import parse_yaml
 from tdistill.runtime.errors import ConfigError, NonFiniteLossError
@@ -46,7 +46,7 @@ BASELINE, TRAINED, DIVERGED = "sft_continued", "trained.json", "diverged.json"
 
 def main() -> None:
     options = _options()
-    run = Run(load_recipe(options.recipe, options.override))
+    run = Run(open_recipe(options.recipe, options.override))
     # Read as a recipe's baselines are: an objective, or an objective with arguments and student roll-outs of its own.
     methods = TrainConfig(objective={"name": "nll"}, baselines=parse_yaml(options.methods.read_bytes(), str(options.methods))).baselines
     methods = at_rates(methods, options.rates)

@@ -1,4 +1,4 @@
-"""All seeds of a method as one: its estimates, its differences, and the tables and figures that are made of them."""
+"""Pool all seeds of a method: its estimates, its differences, and the tables and figures that are made of them."""
 
 import re
 from collections import Counter
@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from doc_tables import MISSING, estimate, number, p_text, table
 from matplotlib.axes import Axes
 
 from tdistill.pages.lines import COLOURS
@@ -30,19 +31,19 @@ START = "sft_fingerprint"  # of the student that a row's training started from
 
 @dataclass(frozen=True)
 class Method:
-    """All seeds of one method on one split."""
+    """Hold all seeds of one method on one split."""
 
     name: str
     rows: list[dict[str, Any]]
 
     @property
     def finished(self) -> dict[int, dict[str, dict[str, float]]]:
-        """Seed → metric → prompt → value, without those that diverged."""
+        """Return seed → metric → prompt → value, without the seeds that diverged."""
         return {r["seed"]: r["scores"] for r in self.rows if not r.get("diverged")}
 
     @property
     def kind(self) -> str:
-        """What it learns from."""
+        """Return the family that the method belongs to."""
         objective = self.rows[0]["objective"]
         name = objective.partition("(")[0]
         if name == "minillm":
@@ -52,13 +53,18 @@ class Method:
         # With a linear φ the successors' values cancel.
         return MYOPIC if re.search(r"gamma=0(\.0)?[,)]|phi=linear", objective) else AHEAD
 
+    @property
+    def rate(self) -> float:
+        """Return the learning rate."""
+        return float(self.rows[0]["arguments"]["learning_rate"])
+
     def of(self, metric: str) -> ScoresBySeed:
-        """Seed → prompt → value."""
+        """Return seed → prompt → value of a metric."""
         return {seed: scores[metric] for seed, scores in self.finished.items() if scores.get(metric)}
 
 
 def methods(rows: Sequence[dict[str, Any]]) -> list[Method]:
-    """In the order of their teacher NLL; those that always diverged last."""
+    """Return the methods in the order of their teacher NLL. Methods whose every seed diverged come last."""
     by_name: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
         by_name.setdefault(row["method"], []).append(row)
@@ -66,80 +72,114 @@ def methods(rows: Sequence[dict[str, Any]]) -> list[Method]:
     return sorted(found, key=lambda m: (not m.finished, pooled(m.of("teacher_nll")).mean if m.finished else 0.0))
 
 
-def methods_table(rows: Sequence[dict[str, Any]], baseline: str, metrics: Sequence[str] = tuple(TITLES), kinds: bool = True) -> str:
-    """One line a method, with its difference to ``baseline`` in teacher NLL and ROUGE-L."""
-    found, usual = methods(rows), usual_start(rows)
+def methods_table(rows: Sequence[dict[str, Any]], baseline: str, metrics: Sequence[str], compare: Sequence[str] = ("teacher_nll",)) -> str:
+    """Return a table of methods: their metrics, and their differences from ``baseline`` in the metrics of ``compare``."""
+    found = methods(rows)
     base = next(m for m in found if m.name == baseline)
-    compare = [m for m in ("teacher_nll", "rouge_l") if m in metrics]
-    head = ["method", *(["kind"] if kinds else []), "rate", "seeds", *(TITLES[m][0] for m in metrics)]
-    head += [f"Δ {TITLES[m][0].rstrip(' ↑↓')} (p)" for m in compare]
-    lines = [head, ["---"] * len(head)]
+    head = ["method", "seeds", *(TITLES[m][0] for m in metrics), *(f"Δ {plain_title(m)} (p)" for m in compare)]
+    lines = []
     for method in found:
-        diverged = len(method.rows) - len(method.finished)
-        cells = [f"`{method.name}`", *([method.kind] if kinds else []), f"{method.rows[0]['arguments']['learning_rate']:g}"]
-        cells += [count_seeds(method, usual) + (f", {diverged} diverged" if diverged else "")]
-        cells += [show(method, m) for m in metrics]
-        cells += ["–" if method.name == baseline else show_difference(method, base, m) for m in compare]
-        lines.append(cells)
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+        differences = [MISSING if method.name == baseline else show_difference(method, base, m) for m in compare]
+        lines.append([f"`{method.name}`", count_seeds(method), *(show(method, m) for m in metrics), *differences])
+    return table(head, lines)
+
+
+def details_table(rows: Sequence[dict[str, Any]], metrics: Sequence[str]) -> str:
+    """Return a table of methods with their learning rate and further metrics."""
+    head = ["method", "learning rate", *(TITLES[m][0] for m in metrics)]
+    return table(head, [[f"`{m.name}`", f"{m.rate:g}", *(show(m, x) for x in metrics)] for m in methods(rows)])
+
+
+def rates_table(rows: Sequence[dict[str, Any]], baseline: str, metrics: Sequence[str]) -> str:
+    """Return a table of methods at several learning rates, whose names end with ``@rate``."""
+    found = methods(rows)
+    base = next(m for m in found if m.name == baseline)
+    lines = []
+    for m in found:
+        difference = MISSING if m is base else show_difference(m, base, "teacher_nll")
+        lines.append([f"`{m.name.partition('@')[0]}`", f"{m.rate:g}", *(show(m, x) for x in metrics), difference])
+    return table(["method", "learning rate", *(TITLES[m][0] for m in metrics), "Δ teacher NLL (p)"], lines)
+
+
+def ablations_table(rows: Sequence[dict[str, Any]], baseline: str) -> str:
+    """Return a table of variants of ``baseline``, which all have the same number of seeds."""
+    metrics = ("teacher_nll", "reverse_kl", "forward_kl", "mean_length")
+    found = methods(rows)
+    base = next(m for m in found if m.name == baseline)
+    head = ["method", *(TITLES[m][0] for m in metrics), "Δ teacher NLL (p)"]
+    lines = [[f"`{m.name}`", *(show(m, x) for x in metrics), MISSING if m is base else show_difference(m, base, "teacher_nll")] for m in found]
+    return table(head, lines)
+
+
+def starts_table(rows: Sequence[dict[str, Any]]) -> str:
+    """Return a table that counts the seeds of every method by the SFT student that they started from; only methods with another start."""
+    usual = usual_start(rows)
+    others = {m.name: [r["seed"] for r in m.rows if r.get(START) != usual] for m in methods(rows)}
+    lines = [
+        [f"`{m.name}`", str(len(m.rows) - len(others[m.name])), ", ".join(map(str, sorted(others[m.name])))]
+        for m in methods(rows)
+        if others[m.name]
+    ]
+    return table(["method", "seeds from the usual start", "seeds from another start"], lines)
+
+
+def plain_title(metric: str) -> str:
+    """Return a metric's column title without its arrow."""
+    return TITLES[metric][0].rstrip(" ↑↓")
 
 
 def usual_start(rows: Sequence[dict[str, Any]]) -> str | None:
-    """The SFT student that most rows started from."""
+    """Return the fingerprint of the SFT student that most rows started from."""
     return Counter(row.get(START) for row in rows).most_common(1)[0][0]
 
 
-def count_seeds(method: Method, usual: str | None) -> str:
-    """n, or n (m†) where m of them started from another SFT student than is usual."""
-    others = sum(row.get(START) != usual for row in method.rows if not row.get("diverged"))
-    return f"{len(method.finished)}" + (f" ({others}†)" if others else "")
+def count_seeds(method: Method) -> str:
+    """Return the number of seeds that finished, and how many diverged if any did."""
+    diverged = len(method.rows) - len(method.finished)
+    return f"{len(method.finished)}" + (f", {diverged} diverged" if diverged else "")
 
 
 def show(method: Method, metric: str, prefix: str = "") -> str:
-    """Over the prompts whose id begins with ``prefix``."""
-    digits = TITLES[metric][1]
+    """Return a metric's ``mean ± standard error`` over the prompts whose id begins with ``prefix``."""
     if not method.of(metric):
-        return "–"
+        return MISSING
     value = pooled({seed: {p: x for p, x in values.items() if p.startswith(prefix)} for seed, values in method.of(metric).items()})
-    return f"{value.mean:.{digits}f} ± {value.stderr:.{digits}f}"
+    return estimate(value.mean, value.stderr, TITLES[metric][1])
 
 
 def show_difference(method: Method, base: Method, metric: str) -> str:
+    """Return the difference of two methods in a metric, with its p-value."""
     found = compared(method.of(metric), base.of(metric)) if method.of(metric) else None
     if found is None:
-        return "–"
-    p = "<.001" if found.p_value < 0.001 else f"{found.p_value:.3f}".removeprefix("0")
-    return f"{found.difference.mean:+.{TITLES[metric][1]}f} ({p})".replace("-", "−")
+        return MISSING
+    return f"{number(found.difference.mean, TITLES[metric][1], signed=True)} ({p_text(found.p_value)})"
 
 
 def pairs_table(rows: Sequence[dict[str, Any]], pairs: Mapping[str, Sequence[str]], metrics: Sequence[str]) -> str:
-    """Each method less each of its baselines, over the seeds that both have."""
+    """Return a table of each method less each of its baselines, over the seeds that both have."""
     found = {m.name: m for m in methods(rows)}
     head = ["difference", "seeds", *(f"Δ {TITLES[m][0]} (p)" for m in metrics)]
-    lines = [head, ["---"] * len(head)]
+    lines = []
     for name, baselines in pairs.items():
         for base in baselines:
             own, other = found[name], found[base]
             seeds = str(len(own.finished.keys() & other.finished.keys()))
             lines.append([f"`{name}` − `{base}`", seeds, *(show_difference(own, other, m) for m in metrics)])
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return table(head, lines)
 
 
 def seconds_table(rows: Sequence[dict[str, Any]], seed: int, baseline: str) -> str:
-    """Training, and what of it lies before the best checkpoint, of the students of one seed from the usual start: one machine trained them."""
+    """Return a table of the training times of one seed's students from the usual start: one machine trained them all."""
     usual = usual_start(rows)
     own = [r for r in rows if r["seed"] == seed and r.get(START) == usual and not r.get("diverged")]
+    unit = next(r["training_seconds"] for r in own if r["method"] == baseline)
     found = sorted(own, key=lambda r: r["training_seconds"])
-    unit = next(r["training_seconds"] for r in found if r["method"] == baseline)
-    lines = [f"| method | seconds | ÷ `{baseline}`'s | to the best checkpoint, ÷ `{baseline}`'s whole |", "|---" * 4 + "|"]
-    for row in found:
-        seconds, share = row["training_seconds"], row["best_step"] / row["arguments"]["max_steps"]
-        lines.append(f"| `{row['method']}` | {seconds:.0f} | {seconds / unit:.2f} | {share * seconds / unit:.2f} |")
-    return "\n".join(lines)
+    lines = [[f"`{r['method']}`", f"{r['training_seconds']:.0f}", f"{r['training_seconds'] / unit:.2f}"] for r in found]
+    return table(["method", "seconds", f"÷ `{baseline}`'s"], lines)
 
 
 def dots(key: str, caption: str, rows: Sequence[dict[str, Any]], metrics: Sequence[str], limits: Mapping[str, float]) -> Plot:
-    """Every method's mean ± 2 standard errors, one panel a metric; what lies beyond a limit is written at the edge."""
+    """Plot every method's mean ± 2 standard errors, with one panel for each metric. A value beyond a limit is written at the edge."""
     found = [m for m in methods(rows) if m.finished]
     panels = [_dot_panel(metric, found, limits.get(metric)) for metric in metrics]
     counts = Counter(m.kind for m in found)
@@ -169,23 +209,19 @@ def _dot_panel(metric: str, found: Sequence[Method], limit: float | None) -> Pan
     return Panel(f"{title}: {told}.", draw)
 
 
-def tasks_table(rows: Sequence[dict[str, Any]], baseline: str) -> str:
-    """Every method on every task, and its difference to ``baseline`` over the prompts of all."""
-    tasks, shown = list(dict.fromkeys(row["task"] for row in rows)), ("teacher_nll", "rouge_l")
+def tasks_table(rows: Sequence[dict[str, Any]], baseline: str, metric: str) -> str:
+    """Return a table of one metric of every method on every task, and of the difference from ``baseline`` over the prompts of all tasks."""
+    tasks = list(dict.fromkeys(row["task"] for row in rows))
     merged: dict[str, dict[str, Any]] = {}
     for row in rows:
         own = merged.setdefault(row["system"], {"method": row["system"], "seed": None, "objective": ""} | row | {"scores": {}})
-        for metric in shown:
-            own["scores"].setdefault(metric, {}).update({f"{row['task']}/{p}": x for p, x in row["scores"][metric].items()})
-    found, usual = methods(list(merged.values())), usual_start([r for r in merged.values() if START in r])
+        for name in ("teacher_nll", metric):
+            own["scores"].setdefault(name, {}).update({f"{row['task']}/{p}": x for p, x in row["scores"][name].items()})
+    found = methods(list(merged.values()))
     base = next(m for m in found if m.name == baseline)
-    head = ["method", "seeds", *(f"{TITLES[m][0]}, {task}" for m in shown for task in tasks)]
-    head += [f"Δ {TITLES[m][0].rstrip(' ↑↓')}, all (p)" for m in shown]
-    lines = [head, ["---"] * len(head)]
+    lines = []
     for method in found:
         trained = method.rows[0]["seed"] is not None
-        cells = [f"`{method.name}`", count_seeds(method, usual) if trained else "–"]
-        cells += [show(method, m, f"{task}/") for m in shown for task in tasks]
-        cells += ["–" if method.name == baseline or not trained else show_difference(method, base, m) for m in shown]
-        lines.append(cells)
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+        difference = MISSING if method.name == baseline or not trained else show_difference(method, base, metric)
+        lines.append([f"`{method.name}`", *(show(method, metric, f"{task}/") for task in tasks), difference])
+    return table(["method", *tasks, f"Δ {plain_title(metric)}, all (p)"], lines)

@@ -5,12 +5,13 @@ import sys
 from dataclasses import asdict
 
 from tdistill.experiment.pipeline import Run
+
+from tdistill.experiment.recipe_checks import open_recipe
 from tdistill.experiment.report import collect
-from tdistill.recipe.read import load_recipe
 
 
 def main() -> None:
-    run = Run(load_recipe(sys.argv[1], sys.argv[2:]))
+    run = Run(open_recipe(sys.argv[1], sys.argv[2:]))
     data, provenance = collect(run), run.read_stage("evaluate")["provenance"]
     for system in data.systems:
         row = {"system": system.name, "objective": system.description, "parameters": system.parameters}

@@ -17,19 +17,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tdistill.experiment.pipeline import Run, provenance
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from tdistill.data.collate import DistillCollator
 from tdistill.experiment.models import load_teacher, vocab_size
-from tdistill.experiment.pipeline import Run, provenance
+from tdistill.experiment.recipe_checks import open_recipe
 from tdistill.experiment.rollouts import cache
 from tdistill.experiment.students import start_directory
 from tdistill.models.find import find_model
 from tdistill.models.load import load_model
 from tdistill.models.student import StudentModel
 from tdistill.objectives import OBJECTIVES, BoundObjective, bind
-from tdistill.recipe.read import load_recipe
 from tdistill.runtime.files import write_jsonl
 from tdistill.runtime.progress import bar
 from tdistill.training.batch import build_steps, student_inputs, teacher_online
@@ -55,7 +55,7 @@ def methods() -> dict[str, dict[str, Any]]:
 
 def main() -> None:
     options = _options()
-    run = Run(load_recipe(options.recipe, options.override))
+    run = Run(open_recipe(options.recipe, options.override))
     for stage in ("models", "rollout", "sft"):
         run.execute(stage)
     data, vocab = cache(run, "train", run.recipe.train.teacher_top_p), vocab_size(run)

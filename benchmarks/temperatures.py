@@ -6,8 +6,8 @@ with every prompt's scores. What is in ``--rows`` is kept and not measured again
 """
 
 import bench
-
 from tdistill.experiment.pipeline import provenance
+
 from tdistill.experiment.temperatures import TemperatureRun, parse_temperatures
 from tdistill.runtime.files import read_jsonl, write_jsonl
 from tdistill.runtime.progress import say

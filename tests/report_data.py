@@ -4,7 +4,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from tdistill.report.data import Comparison, Curve, ReportData, Sample, Sparsity, Stage, System
+from tdistill.pages.parts import Sample
+from tdistill.report.data import Comparison, Curve, ReportData, Sparsity, Stage, System
 from tdistill.statistics.estimate import Estimate
 
 ATTACK = "<script>alert('x')</script><img src=https://evil.example/x.png onerror=alert(1)> </pre></p>\"&'"

@@ -10,10 +10,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from tdistill.experiment.pipeline import Run
 
 from tdistill.cli import main
-from tdistill.experiment.pipeline import Run
-from tdistill.recipe.read import load_recipe
+from tdistill.experiment.recipe_checks import open_recipe
 
 
 def call(monkeypatch, capsys, *argv: str) -> tuple[int, str, str]:
@@ -196,7 +196,7 @@ def test_a_full_disk_stops_with_an_error_and_nothing_half_written_counts(tiny_re
     assert call(monkeypatch, capsys, "run", tiny_recipe, f"output_dir={undisturbed}")[0] == 0
     for command, written, share, forbidden in FULL_DISKS:
         if command == "rollout":  # its models are larger than its shards: make them first, without a prompt answered
-            run = Run(load_recipe(tiny_recipe))
+            run = Run(open_recipe(tiny_recipe))
             run.prepare()
             run.execute("models")
         if command == "report":
@@ -278,7 +278,7 @@ def test_a_student_learns_from_its_own_rollouts_too(tiny_recipe, monkeypatch, ca
     )
     code, _, err = call(monkeypatch, capsys, "run", tiny_recipe, *mixed)
     assert code == 0, err
-    students = Run(load_recipe(tiny_recipe, list(mixed))).directory("train")
+    students = Run(open_recipe(tiny_recipe, list(mixed))).directory("train")
     rounds = {
         name: json.loads((students / name / "log_history.json").read_text())["rollouts"] for name in ("distilled", "own_text", "sft_continued")
     }

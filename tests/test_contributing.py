@@ -53,7 +53,7 @@ def test_a_toy_algorithm_takes_one_file_and_one_line(tiny_recipe, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "module", ["tdistill.experiment.report", "tdistill.experiment.graph", "tdistill.theory.run", "tdistill.pages.document"]
+    "module", ["tdistill.experiment.report", "tdistill.experiment.graph", "tdistill.theory.checks", "tdistill.pages.document"]
 )
 def test_a_module_can_be_imported_first(module):
     done = subprocess.run([sys.executable, "-c", f"import {module}"], capture_output=True, text=True, check=False)

@@ -1,4 +1,4 @@
-"""Every relative link of the documentation leads somewhere, and the index has every objective."""
+"""Check the documentation: its links, its index, the size of its tables and of its results page."""
 
 import re
 from pathlib import Path
@@ -39,3 +39,17 @@ def test_every_relative_link_leads_somewhere(page):
 def test_the_index_has_every_page_of_an_objective():
     linked = set(links(ROOT / "docs/index.md"))
     assert linked >= {f"algorithms/{page.name}" for page in (ROOT / "docs/algorithms").glob("*.md")}
+
+
+def test_the_results_page_has_at_most_1500_words():
+    assert len((ROOT / "docs/results.md").read_text(encoding="utf-8").split()) <= 1500
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if p.stem not in ("theory", "estimators")], ids=lambda page: str(page.relative_to(ROOT)))
+def test_no_table_has_more_than_six_columns(page):
+    rows = [re.sub(r"`[^`]*`|\\\|", "", line) for line in page.read_text(encoding="utf-8").splitlines() if line.startswith("|")]
+    assert not [row for row in rows if row.count("|") > 7]
+
+
+def test_no_page_has_footnote_marks():
+    assert not [page for page in PAGES if "†" in page.read_text(encoding="utf-8")]

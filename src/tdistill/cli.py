@@ -157,7 +157,7 @@ def judge(
     from rich.console import Console
 
     from tdistill.judge.judging import JudgeSettings, Judging
-    from tdistill.pages.tables import to_rich
+    from tdistill.pages.terminal import print_table
     from tdistill.runtime.progress import say
 
     prices, target = (price_per_million_input, price_per_million_output), _output(output) if output else None
@@ -169,7 +169,7 @@ def judge(
             raise TdistillError("Nothing was sent: there is no terminal to agree on. Give --yes to send the requests above.")
         typer.confirm("Send them?", abort=True, err=True)
     summary, console = judging.run(), Console()
-    console.print(to_rich(judging.table(summary)))
+    print_table(console, judging.table(summary))
     console.print(f"summary: {judging.output}\nverdicts: {judging.journal.path}", soft_wrap=True, highlight=False)
     if summary.unanswered:
         say(f"{summary.unanswered} requests got no reply, and their pairs are left out: the same command asks for them again.")
@@ -185,19 +185,12 @@ def compare(
     from rich.console import Console
 
     from tdistill.compare.comparing import compare as compare_runs
-    from tdistill.compare.frontier import frontier_table
-    from tdistill.compare.pages import write
-    from tdistill.compare.table import for_terminal
-    from tdistill.pages.tables import to_rich
+    from tdistill.compare.pages import comparison_document, write
+    from tdistill.pages.terminal import print_document
 
     comparison, console = compare_runs(runs, baseline), Console()
     markdown, page = write(comparison, _output(output))
-    for table in for_terminal(comparison.methods, comparison.quality):
-        console.print(to_rich(table))
-    if comparison.at_equal_entropy:
-        console.print(to_rich(frontier_table(comparison.at_equal_entropy)))
-    for note in comparison.notes:
-        console.print(f"Note: {note}", soft_wrap=True, highlight=False, markup=False)
+    print_document(console, comparison_document(comparison))
     console.print(f"\npage: {page}\n      {markdown}", soft_wrap=True, highlight=False, markup=False)
 
 
@@ -215,15 +208,15 @@ def theory(
     """Check the paper's propositions exactly on small MDPs, and measure what they leave open."""
     from rich.console import Console
 
-    from tdistill.pages.tables import to_rich
+    from tdistill.pages.terminal import print_table
+    from tdistill.theory.checks import TheorySettings, run_theory
     from tdistill.theory.report import propositions_table
-    from tdistill.theory.run import TheorySettings, run_theory
 
     output_dir = _output(output_dir)
     sizes = {"horizons": tuple(horizon)} if horizon else {}
     settings = TheorySettings(instances=instances, mdps=mdps, bias_mdps=bias_mdps, seeds=seeds, steps=steps, seed=seed, **sizes)
     data, console = run_theory(output_dir, settings), Console()
-    console.print(to_rich(propositions_table(data["propositions"])))
+    print_table(console, propositions_table(data["propositions"]))
     console.print(f"\nreport: {output_dir / 'theory.html'}\n        {output_dir / 'theory.md'}", soft_wrap=True, highlight=False)
 
 

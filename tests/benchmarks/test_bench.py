@@ -178,7 +178,7 @@ def test_what_is_there_is_kept_and_the_same_name_with_other_settings_is_refused(
 def test_rows_of_another_machine_count_and_so_do_roll_outs_that_came_along(scripts, models, monkeypatch, tmp_path, capsys):
     _, bench = scripts
     # A bench folder with roll-outs in it, as another machine would have left them, and the rows of one of two methods.
-    folder, made = tmp_path / "mine", bench.Run(bench.load_recipe(FAST / "recipe.yaml", overrides(models)))
+    folder, made = tmp_path / "mine", bench.Run(bench.open_recipe(FAST / "recipe.yaml", overrides(models)))
     folder.mkdir()
     for stage in ("models", "rollout"):
         made.execute(stage)

@@ -28,7 +28,8 @@ def made(found):
 def test_it_is_complete_once_its_manifest_is_written_and_not_before(tmp_path):
     found = artefact(tmp_path)
     assert read(found) is None
-    found.make(found.directory) if found.directory.mkdir(parents=True) else found.make(found.directory)
+    found.directory.mkdir(parents=True)
+    found.make(found.directory)
     assert read(found) is None, "files without a manifest are no artefact"
     manifest = made(found)
     assert manifest.notes == {"n": 3}

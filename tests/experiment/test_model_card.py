@@ -7,9 +7,9 @@ import pytest
 import yaml
 from conftest import tiny_recipe_dict
 from fuzz.mutate import HOSTILE
+from tdistill.experiment.pipeline import Run, provenance, resolved_yaml
 
 from tdistill.experiment.model_card import write_model_card
-from tdistill.experiment.pipeline import Run, provenance, resolved_yaml
 from tdistill.pages.text import escape_markdown
 from tdistill.recipe.schema import Recipe
 from tdistill.runtime.errors import visible

@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 import yaml
 from conftest import command, save_tiny_model, tiny_recipe_dict
+from tdistill.experiment.pipeline import Run
 
 from tdistill.data.overlap import conversation_key, held_out_prompts
 from tdistill.data.prompts import Prompt
 from tdistill.experiment.context import context_length
-from tdistill.experiment.pipeline import Run
 from tdistill.experiment.preflight import preflight
-from tdistill.recipe.read import load_recipe
+from tdistill.experiment.recipe_checks import open_recipe
 from tdistill.runtime.errors import DataError, ModelError, TdistillError
 
 
@@ -25,7 +25,7 @@ def recipe(tiny_teacher: Path, tmp_path: Path) -> Path:
 
 
 def looked_at(recipe: Path, *overrides: str) -> Run:
-    run = Run(load_recipe(recipe, list(overrides)))
+    run = Run(open_recipe(recipe, list(overrides)))
     preflight(run)
     return run
 
@@ -119,7 +119,7 @@ def test_prompts_that_are_trained_on_are_dropped_or_counted_as_asked(recipe: Pat
     assert "kept and counted (data.overlap: count)" in said
     assert [len(held_out_prompts(run.recipe, "test")) for run in (dropped, counted)] == [6, 7]
     assert dropped.key("rollout") != counted.key("rollout")
-    assert counted.key("rollout") == Run(load_recipe(recipe)).key("rollout"), "to count changes no prompt"
+    assert counted.key("rollout") == Run(open_recipe(recipe)).key("rollout"), "to count changes no prompt"
 
 
 def test_the_report_says_that_test_prompts_were_trained_on(recipe: Path, capsys: pytest.CaptureFixture) -> None:
@@ -193,7 +193,7 @@ def test_what_can_not_work_is_refused_before_anything_is_written(
 
 def test_a_home_directory_is_meant_by_a_tilde(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert Run(load_recipe(recipe, ["output_dir=~/there"])).root == tmp_path / "there"
+    assert Run(open_recipe(recipe, ["output_dir=~/there"])).root == tmp_path / "there"
 
 
 def test_a_teacher_without_weights_is_a_message(recipe: Path, tmp_path: Path) -> None:

@@ -11,18 +11,18 @@ import pytest
 import torch
 import yaml
 from conftest import command, tiny_recipe_dict
+from tdistill.experiment.pipeline import Run
+from tdistill.experiment.run_files import AnswerBounds
 
 from tdistill.cli import app
 from tdistill.data.prompts import Prompt, TokenizedPrompt, load_prompts, render
 from tdistill.evaluation import tasks
 from tdistill.evaluation.answers import answer_record
 from tdistill.evaluation.task_scores import answer_all, read_nll_by_position, read_task_scores
-from tdistill.experiment.pipeline import Run
-from tdistill.experiment.run_files import AnswerBounds
+from tdistill.experiment.recipe_checks import open_recipe
 from tdistill.models.find import find_model
 from tdistill.models.load import load_model
 from tdistill.models.tokenizer import load_tokenizer
-from tdistill.recipe.read import load_recipe
 from tdistill.runtime.errors import ConfigError, DataError
 from tdistill.teachers.generate import Generated
 
@@ -190,7 +190,7 @@ def test_every_system_has_a_row_a_task(trained):
 
 def test_scores_are_those_of_the_answers_one_by_one(trained):
     recipe, data, folder = trained
-    run = Run(load_recipe(recipe))
+    run = Run(open_recipe(recipe))
     teacher = load_model(find_model(run.recipe.teacher.teacher_model_name_or_path))
     tokenizer = load_tokenizer(find_model(str(run.directory("models") / "start")))
     prompts = {p.prompt_id: p for p in load_prompts(str(data / "dolly/test.jsonl"))}

@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 import yaml
 from conftest import tiny_recipe_dict
+from tdistill.experiment.pipeline import Run, resolved_yaml
 
 from fuzz.mutate import HOSTILE, mutated_bytes, mutated_values, places, put
-from tdistill.experiment.pipeline import Run, resolved_yaml
 from tdistill.experiment.preflight import preflight
-from tdistill.recipe.read import load_recipe
+from tdistill.experiment.recipe_checks import open_recipe
 from tdistill.recipe.schema import Recipe
 from tdistill.recipe.text import dump_yaml, parse_yaml
 from tdistill.runtime.errors import ConfigError, TdistillError
@@ -78,7 +78,7 @@ def load_values(directory: Path) -> Callable[[Any], Recipe]:
     def load(raw: Any) -> Recipe:
         path = directory / "mutated.yaml"
         path.write_bytes(dump_yaml(raw).encode("utf-8", "surrogatepass"))
-        return load_recipe(path)
+        return open_recipe(path)
 
     return load
 
@@ -117,7 +117,7 @@ def check_bytes(valid: dict[str, Any], directory: Path, outcomes: Outcomes, seed
 
     def load(content: bytes) -> Recipe:
         path.write_bytes(content)
-        return load_recipe(path)
+        return open_recipe(path)
 
     def is_right(content: bytes, recipe: Recipe) -> bool:
         raw = parse_yaml(content, "damaged.yaml")
@@ -179,7 +179,7 @@ def check_overrides(valid: dict[str, Any], directory: Path, outcomes: Outcomes, 
         given = parse_yaml(text, "override")
         return agrees({"name": given} if key.endswith("objective") and isinstance(given, str) else given, loaded) or (key == "train.baselines")
 
-    outcomes("recipes: overrides", mutated_overrides(valid, seed, count), lambda override: load_recipe(path, [override]), is_right)
+    outcomes("recipes: overrides", mutated_overrides(valid, seed, count), lambda override: open_recipe(path, [override]), is_right)
 
 
 def test_damaged_overrides_are_refused_or_applied(valid: dict[str, Any], tmp_path: Path, outcomes: Outcomes) -> None:

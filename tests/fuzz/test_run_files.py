@@ -12,14 +12,14 @@ from typing import Any
 import pytest
 import yaml
 from conftest import command, save_tiny_model, tiny_recipe_dict
+from tdistill.experiment.pipeline import Run
 
 from fuzz.mutate import mutated_bytes, mutated_values
 from tdistill.compare.comparing import compare
-from tdistill.experiment.pipeline import Run
+from tdistill.experiment.recipe_checks import open_recipe
 from tdistill.experiment.report import collect
 from tdistill.experiment.temperatures import read_sweep
-from tdistill.pages.tables import to_markdown
-from tdistill.recipe.read import load_recipe
+from tdistill.pages.markdown import to_markdown
 from tdistill.report.tables import comparison_table, quality_table
 
 TEMPERATURES = ("--temperatures", "0.5,1")
@@ -273,7 +273,7 @@ def fuzz(outcomes, finished, tmp_path, count: int, seed: int) -> None:
     """Mutate bytes and values of every JSON file that the report reads: it shows what it showed, or is refused."""
     recipe, output = finished
     output = shutil.copytree(output, tmp_path / "run")
-    loaded = load_recipe(recipe, [f"output_dir={output}"])
+    loaded = open_recipe(recipe, [f"output_dir={output}"])
     valid = collect(Run(loaded))
     for i, path in enumerate(p for p in files(output, REPORT) if p.suffix in (".json", ".jsonl") and p.parent.name != "start"):
         content = path.read_bytes()
@@ -310,7 +310,7 @@ def fuzz_earlier(outcomes, finished, tmp_path, count: int, seed: int) -> None:
     recipe, output = finished
     output = shutil.copytree(output, tmp_path / "run")
     forget_checksums(output)
-    loaded = load_recipe(recipe, [f"output_dir={output}"])
+    loaded = open_recipe(recipe, [f"output_dir={output}"])
     names = [s.name for s in collect(Run(loaded)).systems]
     for i, path in enumerate(p for p in files(output, COMPARE + REPORT) if p.suffix in (".json", ".jsonl") and p.parent.name != "start"):
         content = path.read_bytes()

@@ -12,10 +12,10 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
+from tdistill.experiment.pipeline import Run
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
-from tdistill.experiment.pipeline import Run
-from tdistill.recipe.read import load_recipe
+from tdistill.experiment.recipe_checks import open_recipe
 
 FIVE_DIGITS = 1e-5
 WHOLE, HALF = (f"train.arguments.per_device_train_batch_size={size}" for size in (8, 4))
@@ -41,7 +41,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory, tiny_teacher: Path) -> Path
 
 
 def distilled(recipe: Path, overrides: list[str]) -> Path:
-    return Run(load_recipe(recipe, overrides)).directory("train") / "distilled"
+    return Run(open_recipe(recipe, overrides)).directory("train") / "distilled"
 
 
 def in_one_process(recipe: Path, *overrides: str) -> Path:
@@ -219,7 +219,7 @@ def test_a_run_under_fsdp2_that_was_killed_ends_bit_by_bit_as_one_that_was_not(f
 
 @pytest.mark.slow
 def test_outputs_and_value_head_are_float32_under_fsdp2_in_bfloat16(recipe: Path) -> None:
-    run = Run(load_recipe(recipe))
+    run = Run(open_recipe(recipe))
     program = str(Path(__file__).with_name("fsdp_precision.py"))
     env = launching.environment("fsdp2", ACCELERATE_MIXED_PRECISION="bf16")
     done = launching.launch([program, str(run.directory("models") / "start"), str(run.directory("rollout"))], env)

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 from judge_server import DROP, KEY, PAIRS, Asked, Caller, Response, fails_first, prefer_larger, serving, write_evaluation
 
-from tdistill.judge.client import ChatClient, Retries
+from tdistill.judge.client import ChatClient, Endpoint, Retries
+from tdistill.judge.cost import Cost, Prices
 from tdistill.judge.journal import Journal
-from tdistill.judge.page import Cost
 from tdistill.judge.protocol import LONGEST_BODY, Reply, body_text, key_warning, retry_after_s
 from tdistill.runtime.errors import DataError, JudgeError
 
@@ -27,7 +27,7 @@ def call(tmp_path: Path, monkeypatch: Any, capsys: Any) -> Caller:
 
 def ask(response: Response, timeout_s: float = 5.0) -> Reply:
     """One request through the real client to a real server."""
-    with serving(lambda _: response) as server, ChatClient(server.url, "m", KEY, 16, timeout_s, 1, NO_PATIENCE) as client:
+    with serving(lambda _: response) as server, ChatClient(Endpoint(server.url, "m", KEY, 16, timeout_s, 1), NO_PATIENCE) as client:
         return client.complete("<answer_a>\n1\n</answer_a> <answer_b>\n2\n</answer_b>", lambda _: None)
 
 
@@ -110,7 +110,7 @@ def test_replies_without_a_count_are_said_and_not_taken_for_free(call: Caller) -
     assert code == 0
     assert "without 12 replies that the server did not count" in text
     assert call.summary["cost"] == {"input_tokens": 120, "output_tokens": 0, "money": None, "uncounted": 12}
-    assert Cost.reported([{"prompt_tokens": 3, "completion_tokens": 2}, {}], 1e6, 1e6) == Cost(3, 2, 5.0, 1)
+    assert Cost.reported([{"prompt_tokens": 3, "completion_tokens": 2}, {}], Prices(1e6, 1e6)) == Cost(3, 2, 5.0, 1)
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ from tdistill.mdp.tabular import (
     soft_policy_q,
     top_p_set,
 )
-from tdistill.theory.instances import random_mdps, self_loop, token_tree
+from tdistill.theory.instances import Family, random_mdps, self_loop, token_tree
 
 TIGHT = {"rtol": 1e-9, "atol": 1e-10}
 
@@ -36,15 +36,14 @@ def mdps(draw: st.DrawFn) -> TabularMDP:
     """One MDP of 2–8 states and actions; γ, how peaked the optimal policy is, terminals and chance all vary."""
     g = torch.Generator().manual_seed(draw(st.integers(0, 100_000)))
     gamma = torch.tensor([draw(st.sampled_from([0.0, 0.3, 0.9, 0.99]))], dtype=torch.float64)
-    return random_mdps(
-        g,
-        gamma,
+    family = Family(
         draw(st.integers(2, 8)),
         draw(st.integers(2, 8)),
         scale=draw(st.sampled_from([0.1, 1.0, 5.0])),
         end=draw(st.sampled_from([0.0, 0.3])),
         stochastic=draw(st.booleans()),
     )
+    return random_mdps(g, gamma, family)
 
 
 ps = st.sampled_from([0.05, 0.3, 0.5, 0.8, 0.95, 0.999, 1.0])

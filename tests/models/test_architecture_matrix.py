@@ -7,11 +7,12 @@ import torch
 import yaml
 from architectures import CONFIGS, LAYERS
 from conftest import command, save_tiny_model, tiny_recipe_dict
+from tdistill.experiment.pipeline import Run
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedModel, TrainingArguments
 
 from tdistill.data.dataset import RolloutDataset
 from tdistill.data.prompts import Prompt, tokenize_prompts
-from tdistill.experiment.pipeline import Run
+from tdistill.experiment.recipe_checks import open_recipe
 from tdistill.models.find import find_model
 from tdistill.models.load import load_model
 from tdistill.models.probe import probe
@@ -20,7 +21,6 @@ from tdistill.models.student import StudentModel
 from tdistill.models.tokenizer import eos_token_ids, load_tokenizer
 from tdistill.models.vocabulary import vocabulary_size
 from tdistill.objectives import bind
-from tdistill.recipe.read import load_recipe
 from tdistill.runtime.errors import ModelError
 from tdistill.teachers.generate import Sampling
 from tdistill.teachers.rollouts import Capture, roll_out
@@ -156,5 +156,5 @@ def test_a_composite_configuration_goes_through_a_whole_run(architecture, tmp_pa
     path = tmp_path / "recipe.yaml"
     path.write_text(yaml.safe_dump(recipe))
     assert command("run", path) == 0
-    student = load_model(find_model(str(Run(load_recipe(path)).directory("train") / "distilled")))
+    student = load_model(find_model(str(Run(open_recipe(path)).directory("train") / "distilled")))
     assert student.config.get_text_config().num_hidden_layers == 1

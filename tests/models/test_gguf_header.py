@@ -3,8 +3,8 @@
 import gguf
 import pytest
 from conftest import tiny_recipe_dict
-
 from tdistill.experiment.pipeline import Run
+
 from tdistill.experiment.preflight import preflight
 from tdistill.models.gguf import gguf_config, read_scalars
 from tdistill.recipe.schema import Recipe

@@ -7,18 +7,18 @@ import pytest
 import torch
 import yaml
 from conftest import EOS, command, save_tiny_model, tiny_recipe_dict
+from tdistill.experiment.pipeline import Run
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from tdistill.data.prompts import Prompt, TokenizedPrompt
 from tdistill.experiment.models import vocab_size
-from tdistill.experiment.pipeline import Run
+from tdistill.experiment.recipe_checks import open_recipe
 from tdistill.experiment.rollouts import cache
 from tdistill.experiment.sample import answer
 from tdistill.models.find import find_model
 from tdistill.models.load import load_model
 from tdistill.models.tokenizer import eos_token_ids, load_tokenizer
 from tdistill.models.vocabulary import vocabulary_size
-from tdistill.recipe.read import load_recipe
 from tdistill.runtime.errors import ModelError
 from tdistill.teachers.generate import Sampling, generate_batch
 from tdistill.teachers.score import score_batch
@@ -113,7 +113,7 @@ def run_with_gap(gap, tmp_path_factory) -> Run:
     path = directory / "recipe.yaml"
     path.write_text(yaml.safe_dump(recipe))
     assert command("run", path) == 0
-    return Run(load_recipe(path))
+    return Run(open_recipe(path))
 
 
 def test_texts_end_where_the_ids_have_gaps(run_with_gap):

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 from models.test_architectures import ROWS, save_tiny
+from tdistill.experiment.pipeline import Run
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tdistill.cli import main
 from tdistill.data.prompts import load_prompts
-from tdistill.experiment.pipeline import Run
 from tdistill.experiment.preflight import BFLOAT16, preflight, slow_bfloat16
-from tdistill.recipe.read import load_recipe
+from tdistill.experiment.recipe_checks import open_recipe
 
 ROOT = Path(__file__).parents[2]
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
@@ -64,7 +64,7 @@ def recipes_below(folder: Path) -> list[Path]:
 
 @pytest.mark.parametrize("path", recipes_below(ROOT / "recipes"), ids=lambda path: path.stem)
 def test_every_recipe_parses_and_says_what_it_is(path):
-    recipe = load_recipe(path)
+    recipe = open_recipe(path)
     assert recipe.title
     header = path.read_text(encoding="utf-8").split("title:")[0]
     for field in ("Claim", "Command", "Hardware", "Expect"):
@@ -76,7 +76,7 @@ def test_every_recipe_parses_and_says_what_it_is(path):
 def test_the_papers_recipes_have_its_settings():
     assert {path.stem for path in (ROOT / "recipes/paper").glob("*.yaml")} == set(PAPER)
     for name in PAPER:
-        recipe = load_recipe(ROOT / f"recipes/paper/{name}.yaml")
+        recipe = open_recipe(ROOT / f"recipes/paper/{name}.yaml")
         objective, arguments = recipe.train.objective, recipe.train.arguments
         published = {"alpha": 0.1, "gamma": 0.99, "q_min": -10.0, "gauge": "max", "estimator": "sampled", "anchor": "none"}
         assert objective == {"name": "iq_learn"} | published
@@ -118,10 +118,10 @@ def tiny_models(tmp_path_factory):
 
 
 def test_a_cpu_without_bfloat16_is_told_what_turns_it_off():
-    recipe = load_recipe(ROOT / "recipes/quickstart.yaml")
+    recipe = open_recipe(ROOT / "recipes/quickstart.yaml")
     off = slow_bfloat16(recipe, {"avx512_f": True, "avx512_bf16": False})
     assert off == ["teacher.dtype=float32", "evaluation.dtype=float32", "sft.arguments.bf16=false", "train.arguments.bf16=false"]
-    assert slow_bfloat16(load_recipe(ROOT / "recipes/quickstart.yaml", off), {}) == []
+    assert slow_bfloat16(open_recipe(ROOT / "recipes/quickstart.yaml", off), {}) == []
     for has in BFLOAT16:
         assert slow_bfloat16(recipe, {has: True}) == []
 
@@ -152,7 +152,7 @@ def tiny_pair(name: str, models: dict, data: Path, output: Path, *overrides: str
         *(f"{stage}.arguments.bf16=false" for stage in ("sft", "train")),
         *("train.arguments.warmup_steps=0", "train.arguments.learning_rate=1e-3", "train.arguments.logging_steps=1"),
     ]
-    run = Run(load_recipe(ROOT / f"recipes/paper/{name}.yaml", [*small, *TWO_STEPS, *overrides]))
+    run = Run(open_recipe(ROOT / f"recipes/paper/{name}.yaml", [*small, *TWO_STEPS, *overrides]))
     preflight(run)
     run.prepare()
     for stage in ("models", "rollout", "sft", "train"):

@@ -8,11 +8,11 @@ import pytest
 import torch
 from processes_under_test import start, wait_for
 from safetensors.torch import save_file
+from tdistill.experiment.pipeline import Run
 from test_cli import call, flat, no_file_over
 
 from tdistill.experiment import pipeline
-from tdistill.experiment.pipeline import Run
-from tdistill.recipe.read import load_recipe
+from tdistill.experiment.recipe_checks import open_recipe
 from tdistill.runtime.disk import disk_errors
 from tdistill.runtime.errors import ConfigError, OutputError
 from tdistill.runtime.files import read_jsonl, remove_partial, replacing, sync_tree, write_jsonl, write_text
@@ -94,7 +94,7 @@ def test_an_output_directory_that_can_not_be_is_refused(name, tiny_recipe, tmp_p
     (tmp_path / "file").write_text("mine")
     (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
     with pytest.raises(ConfigError, match=message):
-        Run(load_recipe(tiny_recipe).model_copy(update={"output_dir": place.format(tmp=tmp_path)})).prepare()
+        Run(open_recipe(tiny_recipe).model_copy(update={"output_dir": place.format(tmp=tmp_path)})).prepare()
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
@@ -103,18 +103,18 @@ def test_a_directory_without_permissions_is_refused(mode, tiny_recipe, tmp_path)
     locked = tmp_path / "locked"
     locked.mkdir(mode=mode)
     with pytest.raises(ConfigError, match="Permission denied"):
-        Run(load_recipe(tiny_recipe).model_copy(update={"output_dir": str(locked)})).prepare()
+        Run(open_recipe(tiny_recipe).model_copy(update={"output_dir": str(locked)})).prepare()
 
 
 def test_the_home_directory_is_meant_by_a_tilde(tiny_recipe, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    Run(load_recipe(tiny_recipe, ["output_dir=~/runs/a"])).prepare()
+    Run(open_recipe(tiny_recipe, ["output_dir=~/runs/a"])).prepare()
     assert (tmp_path / "home" / "runs" / "a" / ".tdistill").exists()
 
 
 @pytest.mark.parametrize("deleted", ["root", "stage"])
 def test_a_stage_whose_directory_was_replaced_while_it_ran_is_not_complete(deleted, tiny_recipe):
-    run = Run(load_recipe(tiny_recipe))
+    run = Run(open_recipe(tiny_recipe))
     run.prepare()
 
     def replaced_meanwhile(run: Run, directory: Path) -> dict:
@@ -129,7 +129,7 @@ def test_a_stage_whose_directory_was_replaced_while_it_ran_is_not_complete(delet
 
 
 def test_a_stage_begins_without_the_files_that_a_kill_left(tiny_recipe):
-    run = Run(load_recipe(tiny_recipe))
+    run = Run(open_recipe(tiny_recipe))
     run.prepare()
     left = run.directory("models") / "models.json.0123456789ab.partial"
     left.parent.mkdir(parents=True)
@@ -139,7 +139,7 @@ def test_a_stage_begins_without_the_files_that_a_kill_left(tiny_recipe):
 
 
 def test_a_stage_is_marked_complete_after_its_files_are_on_the_disk(tiny_recipe, monkeypatch):
-    run, order = Run(load_recipe(tiny_recipe)), []
+    run, order = Run(open_recipe(tiny_recipe)), []
     fsync = os.fsync
 
     def recorded(handle: int) -> None:
@@ -203,7 +203,7 @@ def test_an_output_directory_deleted_while_a_run_writes_there_ends_it_with_an_er
 
 
 def test_a_file_in_the_place_of_a_stage_is_named(tiny_recipe, monkeypatch, capsys):
-    directory = Run(load_recipe(tiny_recipe)).directory("models")
+    directory = Run(open_recipe(tiny_recipe)).directory("models")
     directory.parent.mkdir(parents=True)
     directory.write_text("a file in the place of a stage")
     (directory.parent.parent / ".tdistill").write_text("")

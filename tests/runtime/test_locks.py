@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import yaml
 from processes_under_test import finish, matches, script, start, wait_for
+from tdistill.experiment.pipeline import Run
 from test_cli import flat, refused, results
 
-from tdistill.experiment.pipeline import Run
-from tdistill.recipe.read import load_recipe
+from tdistill.experiment.recipe_checks import open_recipe
 from tdistill.runtime.errors import OutputError
 from tdistill.runtime.locks import LOCK, gone_directory, hold, release_all
 
@@ -86,7 +86,7 @@ def test_one_process_may_hold_a_directory_twice_and_keeps_it_until_both_are_over
 
 
 def test_the_claim_of_a_run_ends_with_the_run(tiny_recipe):
-    run = Run(load_recipe(tiny_recipe))
+    run = Run(open_recipe(tiny_recipe))
     run.prepare()
     assert (run.root / LOCK).exists()
     del run
@@ -138,7 +138,7 @@ def test_a_directory_whose_first_process_was_killed_before_its_marker_is_taken(l
     root.mkdir()
     for name in left:
         (root / name).write_text("")
-    Run(load_recipe(tiny_recipe)).prepare()
+    Run(open_recipe(tiny_recipe)).prepare()
     assert (root / ".tdistill").exists()
 
 

@@ -12,7 +12,7 @@ from tdistill.mdp.steps import Steps
 from tdistill.mdp.tabular import TabularMDP, inverse_bellman, soft_optimal_q, top_p_set
 from tdistill.objectives import bind
 from tdistill.theory.imitation import Imitation, bandit, imitation, iq_loss, shaping_residual, solve, total_variation
-from tdistill.theory.instances import random_mdps, token_tree
+from tdistill.theory.instances import Family, random_mdps, token_tree
 
 EXPERT = [0.7, 0.2, 0.07, 0.03]
 
@@ -30,7 +30,7 @@ def test_the_bandit_ends_where_bisection_says(alpha, policy):
 
 def random_problem(gamma: float, p: float, n: int = 4) -> tuple[Imitation, torch.Tensor, torch.Tensor]:
     """Random MDPs with the soft-optimal policy as expert: the problem, Q*, and the reward that makes the expert optimal on A_p."""
-    mdp = random_mdps(torch.Generator().manual_seed(3), torch.full((n,), gamma, dtype=torch.float64), 4, 4, scale=1.0)
+    mdp = random_mdps(torch.Generator().manual_seed(3), torch.full((n,), gamma, dtype=torch.float64), Family(4, 4, scale=1.0))
     q_star = soft_optimal_q(mdp, mdp.all_actions)
     legal = top_p_set(q_star.softmax(-1), torch.full((n, 4), p, dtype=torch.float64))
     start = torch.full((n, 4), 0.25, dtype=torch.float64)

@@ -9,15 +9,15 @@ import small_runs
 import torch
 import yaml
 from conftest import command
+from tdistill.experiment.pipeline import Run
 from transformers import TrainerCallback
 
 from tdistill.experiment.evaluation import check_finite
-from tdistill.experiment.pipeline import Run
+from tdistill.experiment.recipe_checks import open_recipe
 from tdistill.models.find import find_model
 from tdistill.models.load import load_model
 from tdistill.models.tokenizer import load_tokenizer
 from tdistill.objectives import bind
-from tdistill.recipe.read import load_recipe
 from tdistill.runtime.errors import ModelError, NonFiniteLossError
 from tdistill.training.checkpoints import find_checkpoints
 from tdistill.training.fit import training_arguments
@@ -59,7 +59,7 @@ def test_the_command_line_ends_with_status_2_and_the_stage_is_not_complete(tiny_
     for _ in range(2):
         assert command("train", tiny_recipe) == 2
         assert "not finite" in (error := capsys.readouterr().err) or "is nan" in error
-    run = Run(load_recipe(tiny_recipe))
+    run = Run(open_recipe(tiny_recipe))
     assert not run.is_complete("train")
     assert not (run.directory("train") / "distilled" / "model.safetensors").exists()
 
@@ -161,7 +161,7 @@ def test_scores_of_a_model_with_a_weight_that_is_none_are_not_written(tiny_recip
 
     for stage in ("rollout", "sft", "train", "evaluate"):
         assert command(stage, tiny_recipe) == 0
-    run = Run(load_recipe(tiny_recipe))
+    run = Run(open_recipe(tiny_recipe))
     path, measured = run.directory("train") / "distilled" / "model.safetensors", run.directory("evaluate")
     weights = load_file(path)
     weights["lm_head.weight"][:, 0] = torch.inf
@@ -191,7 +191,7 @@ def test_a_start_that_could_never_be_saved_is_refused_before_the_roll_outs(
     assert command("rollout", tiny_recipe) == 2
     assert "embed_tokens.weight of the student" in (error := capsys.readouterr().err)
     assert "before any training" in error
-    assert not Run(load_recipe(tiny_recipe)).is_complete("rollout")
+    assert not Run(open_recipe(tiny_recipe)).is_complete("rollout")
 
 
 def test_a_trainer_takes_no_student_that_could_never_be_saved(world: small_runs.World, tmp_path: Path) -> None:

@@ -9,16 +9,16 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from tdistill.experiment.pipeline import Run
 
 from tdistill.cli import main
 from tdistill.data.corpus import PackedCorpus, read_documents
-from tdistill.experiment.pipeline import Run
+from tdistill.experiment.recipe_checks import open_recipe
 from tdistill.models.find import find_model
 from tdistill.models.load import load_model
 from tdistill.models.prune import prune_layers
 from tdistill.models.student import StudentModel
 from tdistill.models.tokenizer import load_tokenizer
-from tdistill.recipe.read import load_recipe
 from tdistill.recipe.schema import LmConfig
 from tdistill.runtime.errors import ConfigError, DataError
 from tdistill.training.language_modelling import window_losses
@@ -96,7 +96,7 @@ def trained(recipe: Path, monkeypatch: pytest.MonkeyPatch, *overrides: str) -> l
         with pytest.raises(SystemExit) as stop:
             main()
         assert not stop.value.code
-    directory = Run(load_recipe(recipe, list(overrides))).directory("train") / "distilled"
+    directory = Run(open_recipe(recipe, list(overrides))).directory("train") / "distilled"
     return [h for h in json.loads((directory / "log_history.json").read_text())["history"] if "loss" in h]
 
 
@@ -125,4 +125,4 @@ def test_a_missing_corpus_stops_before_anything_starts(tiny_recipe: Path, monkey
     assert "No corpus at nowhere.txt" in capsys.readouterr().err
     assert not (tiny_recipe.parent / "run").exists()
     with pytest.raises(ConfigError, match="kd_ratio"):
-        load_recipe(tiny_recipe, ["train.lm={corpus: nowhere.txt, kd_ratio: 1.5}"])
+        open_recipe(tiny_recipe, ["train.lm={corpus: nowhere.txt, kd_ratio: 1.5}"])

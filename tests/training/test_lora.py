@@ -7,14 +7,14 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
+from tdistill.experiment.pipeline import Run
 from transformers import AutoModelForCausalLM
 
 from tdistill.cli import main
-from tdistill.experiment.pipeline import Run
+from tdistill.experiment.recipe_checks import open_recipe
 from tdistill.models.find import find_model
 from tdistill.models.load import load_model
 from tdistill.models.lora import ADAPTER_CONFIG, ADAPTER_WEIGHTS
-from tdistill.recipe.read import load_recipe
 from tdistill.runtime.errors import ConfigError
 
 LORA = {"r": 4, "lora_alpha": 8, "target_modules": "all-linear"}
@@ -40,7 +40,7 @@ def call(monkeypatch: pytest.MonkeyPatch, *argv: object) -> None:
 def test_a_run_with_adapters(merge: bool, recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     overrides = [f"train.peft.merge={str(merge).lower()}", "train.arguments.activation_checkpointing=true"]
     call(monkeypatch, "run", recipe, *overrides)
-    run = Run(load_recipe(recipe, overrides))
+    run = Run(open_recipe(recipe, overrides))
     student, start = run.directory("train") / "distilled", run.directory("sft")
     assert (student / ADAPTER_CONFIG).exists() is not merge
     assert (student / "value_head.safetensors").exists()
@@ -64,7 +64,7 @@ def test_a_run_with_adapters(merge: bool, recipe: Path, monkeypatch: pytest.Monk
 
 def test_arguments_are_checked_before_anything_starts(recipe: Path) -> None:
     with pytest.raises(ConfigError, match=r"train\.peft\.lora\.lora_alfa is no argument of peft\.LoraConfig\. Did you mean 'lora_alpha'"):
-        load_recipe(recipe, ["train.peft.lora={lora_alfa: 4}"])
+        open_recipe(recipe, ["train.peft.lora={lora_alfa: 4}"])
 
 
 def test_modules_that_the_student_does_not_have_are_named(tiny_teacher: Path) -> None:

@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from tdistill.experiment.pipeline import Run
 
 from tdistill.experiment.models import load_teacher
-from tdistill.experiment.pipeline import Run
 from tdistill.experiment.preflight import preflight
+from tdistill.experiment.recipe_checks import open_recipe
 from tdistill.experiment.rollouts import cache
 from tdistill.models.find import find_model
 from tdistill.models.load import check_quantization, load_model
-from tdistill.recipe.read import load_recipe
 from tdistill.runtime.errors import ModelError
 
 EIGHT_BIT = {"quant_method": "bitsandbytes", "load_in_8bit": True}
@@ -43,8 +43,8 @@ def test_an_eight_bit_teacher_is_near_the_whole_one_and_not_the_same(tiny_teache
 
 @needs_bitsandbytes
 def test_roll_outs_come_from_the_quantised_teacher(recipe: Path) -> None:
-    plain = load_recipe(recipe, ["teacher.quantization=null"])
-    runs = [Run(plain), Run(load_recipe(recipe))]
+    plain = open_recipe(recipe, ["teacher.quantization=null"])
+    runs = [Run(plain), Run(open_recipe(recipe))]
     assert runs[0].key("models") == runs[1].key("models")
     assert runs[0].key("rollout") != runs[1].key("rollout")
     for run in runs:
@@ -60,4 +60,4 @@ def test_what_can_not_be_used_is_refused_before_anything_starts(config: dict, re
     with pytest.raises(ModelError, match="can't be used here"):
         check_quantization(config)
     with pytest.raises(ModelError, match="can't be used here"):
-        preflight(Run(load_recipe(recipe, [f"teacher.quantization={json.dumps(config)}"])))
+        preflight(Run(open_recipe(recipe, [f"teacher.quantization={json.dumps(config)}"])))

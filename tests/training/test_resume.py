@@ -9,11 +9,11 @@ import pytest
 import small_runs
 import torch
 from conftest import command
+from tdistill.experiment.pipeline import Run
 from transformers import EarlyStoppingCallback, TrainerCallback
 
 from tdistill.experiment import students as train_stage
-from tdistill.experiment.pipeline import Run
-from tdistill.recipe.read import load_recipe
+from tdistill.experiment.recipe_checks import open_recipe
 from tdistill.recipe.schema import MonitorConfig
 from tdistill.runtime.errors import TrainingError
 from tdistill.training.checkpoints import find_checkpoints, last_checkpoint
@@ -208,7 +208,7 @@ def test_there_is_a_whole_checkpoint_at_every_moment(limit: int, world: small_ru
 @pytest.mark.parametrize("stage", ["sft", "train"])
 def test_a_student_keeps_its_checkpoints_until_it_has_its_mark(stage: str, tiny_recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A kill between the last file of a student and its mark costs no step."""
-    run = Run(load_recipe(tiny_recipe))
+    run = Run(open_recipe(tiny_recipe))
     for before in ("rollout", "sft")[: 1 if stage == "sft" else 2]:
         assert command(before, tiny_recipe) == 0
     student = run.directory("sft") if stage == "sft" else run.directory("train") / "sft_continued"

@@ -5,17 +5,17 @@ from typing import Any
 
 import pytest
 import torch
+from tdistill.experiment.pipeline import Run
 from transformers import TrainingArguments
 
 from tdistill import DistillTrainer
 from tdistill.cli import main
-from tdistill.experiment.pipeline import Run
+from tdistill.experiment.recipe_checks import open_recipe
 from tdistill.models.find import find_model
 from tdistill.models.load import load_model
 from tdistill.models.prune import prune_layers
 from tdistill.models.student import StudentModel
 from tdistill.objectives import bind
-from tdistill.recipe.read import load_recipe
 from tdistill.runtime.errors import ConfigError, ModelError
 from tdistill.training.value import own_rate
 
@@ -39,7 +39,7 @@ def trained(recipe: Path, monkeypatch: pytest.MonkeyPatch, *overrides: str) -> t
         with pytest.raises(SystemExit) as stop:
             main()
         assert not stop.value.code
-    run = Run(load_recipe(recipe, list(overrides)))
+    run = Run(open_recipe(recipe, list(overrides)))
     directory = run.directory("train") / "distilled"
     head = load_file(directory / "value_head.safetensors")["state.weight"]
     return load_model(find_model(str(run.directory("sft")))), load_model(find_model(str(directory))), head

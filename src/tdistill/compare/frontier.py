@@ -10,7 +10,7 @@ from tdistill.compare.table import p_value, title
 from tdistill.evaluation.metrics import METRICS, TEACHER
 from tdistill.pages.lines import REFERENCE_COLOUR, lines_of
 from tdistill.pages.svg import Line, Panel, Plot, set_scale
-from tdistill.pages.tables import MISSING, Align, Cell, Table, format_estimate, format_number
+from tdistill.pages.tables import MISSING, Cell, Table, format_estimate, format_number, right_aligned
 from tdistill.statistics.equal_entropy import ENTROPY, AtLevel, TemperatureCurve, at_level, mean_of
 from tdistill.statistics.estimate import Estimate
 from tdistill.statistics.pooling import Compared, compared, pooled
@@ -86,8 +86,7 @@ def frontier_table(rows: Sequence[AtBaseline], metrics: Sequence[str] = READ) ->
         f"spread as those of {rows[0].baseline} at the temperature in brackets. Mean over seeds and prompts ± standard error; Δ to "
         f"{rows[0].baseline}, paired by seed and prompt. A dash: the temperatures measured do not reach that."
     )
-    align: list[Align] = ["left", "left", *["right"] * (len(header) - 2)]  # type: ignore[list-item]
-    return Table(caption, header, lines, align)
+    return Table(caption, header, lines, right_aligned(len(header), left=2), terminal=True)
 
 
 def difference_cell(row: AtBaseline, metric: str) -> Cell:

@@ -12,7 +12,8 @@ from tdistill.compare.data import COSTS, METRICS, Method
 from tdistill.compare.figure import cost_plot, validation_plot
 from tdistill.compare.frontier import frontier_plot, frontier_table
 from tdistill.experiment.experiment import MARKER
-from tdistill.pages.document import Section, write_document
+from tdistill.pages.document import write_document
+from tdistill.pages.parts import Document, Notes, Part, Section
 from tdistill.pages.svg import Plot
 from tdistill.pages.tables import MISSING, Cell, Table
 from tdistill.runtime.errors import OutputError
@@ -32,16 +33,16 @@ def write(comparison: Comparison, output: Path) -> tuple[Path, Path]:
     """
     if (output / MARKER).exists():
         raise OutputError(f"{output} is the output directory of a run: choose another --output.")
-    drawn = (cost_plot(comparison.methods, comparison.quality), _frontier(comparison), validation_plot(comparison.methods))
-    plots = {p.key: p for p in drawn if p is not None}
     with claimed(output, "--output", None, "compare"):
-        (output / "figures").mkdir(exist_ok=True)
-        for key in set(FIGURES) - plots.keys():
-            (output / "figures" / f"{key}.svg").unlink(missing_ok=True)
-        title = f"{sum(not m.first.is_reference for m in comparison.methods)} methods compared"
-        pages = write_document(output, NAME, title, _facts(comparison), _sections(comparison, plots))
+        pages = write_document(output, NAME, comparison_document(comparison), FIGURES)
         write_jsonl(output / f"{NAME}.jsonl", rows(comparison))
     return pages
+
+
+def comparison_document(comparison: Comparison) -> Document:
+    """Return the whole page."""
+    title = f"{sum(not m.first.is_reference for m in comparison.methods)} methods compared"
+    return Document(title, _facts(comparison), _sections(comparison))
 
 
 def _frontier(comparison: Comparison) -> Plot | None:
@@ -67,21 +68,20 @@ def _facts(comparison: Comparison) -> dict[str, str]:
     }
 
 
-def _sections(comparison: Comparison, plots: dict[str, Plot]) -> list[Section]:
-    tables = comparison.tables
-    found = [
-        Section("methods", "Methods", [tables[0], *(f"Note: {note}" for note in comparison.notes), *_where(comparison.methods)]),
-        Section("cost", "Quality by cost", [plots["cost"]] if "cost" in plots else []),
+def _sections(comparison: Comparison) -> list[Section]:
+    tables, notes = comparison.tables, [Notes(comparison.notes, terminal=True)] if comparison.notes else []
+    frontier = [frontier_table(comparison.at_equal_entropy)] if comparison.at_equal_entropy else []
+    return [
+        Section("methods", "Methods", [tables[0], *notes, *_where(comparison.methods)]),
+        Section("cost", "Quality by cost", _drawn(cost_plot(comparison.methods, comparison.quality))),
         Section("differences", "Differences", tables[1:]),
-        Section("temperatures", "At equal entropy", _temperatures(comparison, plots)),
-        Section("validation", "Validation by time", [plots["validation"]] if "validation" in plots else []),
+        Section("temperatures", "At equal entropy", [*_drawn(_frontier(comparison)), *frontier]),
+        Section("validation", "Validation by time", _drawn(validation_plot(comparison.methods))),
     ]
-    return [section for section in found if section.parts]
 
 
-def _temperatures(comparison: Comparison, plots: dict[str, Plot]) -> list[Plot | Table | str]:
-    table = [frontier_table(comparison.at_equal_entropy)] if comparison.at_equal_entropy else []
-    return [*([plots["frontier"]] if "frontier" in plots else []), *table]
+def _drawn(plot: Plot | None) -> list[Part]:
+    return [] if plot is None else [plot]
 
 
 def _where(found: Sequence[Method]) -> list[Table]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from tdistill.compare.data import METRICS, Method
 from tdistill.evaluation.metrics import METRICS as TITLES
 from tdistill.evaluation.metrics import TEACHER
-from tdistill.pages.tables import ARROWS, MISSING, Align, Cell, Table, format_count, format_estimate, format_number, format_seconds
+from tdistill.pages.tables import MISSING, Cell, Table, format_count, format_estimate, format_number, format_seconds, heading, right_aligned
 from tdistill.statistics.estimate import Estimate
 from tdistill.statistics.pooling import Compared
 
@@ -28,7 +28,7 @@ class Difference:
 
 def title(metric: str) -> str:
     """Return the column title with ↑ or ↓: the direction that is better."""
-    return TITLES[metric][0] + ARROWS[TITLES[metric][2]]
+    return heading(TITLES[metric][0], TITLES[metric][2])
 
 
 def methods_table(methods: Sequence[Method], quality: Quality) -> Table:
@@ -48,18 +48,7 @@ def methods_table(methods: Sequence[Method], quality: Quality) -> Table:
         "Mean over seeds and prompts ± standard error; arrows point to better, bold is the best student. Time, tokens and steps: until the "
         "checkpoint that was saved, of all; one number where that is the last."
     )
-    align: list[Align] = ["left", *["right"] * (len(header) - 1)]  # type: ignore[list-item]
-    return Table(caption, header, rows, align)
-
-
-def for_terminal(methods: Sequence[Method], quality: Quality) -> list[Table]:
-    """Split the methods table into two tables that fit a terminal."""
-    whole, split = methods_table(methods, quality), 2 + len(METRICS)
-    return [_columns(whole, [0, *range(2, split)], ""), _columns(whole, [0, 1, *range(split, len(whole.header))], whole.caption)]
-
-
-def _columns(table: Table, chosen: Sequence[int], caption: str) -> Table:
-    return Table(caption, [table.header[i] for i in chosen], [[row[i] for i in chosen] for row in table.rows], [table.align[i] for i in chosen])
+    return Table(caption, header, rows, right_aligned(len(header)), terminal=True)
 
 
 def _best(methods: Sequence[Method], quality: Quality, metric: str) -> set[str]:

@@ -18,7 +18,8 @@ from tdistill.experiment.models import load_own_tokenizer, teacher
 from tdistill.experiment.on_demand import make_missing, require_students
 from tdistill.experiment.provenance import provenance
 from tdistill.experiment.systems import System, load_system, systems
-from tdistill.pages.tables import Align, Cell, Table, format_estimate, to_markdown
+from tdistill.pages.markdown import to_markdown
+from tdistill.pages.tables import Align, Cell, Table, format_estimate
 from tdistill.runtime.errors import ConfigError, DataError, OutputError
 from tdistill.runtime.files import write_json
 from tdistill.runtime.forms import Form, Name, read_form

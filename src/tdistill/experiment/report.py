@@ -15,11 +15,10 @@ from tdistill.experiment.artefact import Artefact
 from tdistill.experiment.experiment import Experiment
 from tdistill.experiment.provenance import provenance, resolved_yaml
 from tdistill.experiment.systems import START, System, systems
-from tdistill.pages.tables import to_rich
+from tdistill.pages.terminal import print_document
 from tdistill.recipe.schema import DISTILLED
 from tdistill.report import data as shown
-from tdistill.report.render import write_report
-from tdistill.report.tables import comparison_table, quality_table
+from tdistill.report.sections import report_document, write_report
 from tdistill.runtime.errors import OutputError
 from tdistill.runtime.forms import read_form
 from tdistill.statistics.pooling import ScoresBySeed, compared, pooled
@@ -53,8 +52,7 @@ def show(experiment: Experiment) -> list[str]:
     """Return what the terminal shows of a finished run: the tables, and where pages and students are."""
     data, console = collect(experiment), Console()
     with console.capture() as captured:
-        for table in (quality_table(data.systems), comparison_table(data.comparisons)):
-            console.print(to_rich(table))
+        print_document(console, report_document(data))
     directory = report(experiment).directory
     own = [s for s in systems(experiment) if s.name == DISTILLED]
     places = [f"student: {s.artefact.directory}" + (f" (seed {s.seed})" if len(own) > 1 else "") for s in own]
@@ -182,11 +180,11 @@ def _stage(experiment: Experiment, name: str, made: Callable[[Experiment], Seque
     return shown.Stage(name, sum(m.seconds for m in manifests), size, max((m.peak_memory_bytes for m in manifests), default=0))
 
 
-def _samples(experiment: Experiment, every: Sequence[System]) -> list[shown.Sample]:
+def _samples(experiment: Experiment, every: Sequence[System]) -> list[Sample]:
     """Return the answers of each method's first seed to the first prompts."""
     asked = protocol(experiment, "test", sampling_of(experiment)).prompts[: experiment.recipe.evaluation.num_samples_shown]
     answered: dict[str, dict[str, str]] = {}
     for system in every:
         for record in read_own_answers(experiment, system):
             answered.setdefault(record["prompt_id"], {}).setdefault(system.name, record["text"])
-    return [shown.Sample(p.prompt.text, answered[p.prompt.prompt_id]) for p in asked]
+    return [Sample(p.prompt.text, answered[p.prompt.prompt_id]) for p in asked]

@@ -15,7 +15,7 @@ from tdistill.experiment.rollouts import rollouts
 from tdistill.experiment.systems import load_own_teacher, release
 from tdistill.pages.document import write_document
 from tdistill.recipe.schema import CandidateRule
-from tdistill.report.sparsity_page import recommended, rows, sections
+from tdistill.report.sparsity_page import recommended, rows, sparsity_document
 from tdistill.runtime.files import write_jsonl
 from tdistill.runtime.forms import Form, Name
 
@@ -56,7 +56,7 @@ def _make(experiment: Experiment, directory: Path) -> dict[str, Any]:
         "dtype": experiment.recipe.evaluation.dtype,
     }
     shown |= {key: str(facts[key]) for key in ("seed", "tdistill", "torch", "git_commit", "machine")}
-    write_document(directory, "sparsity", "How sparse the teacher is", shown, sections(found))
+    write_document(directory, "sparsity", sparsity_document(found, shown))
     write_jsonl(directory / ROWS, rows(found))
     p, reason = recommended(found)
     return {"recommended_p": p, "reason": reason}

@@ -7,19 +7,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tdistill.experiment.shims import corpus_key, identity, shaping_arguments
 from tdistill.experiment.artefact import SEED, Artefact
 from tdistill.experiment.experiment import Experiment, once
 from tdistill.experiment.model_card import write_model_card
 from tdistill.experiment.models import load_own_tokenizer, load_teacher, start, trusts_student, vocab_size
 from tdistill.experiment.rollouts import cache_name, dataset, rollouts
+from tdistill.experiment.shims import corpus_key, identity, shaping_arguments
 from tdistill.objectives import BoundObjective, bind
 from tdistill.recipe.schema import MethodConfig, ValueConfig
 from tdistill.runtime.errors import NonFiniteLossError, OutputError
 from tdistill.runtime.files import sync_directory, write_json
 from tdistill.runtime.forms import Form, Name, Number, read_form
 from tdistill.runtime.processes import is_main_process
-
 from tdistill.training.checkpoints import drop_checkpoints
 from tdistill.training.checks import unused_value_settings
 from tdistill.training.fit import CHECKPOINTS, ROLLOUTS, fit

@@ -22,7 +22,7 @@ from tdistill.experiment.provenance import provenance
 from tdistill.experiment.rollouts import model_configs
 from tdistill.experiment.systems import System, load_own_teacher, load_system, systems
 from tdistill.experiment.task_table import tasks_table
-from tdistill.pages.tables import to_markdown
+from tdistill.pages.markdown import to_markdown
 from tdistill.runtime.files import write_json, write_jsonl
 from tdistill.runtime.progress import say
 

@@ -10,7 +10,8 @@ from tdistill.experiment.artefact import Artefact
 from tdistill.experiment.experiment import Experiment
 from tdistill.experiment.on_demand import make_missing, require_students
 from tdistill.experiment.systems import START, System, systems
-from tdistill.pages.tables import ARROWS, Align, Cell, Table, format_estimate, to_markdown
+from tdistill.pages.markdown import to_markdown
+from tdistill.pages.tables import ARROWS, Cell, Table, format_estimate, right_aligned
 from tdistill.runtime.errors import ConfigError
 from tdistill.statistics.estimate import estimate
 
@@ -84,9 +85,8 @@ def sweep_table(measured: Sequence[Measured]) -> Table:
         ]
         for found in measured
     ]
-    align: list[Align] = ["left", *["right"] * (len(header) - 1)]  # type: ignore[list-item]
     caption = (
         "Mean over prompts ± standard error. Entropy: of the distribution drawn from, nats a token. At one temperature a sharper student "
         "writes likelier text: compare systems at equal entropy, which `tdistill compare` does."
     )
-    return Table(caption, header, rows, align)
+    return Table(caption, header, rows, right_aligned(len(header)))

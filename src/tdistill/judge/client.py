@@ -1,4 +1,4 @@
-"""Send one question to a chat endpoint and return one reply; wait for a busy server, and never show the key."""
+"""Send one question at a time to a chat endpoint and return its reply. The client waits for a busy server and never shows the key."""
 
 import asyncio
 import random
@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import CancelledError
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Self
 from urllib.parse import quote as url_encoded
 
@@ -40,6 +40,18 @@ class Retries:
         return min(self.longest_wait_s, self.first_wait_s * 2.0 ** (failures - 1)) * (1.0 + chance) / 2.0
 
 
+@dataclass(frozen=True)
+class Endpoint:
+    """Set which model answers at which address, and how it is asked."""
+
+    base_url: str
+    model: str
+    key: str | None = field(repr=False)
+    max_tokens: int  # of a reply
+    timeout_s: float  # of a whole request
+    concurrency: int  # requests on their way at once
+
+
 class EndpointDownError(JudgeError):
     """Report that one request was given up; others may still be answered."""
 
@@ -55,23 +67,14 @@ class _BusyError(Exception):
 class ChatClient:
     """Send one user message at a time; threads may share the client. Its key stands in a request's header and nowhere else."""
 
-    def __init__(
-        self,
-        base_url: str,
-        model: str,
-        key: str | None,
-        max_tokens: int,
-        timeout_s: float,
-        concurrency: int,
-        retries: Retries,
-    ):
-        self._url, self._model, self._key = f"{base_url}/chat/completions", model, key
-        self._timeout_s, self._retries = timeout_s, retries
-        self.options = first_options(max_tokens)
+    def __init__(self, endpoint: Endpoint, retries: Retries):
+        self._url, self._model, self._key = f"{endpoint.base_url}/chat/completions", endpoint.model, endpoint.key
+        self._timeout_s, self._retries = endpoint.timeout_s, retries
+        self.options = first_options(endpoint.max_tokens)
         self._stop, self._lock = threading.Event(), threading.Lock()
         self._refusal: JudgeError | None = None
-        headers = {"Accept-Encoding": "identity"} | ({"Authorization": f"Bearer {key}"} if key else {})
-        limits = httpx2.Limits(max_connections=concurrency, max_keepalive_connections=concurrency)
+        headers = {"Accept-Encoding": "identity"} | ({"Authorization": f"Bearer {endpoint.key}"} if endpoint.key else {})
+        limits = httpx2.Limits(max_connections=endpoint.concurrency, max_keepalive_connections=endpoint.concurrency)
         # No redirects: they would carry the key to another host.
         self._http = httpx2.AsyncClient(headers=headers, timeout=None, limits=limits, follow_redirects=False)
         # Requests run in an event loop of their own, because only there can a whole request be given a deadline: a server that sends
@@ -100,11 +103,11 @@ class ChatClient:
         self._stop.set()
 
     def complete(self, content: str, on_wait: Callable[[str], None]) -> Reply:
-        """Return the model's reply to one user message; ``on_wait`` is told why there is none yet.
+        """Return the model's reply to one user message. While it waits, it calls ``on_wait`` with the reason.
 
         Raises:
             EndpointDownError: no reply after all attempts (429, 5xx, time-outs, broken connections), or too long a Retry-After.
-            JudgeError: the server refuses the request (any other status), or is none of this kind. Nothing is sent after that.
+            JudgeError: the server refuses the request (any other status), or is no chat endpoint. Nothing is sent after that.
         """
         failures = 0
         while True:

@@ -10,12 +10,13 @@ from typing import Any
 
 from rich.markup import escape
 
-from tdistill.judge.client import ChatClient, EndpointDownError, Retries
+from tdistill.judge.client import ChatClient, Endpoint, EndpointDownError, Retries
+from tdistill.judge.cost import Cost, Prices
 from tdistill.judge.journal import Journal
-from tdistill.judge.page import RESULT, Cost, result_json, summary_table
 from tdistill.judge.pairs import Answers, Joined, Question, find_prompts, join, questions, read_answers
 from tdistill.judge.protocol import DEFAULT_KEY_VARIABLE, check_url, key_warning, read_key
 from tdistill.judge.score import Summary, parse_verdict, summarise
+from tdistill.judge.summary import RESULT, result_json, summary_table
 from tdistill.pages.tables import Table
 from tdistill.runtime.errors import ConfigError, JudgeError, OutputError, visible
 from tdistill.runtime.files import read_json, write_json
@@ -49,15 +50,14 @@ class JudgeSettings:
 
 
 class Judging:
-    """Open two answer files for a judge. The questions are known, and nothing is sent yet.
+    """Open two answer files and list the questions to a judge. Nothing is sent before ``run``.
 
     Raises:
         TdistillError: the answers, the prompts, the address, the key's variable or the output can't be used.
     """
 
     def __init__(self, path_a: Path, path_b: Path, settings: JudgeSettings):
-        if (settings.price_input is None) != (settings.price_output is None):
-            raise ConfigError("Give both --price-per-million-input and --price-per-million-output, or neither.")
+        self._prices = Prices.given(settings.price_input, settings.price_output)
         _check_numbers(settings)
         self.settings, self.base_url = settings, check_url(settings.base_url)
         self._key = read_key(settings.api_key_env)
@@ -76,7 +76,7 @@ class Judging:
     def plan(self) -> str:
         """Describe what will be sent and what it may cost."""
         s, left = self.settings, self.joined.left_out
-        cost = Cost.estimated([q.content for q in self.to_ask], s.max_tokens, s.price_input, s.price_output)
+        cost = Cost.estimated([q.content for q in self.to_ask], s.max_tokens, self._prices)
         key = f"key from {s.api_key_env}" if self._key else f"no key ({s.api_key_env} is not set)"
         lines = [
             f"judge     {s.model} at {self.base_url}, {key}",
@@ -90,7 +90,7 @@ class Judging:
         return "\n".join(lines + (cost.lines() if self.to_ask else []) + ([warning] if warning and self.to_ask else []))
 
     def run(self) -> Summary:
-        """Ask what is open, and write the summary.
+        """Ask the questions that have no verdict yet, and write the summary.
 
         Raises:
             JudgeError: the endpoint refuses, or is down; verdicts that came are kept.
@@ -111,7 +111,7 @@ class Judging:
 
     def _ask_all(self) -> None:
         s = self.settings
-        client = ChatClient(self.base_url, s.model, self._key, s.max_tokens, s.timeout_s, s.concurrency, RETRIES)
+        client = ChatClient(Endpoint(self.base_url, s.model, self._key, s.max_tokens, s.timeout_s, s.concurrency), RETRIES)
         try:
             done = len(self.questions) - len(self.to_ask)
             with client, keeping(self._rest), bar("judge", len(self.questions), "verdicts", done) as progress:
@@ -122,7 +122,7 @@ class Judging:
             say(f"The server does not take `{name}`: it was left out.")
 
     def _watch(self, client: ChatClient, progress: Bar) -> None:
-        """Count what comes; the threads write it down themselves, so that what was paid for is kept whatever stops us."""
+        """Count the verdicts as they come. The threads write them down themselves, so that every paid reply is kept after any stop."""
         failed_in_a_row, without_verdict = 0, 0
         enough = min(MOST_FAILURES_IN_A_ROW, len(self.to_ask))
         with ThreadPoolExecutor(self.settings.concurrency) as pool:
@@ -177,7 +177,7 @@ class Judging:
         return [self.journal.rows[q.key] for q in self.questions if q.key in self.journal.rows]
 
     def _cost(self) -> Cost:
-        return Cost.reported(self._rows(), self.settings.price_input, self.settings.price_output)
+        return Cost.reported(self._rows(), self._prices)
 
     def _facts(self) -> dict[str, Any]:
         options = {json.dumps(row["options"], sort_keys=True): row["options"] for row in self._rows()}
@@ -204,7 +204,7 @@ def default_output(a: Answers, b: Answers, model: str) -> Path:
 
 
 def lock_output(path: Path) -> Lock:
-    """Make a summary's directory, and take the summary and its verdicts for this process.
+    """Make a summary's directory, and lock the summary and its verdicts for this process.
 
     Raises:
         OutputError: another process writes them, or they can't be written.
@@ -217,14 +217,8 @@ def lock_output(path: Path) -> Lock:
 
 
 def _check_numbers(settings: JudgeSettings) -> None:
-    numbers = {
-        "--timeout": settings.timeout_s,
-        "--price-per-million-input": settings.price_input,
-        "--price-per-million-output": settings.price_output,
-    }
-    for option, value in numbers.items():
-        if value is not None and not math.isfinite(value):
-            raise ConfigError(f"{option} must be a number, got {value}.")
+    if not math.isfinite(settings.timeout_s):
+        raise ConfigError(f"--timeout must be a number, got {settings.timeout_s}.")
     if not settings.model.strip() or visible(settings.model) != settings.model:
         raise ConfigError(f"--model must be the name of a model as the server knows it, got {settings.model!r:.80}.")
 

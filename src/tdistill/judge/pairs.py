@@ -53,7 +53,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class Joined:
-    """Hold the pairs, and counts of what has no partner."""
+    """Hold the pairs of answers, and count the answers without a partner."""
 
     pairs: list[Pair]
     prompts: int
@@ -75,7 +75,7 @@ def read_json_lines(path: Path, columns: Sequence[str], content: bytes | None = 
     """Return the objects of a JSONL file, or of its ``content`` if given. Each object has all of ``columns``.
 
     Raises:
-        DataError: the file can't be read, or a line is no such object; the line is named.
+        DataError: the file can't be read, or a line is not an object with these columns; the line is named.
     """
     try:
         lines = (path.read_bytes() if content is None else content).split(b"\n")
@@ -97,7 +97,7 @@ def read_answers(path: Path) -> Answers:
     """Read a file that ``tdistill evaluate`` wrote: ``answers/KEY/answers.jsonl``.
 
     Raises:
-        DataError: it is not there, is no file of answers, or holds an answer twice; or the manifest beside it is damaged.
+        DataError: the file is missing, does not come from ``evaluate``, or holds one answer twice; or the manifest beside it is damaged.
     """
     if not path.is_file():
         raise DataError(f"No answers at {path}: give a file that `tdistill evaluate` writes, …/answers/KEY/answers.jsonl.")
@@ -133,7 +133,7 @@ def find_prompts(answers: Sequence[Answers], given: str | None) -> str:
     """Return where the prompts are: ``given``, or what the manifest beside the answers names.
 
     Raises:
-        DataError: neither is there.
+        DataError: nothing is given, and no evaluation stands beside the answers.
     """
     if given:
         return given
@@ -147,7 +147,9 @@ def find_prompts(answers: Sequence[Answers], given: str | None) -> str:
 
 
 def join(a: Answers, b: Answers, source: str, limit: int | None) -> Joined:
-    """Pair answers by prompt and sample; the first ``limit`` prompts, in the order of their ids, which is as good as random.
+    """Pair the answers to the same prompt and sample.
+
+    Only the first ``limit`` prompts count, in the order of their ids. Ids are hashes, so this is a random choice.
 
     Raises:
         DataError: no prompt is shared, or a shared one is not in ``source``.
@@ -183,7 +185,7 @@ def join(a: Answers, b: Answers, source: str, limit: int | None) -> Joined:
 
 
 def request_text(prompt: Prompt) -> str:
-    """Return a prompt as the judge reads it: the user's words, or the whole conversation with its roles."""
+    """Return a prompt as the judge reads it: the text of a single question, or a conversation with its roles."""
     if len(prompt.messages) == 1:
         return prompt.text
     return "\n\n".join(f"[{m['role']}]\n{m['content']}" for m in prompt.messages)

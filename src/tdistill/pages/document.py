@@ -1,53 +1,34 @@
-"""Write a page of texts, tables and figures that is no run's report: ``NAME.md`` with its figures, and a self-contained ``NAME.html``."""
+"""Write a document: ``NAME.md`` with its figures beside it, and a self-contained ``NAME.html``."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection
 from pathlib import Path
 
-from tdistill.pages.page import figure_html, page_html, paragraph
-from tdistill.pages.svg import Plot, plot_file
-from tdistill.pages.tables import Table, to_html, to_markdown
-from tdistill.pages.text import escape_markdown
-from tdistill.report.render import bullets
+from tdistill.pages.html import html_page
+from tdistill.pages.markdown import markdown_page
+from tdistill.pages.parts import Document
+from tdistill.pages.svg import plot_file
 from tdistill.runtime.files import write_text
 
-Part = str | Plot | Table
 
+def write_document(out_dir: Path, name: str, document: Document, figures: Collection[str] = ()) -> tuple[Path, Path]:
+    """Write the document into ``out_dir``; return the paths of the Markdown and of the HTML.
 
-@dataclass(frozen=True)
-class Section:
-    """Hold a heading and the parts below it, in order."""
+    Each file is replaced in one step, so that a reader never sees half of one. The same document gives the same bytes.
 
-    key: str
-    title: str
-    parts: Sequence[Part]
-
-
-def write_document(out_dir: Path, name: str, title: str, facts: Mapping[str, str], sections: Sequence[Section]) -> tuple[Path, Path]:
-    """Write the page into ``out_dir``, each file in one step; return the paths of the Markdown and of the HTML."""
-    figures = out_dir / "figures"
-    figures.mkdir(parents=True, exist_ok=True)
-    for section in sections:
-        for part in section.parts:
-            if isinstance(part, Plot):
-                write_text(figures / f"{part.key}.svg", plot_file(part))
+    Args:
+        out_dir: the directory, which is made if it is missing.
+        name: the name of both pages, without suffix.
+        document: what they show.
+        figures: keys of all figures that this page can have. A figure that an earlier page had and this one has not is removed.
+    """
+    directory = out_dir / "figures"
+    out_dir.mkdir(parents=True, exist_ok=True)
+    for plot in document.plots:
+        directory.mkdir(exist_ok=True)
+        write_text(directory / f"{plot.key}.svg", plot_file(plot))
+    for key in set(figures) - {plot.key for plot in document.plots}:
+        (directory / f"{key}.svg").unlink(missing_ok=True)
     markdown, page = out_dir / f"{name}.md", out_dir / f"{name}.html"
-    blocks = [f"# {title}", bullets(facts)]
-    for section in sections:
-        blocks += [f"## {section.title}", *map(_markdown, section.parts)]
-    write_text(markdown, "\n\n".join(blocks) + "\n")
-    write_text(page, page_html(title, facts, [(s.key, s.title, "\n".join(map(_html, s.parts))) for s in sections]))
+    write_text(markdown, markdown_page(document))
+    write_text(page, html_page(document))
     return markdown, page
-
-
-def _markdown(part: Part) -> str:
-    if isinstance(part, Plot):
-        caption = escape_markdown(part.caption)
-        return f"![{caption}](figures/{part.key}.svg)\n\n{caption}"
-    return f"{escape_markdown(part.caption)}\n\n{to_markdown(part)}" if isinstance(part, Table) else escape_markdown(part)
-
-
-def _html(part: Part) -> str:
-    if isinstance(part, Plot):
-        return figure_html(part)
-    return to_html(part) if isinstance(part, Table) else paragraph(part)

@@ -1,24 +1,17 @@
-"""Hold a table as plain values, format its numbers, and render it as Markdown, HTML and a terminal table."""
+"""Hold a table as plain values, and format its numbers."""
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
-import rich.box
-import rich.table
-from rich.text import Text
-
-from tdistill.pages.text import escape_html, escape_markdown, visible
 from tdistill.statistics.estimate import Estimate
 
 MISSING = "–"
-MOST_TERMINAL_COLUMNS = 6
 ARROWS = {"lower": " ↓", "higher": " ↑", "": ""}
 
 Align = Literal["left", "right"]
 Tone = Literal["", "good", "bad"]
-TONE_STYLES: dict[Tone, str] = {"": "", "good": "green", "bad": "red"}
 
 
 @dataclass(frozen=True)
@@ -38,6 +31,17 @@ class Table:
     header: list[str]
     rows: list[list[Cell]]
     align: list[Align]
+    terminal: bool = False  # the terminal shows it too
+
+
+def heading(title: str, better: str) -> str:
+    """Return a column title with ↑ or ↓ for the direction that is better: "higher", "lower" or "" for neither."""
+    return title + ARROWS[better]
+
+
+def right_aligned(columns: int, left: int = 1) -> list[Align]:
+    """Return the alignment of a table of numbers: the first ``left`` columns to the left, the others to the right."""
+    return ["left" if i < left else "right" for i in range(columns)]
 
 
 def format_number(value: float, decimals: int | None = None) -> str:
@@ -90,52 +94,14 @@ def _decimals(value: float, significant: int) -> int:
     return min(max(significant - 1 - magnitude, 0), 6)
 
 
-def to_markdown(table: Table) -> str:
-    """Render a pipe table, without its caption."""
-    lines = [list(map(escape_markdown, table.header)), [":---" if a == "left" else "---:" for a in table.align]]
-    for row in table.rows:
-        lines.append([f"**{escape_markdown(c.text)}**" if c.strong and c.text else escape_markdown(c.text) for c in row])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def to_html(table: Table) -> str:
-    """Render a ``<table>`` with caption and row headings, in its own box that scrolls."""
-    head = "".join(f'<th scope="col" class="{a}">{escape_html(h)}</th>' for h, a in zip(table.header, table.align, strict=True))
-    body = "\n".join(f"<tr>{_html_row(row, table.align)}</tr>" for row in table.rows)
-    label = escape_html(table.caption)
-    return (
-        f'<div class="scroll" role="group" tabindex="0" aria-label="{label}">\n'
-        f"<table>\n<caption><span>{label}</span></caption>\n"
-        f"<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table>\n</div>"
-    )
-
-
-def _html_row(row: Sequence[Cell], align: Sequence[Align]) -> str:
-    cells = []
-    for i, (cell, side) in enumerate(zip(row, align, strict=True)):
-        text = f"<strong>{escape_html(cell.text)}</strong>" if cell.strong else escape_html(cell.text)
-        opening = 'th scope="row"' if i == 0 else "td"
-        cells.append(f'<{opening} class="{" ".join(filter(None, (side, cell.tone)))}">{text}</{opening[:2]}>')
-    return "".join(cells)
-
-
 def transposed(table: Table) -> Table:
     """Turn rows into columns; every column but the first is aligned to the right."""
     header = [table.header[0], *(row[0].text for row in table.rows)]
     rows = [[Cell(name), *(row[i] for row in table.rows)] for i, name in enumerate(table.header) if i]
-    align: list[Align] = ["right"] * len(header)
-    align[0] = "left"
-    return Table(table.caption, header, rows, align)
+    return replace(table, header=header, rows=rows, align=right_aligned(len(header)))
 
 
-def to_rich(table: Table) -> rich.table.Table:
-    """Render the table for the terminal, transposed if it is wider than high; cells are literal text."""
-    if len(table.header) > MOST_TERMINAL_COLUMNS and len(table.rows) < len(table.header):
-        table = transposed(table)
-    result = rich.table.Table(caption=Text(visible(table.caption)), caption_justify="left", box=rich.box.SIMPLE_HEAD)
-    for name, side in zip(table.header, table.align, strict=True):
-        result.add_column(Text(visible(name)), justify=side, overflow="fold")
-    for row in table.rows:
-        styles = [" ".join(filter(None, ("bold" if c.strong else "", TONE_STYLES[c.tone]))) for c in row]
-        result.add_row(*(Text(visible(c.text), style=style) for c, style in zip(row, styles, strict=True)))
-    return result
+def columns_of(table: Table, chosen: Sequence[int]) -> Table:
+    """Return a table of the chosen columns, in that order."""
+    rows = [[row[i] for i in chosen] for row in table.rows]
+    return replace(table, header=[table.header[i] for i in chosen], rows=rows, align=[table.align[i] for i in chosen])

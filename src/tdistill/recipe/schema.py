@@ -149,7 +149,7 @@ class SftConfig(Section):
 class CandidateRule(Section):
     """Cut the top-p candidates further; ``mdp.candidates.rule_mask`` explains each rule."""
 
-    name: Literal["top_k", "min_p", "adaptive"]
+    name: Literal["top_k", "min_p", "adaptive"] = Field(description="name of the rule")
     value: float = Field(
         gt=0, description="top_k: number of tokens; min_p: share of the most likely token's probability; adaptive: nats for each candidate"
     )
@@ -254,7 +254,7 @@ class MethodConfig(Section):
         None,
         gt=0,
         le=1,
-        description="p of the action space; null: rollout.teacher_top_p, which bounds it; 1.0: all tokens, the teacher runs while the student trains",
+        description="p of the action space, at most rollout.teacher_top_p (null); 1.0: all tokens, the teacher runs while the student trains",
     )
     candidate_rule: CandidateRule | None = Field(None, description="rule that cuts the candidates further than p; null: none")
     origins: Origins = Field(default=["teacher"], min_length=1, max_length=1, description="whose answers to learn from: teacher or human")

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from tdistill.pages.parts import Sample
 from tdistill.statistics.estimate import Estimate
 
 
@@ -55,14 +56,6 @@ class Stage:
     size_bytes: int
     peak_memory_bytes: int
     notes: str = ""
-
-
-@dataclass(frozen=True)
-class Sample:
-    """Hold one held-out prompt and each system's answer."""
-
-    prompt: str
-    answers: dict[str, str]
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,9 @@ from matplotlib.axes import Axes
 
 from tdistill.evaluation.sparsity import TOP_PS, StateSparsity
 from tdistill.mdp.bellman import kappa
-from tdistill.pages.document import Section
+from tdistill.pages.parts import Document, Section
 from tdistill.pages.svg import Line, Panel, Plot, set_scale
-from tdistill.pages.tables import Align, Cell, Table, format_number
+from tdistill.pages.tables import Cell, Table, format_number, right_aligned
 from tdistill.report.data import Sparsity
 from tdistill.report.plots import COLOURS, sparsity_plot
 from tdistill.report.tables import sparsity_table
@@ -82,9 +82,8 @@ def cuts_table(found: StateSparsity) -> Table:
         ]
         for c in cuts(found)
     ]
-    align: list[Align] = ["left" if i == 0 else "right" for i in range(len(header))]
     caption = "Means over states. m is the mass kept; hidden is (1 − m)·H(tail), what a tail bucket does not see of the teacher's entropy."
-    return Table(caption, header, rows, align)
+    return Table(caption, header, rows, right_aligned(len(header)))
 
 
 def tradeoff_plot(found: StateSparsity) -> Plot:
@@ -140,17 +139,18 @@ def where_plot(found: StateSparsity, p: float = 0.8) -> Plot:
     return Plot("where", "Where the candidates are many.", panels, 2)
 
 
-def sections(found: StateSparsity) -> list[Section]:
-    """Return the sections of the page."""
+def sparsity_document(found: StateSparsity, facts: Mapping[str, str]) -> Document:
+    """Return the whole page."""
     sizes = {p: found.cuts[f"p={p:g}"]["size"].tolist() for p in TOP_PS}
     shape = Sparsity(len(found.entropy), found.vocab_size, found.top_k_mass, sizes)
     overall = sparsity_plot(shape)
     assert overall is not None
-    return [
+    sections = [
         Section("recommended", "Which p", [recommended(found)[1], cuts_table(found), tradeoff_plot(found)]),
         Section("sizes", "How many candidates", [overall, sparsity_table(shape)]),
         Section("where", "Where they are many", [where_plot(found)]),
     ]
+    return Document("How sparse the teacher is", facts, sections)
 
 
 def rows(found: StateSparsity) -> list[Mapping[str, object]]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from tdistill.evaluation.metrics import METRICS, TEACHER
-from tdistill.pages.tables import ARROWS, MISSING, Align, Cell, Table, format_bytes, format_count, format_estimate, format_seconds
+from tdistill.pages.tables import MISSING, Cell, Table, format_bytes, format_count, format_estimate, format_seconds, heading, right_aligned
 from tdistill.report.data import Comparison, Sparsity, Stage, System
 
 
@@ -36,13 +36,11 @@ def quality_table(systems: Sequence[System]) -> Table:
         + [Cell(format_estimate(s.metrics.get(m)), strong=s.name in best[m]) for m in metrics]
         for s in systems
     ]
-    header = ["system", "parameters", "layers", *(METRICS[m][0] + ARROWS[METRICS[m][2]] for m in metrics)]
+    header = ["system", "parameters", "layers", *(heading(METRICS[m][0], METRICS[m][2]) for m in metrics)]
     caption = "Quality of every system: mean ± standard error. Arrows point to better."
     if any(best.values()):
         caption += " Bold is the best student of a column."
-    align: list[Align] = ["right"] * len(header)
-    align[0] = "left"
-    return Table(caption, header, rows, align)
+    return Table(caption, header, rows, right_aligned(len(header)), terminal=True)
 
 
 def verdict(comparison: Comparison) -> Cell:
@@ -64,7 +62,7 @@ def comparison_table(comparisons: Sequence[Comparison]) -> Table:
     rows = [
         [
             Cell(f"{c.a} − {c.b}"),
-            Cell(METRICS[c.metric][0] + ARROWS[METRICS[c.metric][2]] if c.metric in METRICS else c.metric),
+            Cell(heading(METRICS[c.metric][0], METRICS[c.metric][2]) if c.metric in METRICS else c.metric),
             Cell(format_estimate(c.difference, signed=True)),
             Cell(str(c.difference.n)),
             verdict(c),
@@ -76,7 +74,7 @@ def comparison_table(comparisons: Sequence[Comparison]) -> Table:
         "“no difference” means that none was resolved, and about one true tie in twenty is called better or worse."
     )
     header = ["a − b", "metric", "difference", "prompts", "verdict"]
-    return Table(caption, header, rows, ["left", "left", "right", "right", "left"])
+    return Table(caption, header, rows, ["left", "left", "right", "right", "left"], terminal=True)
 
 
 def sparsity_table(sparsity: Sparsity) -> Table:

@@ -5,8 +5,8 @@ from itertools import groupby
 
 from matplotlib.axes import Axes
 
-from tdistill.pages.document import Section
 from tdistill.pages.lines import COLOURS, DASHES
+from tdistill.pages.parts import Section
 from tdistill.pages.svg import INK, Line, Panel, Plot, set_scale
 from tdistill.pages.tables import MISSING, Align, Cell, Table, format_number
 from tdistill.theory.estimator_rows import ANCHOR_GAUGES, ANCHORS, END_GAUGES, ESTIMATORS, GAMMA, GAUGES, Arguments
@@ -26,7 +26,7 @@ def estimator_section(rows: Rows) -> Section:
 
 
 def estimator_text(rows: Rows) -> str:
-    """Describe what is measured, and on what."""
+    """Describe the trees, the texts and the columns of the tables."""
     (start,) = _of(rows, "start")
     return (
         f"{start['trees']} token trees, {start['texts']:,} texts: all that their teachers write, each with its probability, so that nothing is "
@@ -82,7 +82,7 @@ def _head(pair: Pair) -> list[str]:
 
 
 def gauge_table(rows: Rows) -> Table:
-    """Build the table of gauge, α and estimator at γ = .99, and of what is left at γ = 0."""
+    """Build the table of gauges and α at γ = .99, for both estimators, with the KL at γ = 0."""
     plain = _pairs(_of(rows, "gauge", gamma=0.0), GAUGES)
     body = []
     for pair, undiscounted in zip(_pairs(_of(rows, "gauge", gamma=GAMMA), GAUGES), plain, strict=True):
@@ -108,7 +108,7 @@ def undiscounted_table(rows: Rows) -> Table:
 
 
 def distance_table(rows: Rows) -> Table:
-    """Build the table by distance: the closer the student, the smaller the mean gradient, and the more noise there is in it."""
+    """Build the table by the student's distance: close to the teacher the mean gradient is small, and its noise large."""
     body = []
     for row in _of(rows, "distance"):
         numbers = [format_number(row[k], 2) for k in ("noise_sampled", "noise_expected")]
@@ -131,7 +131,7 @@ def terminal_table(rows: Rows) -> Table:
 
 
 def anchor_table(rows: Rows) -> Table:
-    """Build the table of anchors: what holds the mass on A_p, and what it costs."""
+    """Build the table of anchors: how much mass each one keeps on A_p, and its cost in KL."""
     found = [{"anchor": "none"} | r for r in _of(rows, "gauge", gamma=GAMMA) if r["gauge"] in ANCHOR_GAUGES] + list(_of(rows, "anchor"))
     body = []
     for pair in _pairs(found, ANCHOR_GAUGES):
@@ -159,7 +159,7 @@ def other_table(rows: Rows) -> Table:
 
 
 def last_token_table(rows: Rows) -> Table:
-    """Build the table of how the convention for cut-offs changes the last token."""
+    """Build the table of the last token under each convention for cut-offs."""
     body = []
     for row in _of(rows, "last_token"):
         name = f"φ linear, {row['estimator']}" if "estimator" in row else row["name"]

@@ -110,8 +110,9 @@ def distance_rows(seed: int, n_trees: int, token_noise: float) -> list[Arguments
 
 
 def start_row(read: Reading, start: Student) -> Arguments:
-    """Return the row of the trees and of the student from which all settings start. The worst KL that the table's numbers could be compared
-    with is uniform's.
+    """Return the row of the trees, and of the student from which all settings start.
+
+    ``kl_uniform`` is the KL of a uniform student, for comparison with the others.
     """
     forest, texts = read.forest, read.texts
     off = (~(forest.ids[texts.state] == texts.token.unsqueeze(-1)) | ~forest.legal[texts.state]).all(-1) & texts.mask
@@ -144,12 +145,12 @@ def knob_rows(setting: Setting, read: Reading, start: Student, cloning: Gradient
 
 
 def gradient_columns(found: Gradient, cloning: Gradient) -> Arguments:
-    """Return the noise of one text, and the direction against cloning's."""
+    """Return the noise of one text's gradient, and its cosine with the gradient of cloning."""
     return mean_stderr("noise", found.noise) | mean_stderr("cosine", found.cosine(cloning))
 
 
 def optimum_columns(optimum: Optimum | None, forest: Forest) -> Arguments:
-    """Return KL from the teacher and mass on A_p; nothing if no optimum was sought."""
+    """Return the KL from the teacher and the mass on A_p at an optimum; an empty row if none was sought."""
     if optimum is None:
         return {}
     logits = optimum.student.logits
@@ -173,7 +174,10 @@ def end_of(arguments: Arguments, read: Reading, start: Student, most_steps: int)
 
 
 def last_token_rows(seed: int, n_trees: int, most_steps: int) -> list[Arguments]:
-    """Return what a cut-off hides: if the last token may be EOS, only texts that end there have a step that counts."""
+    """Return how probable the end of text is at the last token.
+
+    If the last token may be EOS, only the texts that end there have a step that counts.
+    """
     start, read = world(seed, n_trees, "any")
     forest = read.forest
     rows: list[Arguments] = [{"group": "last_token", "name": "teacher"} | end_columns(forest, forest.teacher_logp)]

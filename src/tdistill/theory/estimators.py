@@ -147,7 +147,7 @@ class Reading:
 
 
 def reading(forest: Forest, texts: Texts) -> Reading:
-    """Look up all that is the teacher's, or the text's."""
+    """Return the reading of texts: look up the fields of ``Steps`` that do not depend on the student."""
     ids, legal = forest.ids[texts.state], forest.legal[texts.state] & texts.mask.unsqueeze(-1)
     teacher, token = forest.teacher_logp[texts.state], texts.token.unsqueeze(-1)
     is_taken = (ids == token) & legal

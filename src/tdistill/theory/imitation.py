@@ -1,6 +1,6 @@
 """Solve top-p IQ-Learn without approximation: exact expectations, Newton's method, float64.
 
-What is left is the bias of the loss itself: χ² at a finite α does not end at the expert.
+The only error left is the bias of the loss itself: with χ² at a finite α, the minimiser is not the expert.
 """
 
 from collections.abc import Callable
@@ -99,7 +99,7 @@ def total_variation(problem: Imitation, q: Tensor, expert_logp: Tensor) -> Tenso
 def shaping_residual(problem: Imitation, reward: Tensor, true_reward: Tensor) -> Tensor:
     """Return [N]  min over potentials c of max |true_reward − reward − (c(s) − γ E c(s'))| on the pairs kept (least squares, then max).
 
-    Zero: both rewards have the same soft-optimal policy for every reason that matters (Ng, Harada & Russell 1999).
+    Zero means that both rewards have the same soft-optimal policy (potential shaping: Ng, Harada & Russell 1999).
     """
     mdp = problem.mdp
     n_states = mdp.reward.shape[-2]
@@ -111,9 +111,7 @@ def shaping_residual(problem: Imitation, reward: Tensor, true_reward: Tensor) ->
 
 
 def bandit(expert: list[float]) -> tuple[Imitation, Tensor]:
-    """Return a problem with one state, one choice and then the end, and the expert's log-probs. It is the smallest that shows the bias at a
-    finite α.
-    """
+    """Return a problem of one state and one choice, and the expert's log-probs. It is the smallest problem with a bias at a finite α."""
     prob = torch.tensor([[expert]], dtype=torch.float64)
     mdp = TabularMDP(prob.log(), torch.zeros(*prob.shape, 1, dtype=torch.float64), torch.tensor([0.99], dtype=torch.float64))
     return imitation(mdp, mdp.all_actions, prob.log(), torch.ones(1, 1, dtype=torch.float64)), prob.log()

@@ -9,23 +9,29 @@ from torch.nn.functional import one_hot
 from tdistill.mdp.tabular import TabularMDP, soft_optimal_q
 
 
-def random_mdps(
-    g: Generator, gamma: Tensor, n_states: int, n_actions: int, *, scale: Tensor | float = 2.0, end: float = 0.1, stochastic: bool = True
-) -> TabularMDP:
-    """Build one MDP for each entry of ``gamma``: rewards N(0, scale²), successors random, a share ``end`` of the transitions terminal.
+@dataclass(frozen=True)
+class Family:
+    """Set the distribution that random MDPs are drawn from."""
 
-    ``scale`` sets how peaked π* is: at .1 it is nearly uniform, at 10 nearly deterministic.
-    """
-    n = len(gamma)
-    reward = torch.randn(n, n_states, n_actions, generator=g, dtype=torch.float64)
-    reward = reward * torch.as_tensor(scale, dtype=torch.float64).expand(n)[:, None, None]
-    shape = (n, n_states, n_actions, n_states)
-    if stochastic:
+    n_states: int
+    n_actions: int
+    scale: Tensor | float = 2.0  # standard deviation of the rewards: at .1 π* is nearly uniform, at 10 nearly deterministic
+    end: float = 0.1  # share of the transitions that end the episode
+    stochastic: bool = True  # else every action has one successor
+
+
+def random_mdps(g: Generator, gamma: Tensor, family: Family) -> TabularMDP:
+    """Build one MDP for each entry of ``gamma``: rewards are drawn from N(0, scale²), and successors at random."""
+    n, n_states = len(gamma), family.n_states
+    reward = torch.randn(n, n_states, family.n_actions, generator=g, dtype=torch.float64)
+    reward = reward * torch.as_tensor(family.scale, dtype=torch.float64).expand(n)[:, None, None]
+    shape = (n, n_states, family.n_actions, n_states)
+    if family.stochastic:
         transition = (3.0 * torch.randn(shape, generator=g, dtype=torch.float64)).softmax(-1)
-        ends = end * torch.rand(shape[:-1], generator=g, dtype=torch.float64)
+        ends = family.end * torch.rand(shape[:-1], generator=g, dtype=torch.float64)
     else:
         transition = one_hot(torch.randint(n_states, shape[:-1], generator=g), n_states).double()
-        ends = (torch.rand(shape[:-1], generator=g, dtype=torch.float64) < end).double()
+        ends = (torch.rand(shape[:-1], generator=g, dtype=torch.float64) < family.end).double()
     return TabularMDP(reward, transition * (1.0 - ends).unsqueeze(-1), gamma)
 
 
@@ -37,12 +43,14 @@ def from_successors(reward: Tensor, successor: Tensor, gamma: float) -> TabularM
 
 
 def self_loop(reward: Tensor, gamma: float) -> TabularMDP:
-    """Build one state whose every action stays in it: Q* − Q*_p = γ/(1−γ)·(−log kept mass), so κ is attained."""
+    """Build an MDP of one state, in which every action stays there. It attains the bound: Q* − Q*_p = γ/(1−γ)·(−log kept mass)."""
     return from_successors(reward.unsqueeze(0), torch.zeros(1, len(reward), dtype=torch.long), gamma)
 
 
 def token_tree(g: Generator, vocab: int, depth: int, gamma: float, scale: float = 2.0) -> TabularMDP:
-    """Build text of at most ``depth`` tokens: a state is a prefix (0 is the empty one), token 0 is EOS, the last token ends it too."""
+    """Build the MDP of texts of at most ``depth`` tokens. A state is a prefix (state 0 is the empty one); token 0 is EOS; the last token ends
+    a text too.
+    """
     successor: list[list[int]] = []
     lengths = [0]
     while len(successor) < len(lengths):
@@ -58,7 +66,7 @@ def token_tree(g: Generator, vocab: int, depth: int, gamma: float, scale: float 
 
 @dataclass(frozen=True)
 class Road:
-    """Hold E token automata with a teacher each. The teacher stays on the road states and seldom sees the states off the road."""
+    """Hold E token automata, each with its teacher. The teacher stays on the road and seldom sees the states off it."""
 
     successor: Tensor  # [E, S, A]
     reward: Tensor  # [E, S, A]: ``bonus`` for arriving on the road, plus noise
@@ -68,8 +76,9 @@ class Road:
 
 
 def make_road(seeds: list[int], *, n_road: int = 8, n_off: int = 16, vocab: int = 8, n_features: int = 6, bonus: float = 3.0) -> Road:
-    """Build the automata: half the tokens stay on the road; off it, one token of each state leads back. D < S features: the student is too
-    small.
+    """Build one automaton for each seed. On the road, half of the tokens stay there; off the road, one token of each state leads back.
+
+    A state has fewer features than there are states, so that the student is too small for its teacher.
     """
     parts = [_one_road(seed, n_road, n_off, vocab, n_features, bonus) for seed in seeds]
     successor, reward, features = (torch.stack(x) for x in zip(*parts, strict=True))

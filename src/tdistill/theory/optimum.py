@@ -21,7 +21,7 @@ Found = Literal["minimum", "near", "nothing"]
 
 @dataclass(frozen=True)
 class Optimum:
-    """Hold the student, and what it is: a ``minimum``, ``near`` one (a kink, or a flat valley), or ``nothing`` in the steps allowed."""
+    """Hold the student found, and how good it is: a ``minimum``, ``near`` one (a kink or a flat valley), or ``nothing`` within the steps."""
 
     student: Student
     found: Found
@@ -86,9 +86,9 @@ def _steps(optimiser: torch.optim.LBFGS) -> int:
 
 
 def fit(objective: BoundObjective, read: Reading, start: Student, most_steps: int) -> Optimum:
-    """Find the optimum of an objective whose target carries no gradient: minimise, make the result the target, and repeat.
+    """Find the optimum of an objective whose target carries no gradient: minimise, take the result as the target, and repeat.
 
-    A target looks one level down the tree, or further, so as many rounds as the tree has levels settle all.
+    A target depends on the levels below its state, so one round for each level of the tree is enough.
     """
     optimum = Optimum(start, "nothing")
     for _ in range(read.texts.state.shape[1]):
@@ -97,7 +97,7 @@ def fit(objective: BoundObjective, read: Reading, start: Student, most_steps: in
 
 
 def learnt(forest: Forest) -> Tensor:
-    """Return [S] visits of the states whose step is never a cut-off, normalised over each tree: where a policy can be learnt."""
+    """Return [S] the visits of states whose step is never a cut-off, normalised over each tree. Only there can a policy be learnt."""
     visits = torch.where(forest.length < forest.length.max(), forest.visits, 0.0)
     return visits / sum_by(forest.tree, visits)[forest.tree]
 

@@ -1,6 +1,7 @@
 """Plot the figures of the theory report."""
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -48,22 +49,30 @@ def all_plots(data: dict[str, Rows]) -> dict[str, Plot]:
     return {plot.key: plot for plot in plots}
 
 
-def _line_panel(title: str, series: Series, lines: dict[str, Line], x: str, y: str, log_x: bool, log_y: bool) -> Panel:
+@dataclass(frozen=True)
+class Axis:
+    """Describe an axis: its label, and whether its scale is logarithmic."""
+
+    label: str
+    log: bool = False
+
+
+def _line_panel(title: str, series: Series, lines: dict[str, Line], x: Axis, y: Axis) -> Panel:
     def draw(ax: Axes) -> None:
         for name, (xs, ys) in series.items():
             ax.plot(xs, ys, lines[name].dash, color=lines[name].colour, linewidth=1.6, marker="o", markersize=3)
         ax.set_title(title)
-        ax.set_xlabel(x)
-        ax.set_ylabel(y)
-        set_scale(ax, "x", log=log_x)
-        set_scale(ax, "y", log=log_y)
+        ax.set_xlabel(x.label)
+        ax.set_ylabel(y.label)
+        set_scale(ax, "x", log=x.log)
+        set_scale(ax, "y", log=y.log)
 
     ends = "; ".join(f"{name} from {format_number(ys[0])} to {format_number(ys[-1])}" for name, (_, ys) in series.items())
-    return Panel(f"{title}, {y} by {x}: {ends}.", draw)
+    return Panel(f"{title}, {y.label} by {x.label}: {ends}.", draw)
 
 
 def tightness_plot(rows: Rows) -> Plot:
-    """Plot a histogram of gap/κ over the random instances, without the adaptive rule, which equals top-p."""
+    """Plot a histogram of gap/κ over the random instances, for A_p and for capped sets. The adaptive rule is left out: it equals top-p."""
     panels = [_histogram(row) for row in rows if row["rule"] != "adaptive"]
     caption = "How much of the bound is used: (Q* − Q*_p)/κ over the random instances. 100 % is a bound attained."
     return Plot("tightness", caption, panels, columns=2)
@@ -104,13 +113,13 @@ def gap_plot(rows: Rows) -> Plot:
     for gamma in sorted({row["gamma"] for row in rows}):
         found = _of(rows, rule="top_p", gamma=gamma)
         series = {name: (_values(found, "parameter"), _values(found, key)) for name, key in keys.items()}
-        panels.append(_line_panel(f"γ = {gamma:g}", series, lines, "p", "nats, log scale", False, True))
+        panels.append(_line_panel(f"γ = {gamma:g}", series, lines, Axis("p"), Axis("nats, log scale", log=True)))
     caption = "What the cut costs, and what the bound allows it to cost: random MDPs of 8 states and 32 actions."
     return Plot("gap", caption, panels, columns=3, legend=list(lines.values()))
 
 
 def looseness_plot(rows: Rows) -> Plot:
-    """Plot the steps from κ(p) to the measured gap, one assumption at a time."""
+    """Plot the bars from κ(p) to the measured gap: each one drops one more assumption of the bound."""
     panels = [_stages(_of(rows, rule="top_p", parameter=LOOSENESS_P, gamma=g)[0]) for g in sorted({row["gamma"] for row in rows})]
     caption = (
         f"Why κ is loose, at p = {LOOSENESS_P:g} (medians over MDPs). Each bar gives up one assumption of the bound: that the worst state "
@@ -140,11 +149,12 @@ def _stages(row: dict[str, Any]) -> Panel:
 def kept_plot(rows: Rows) -> Plot:
     """Plot value lost against actions kept, by top-p and by top-k."""
     lines = lines_of(["top_p", "top_k"])
+    axes = (Axis("actions kept of 32, log scale", log=True), Axis("Q* − Q*_p, nats, log scale", log=True))
     panels = []
     for gamma in sorted({row["gamma"] for row in rows}):
         found = {rule: _of(rows, rule=rule, gamma=gamma) for rule in lines}
         series = {rule: (_values(r, "actions_kept"), _values(r, "gap_restricted")) for rule, r in found.items()}
-        panels.append(_line_panel(f"γ = {gamma:g}", series, lines, "actions kept of 32, log scale", "Q* − Q*_p, nats, log scale", True, True))
+        panels.append(_line_panel(f"γ = {gamma:g}", series, lines, *axes))
     caption = "Value lost against actions kept on average: a nucleus spends its actions where the policy is uncertain (medians over MDPs)."
     return Plot("kept", caption, panels, columns=3, legend=list(lines.values()))
 
@@ -157,7 +167,7 @@ def bias_plot(rows: Rows) -> Plot:
     for p in sorted({row["p"] for row in rows}, reverse=True):
         found = {f"γ = {g:g}": sorted(_of(rows, p=p, gamma=g), key=lambda r: r["alpha"]) for g in gammas}
         series = {name: (_values(r, "alpha"), _values(r, "tv")) for name, r in found.items()}
-        panels.append(_line_panel(f"p = {p:g}", series, lines, "α, log scale", "total variation, log scale", True, True))
+        panels.append(_line_panel(f"p = {p:g}", series, lines, Axis("α, log scale", log=True), Axis("total variation, log scale", log=True)))
     caption = "The bias of χ² at a finite α: the exact minimiser's distance from the expert, which falls as 1/α."
     return Plot("bias", caption, panels, columns=2, legend=list(lines.values()))
 
@@ -172,7 +182,8 @@ def compounding_plot(rows: Rows) -> Plot:
     for title, names in COMPOUNDING.items():
         found = {n: sorted(_of(rows, method=n), key=lambda r: r["horizon"]) for n in names if n in present}
         series = {n: (_values(r, "horizon"), [x["regret"] / x["horizon"] for x in r]) for n, r in found.items()}
-        panels.append(_same_range(_line_panel(title, series, lines, "horizon H, tokens", "regret/H, nats", True, True), low, top))
+        panel = _line_panel(title, series, lines, Axis("horizon H, tokens", log=True), Axis("regret/H, nats", log=True))
+        panels.append(_same_range(panel, low, top))
     caption = (
         "Compounding errors: KL(student‖teacher) of whole texts of H tokens, per token, on the student's own text (exact; mean over seeds). "
         "Level lines do not compound. Log scales, the same in all panels."

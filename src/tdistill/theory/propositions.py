@@ -18,7 +18,7 @@ from tdistill.mdp.tabular import (
     soft_optimal_q,
     top_p_set,
 )
-from tdistill.theory.instances import random_mdps
+from tdistill.theory.instances import Family, random_mdps
 
 SIZES = range(2, 9)  # states and actions of an instance
 RULES = ("top_p", "capped", "adaptive")
@@ -85,10 +85,10 @@ def check_instances(g: Generator, mdp: TabularMDP, p: Tensor, cap: int) -> dict[
 
 
 def batches(g: Generator, n_instances: int) -> Iterator[tuple[TabularMDP, Tensor, int]]:
-    """Yield ``n_instances`` MDPs or a few more, with p and a cap on |A_p|.
+    """Yield batches of ``n_instances`` MDPs in all, or a few more, each with p and a cap on |A_p|.
 
-    Every size of ``SIZES``², stochastic and deterministic, with and without terminals; γ in [0, .99] and denser near 1,
-    p in (.05, 1), rewards from flat to peaked.
+    Their states and actions have every size in ``SIZES``; they are stochastic or deterministic, with and without terminals. γ lies in
+    [0, .99], more often near 1; p lies in (.05, 1); rewards are flat to peaked.
     """
     shapes = [(s, a, kind) for s in SIZES for a in SIZES for kind in (True, False)]
     each = math.ceil(n_instances / len(shapes))
@@ -96,7 +96,7 @@ def batches(g: Generator, n_instances: int) -> Iterator[tuple[TabularMDP, Tensor
         uniform = torch.rand(3, each, generator=g, dtype=torch.float64)
         gamma = LARGEST_GAMMA * uniform[0] ** 0.5
         end = 0.3 * float(torch.randint(2, (), generator=g))
-        mdp = random_mdps(g, gamma, n_states, n_actions, scale=10.0 ** (2.0 * uniform[1] - 1.0), end=end, stochastic=stochastic)
+        mdp = random_mdps(g, gamma, Family(n_states, n_actions, 10.0 ** (2.0 * uniform[1] - 1.0), end, stochastic))
         yield mdp, 0.05 + 0.949 * uniform[2], int(torch.randint(1, n_actions + 1, (), generator=g))
 
 

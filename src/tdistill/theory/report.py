@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tdistill.pages.document import Section, write_document
+from tdistill.pages.document import write_document
+from tdistill.pages.parts import Document, Section
 from tdistill.pages.svg import Plot
 from tdistill.pages.tables import Align, Cell, Table, format_number
 from tdistill.runtime.files import write_jsonl
@@ -39,10 +40,10 @@ TEXTS = {
 
 
 def write_theory(data: dict[str, Rows], facts: dict[str, Any], out_dir: Path) -> None:
-    """Write everything into ``out_dir``, each file in one step. The rows come last: they mark the directory as complete."""
+    """Write the pages, the figures and the rows into ``out_dir``. The rows come last: they mark the directory as complete."""
     shown = {key: str(value) for key, value in facts.items()}
     sections = [*_sections(all_plots(data), all_tables(data)), estimator_section(data["estimators"])]
-    write_document(out_dir, "theory", TITLE, shown, sections)
+    write_document(out_dir, "theory", Document(TITLE, shown, sections))
     rows = [{"section": key, **row, "provenance": facts} for key, section in data.items() for row in section]
     write_jsonl(out_dir / ROWS_FILE, rows)
 
@@ -124,7 +125,7 @@ def horizon_table(rows: Rows) -> Table:
 
 
 def longest_table(rows: Rows) -> Table:
-    """Build the table at the longest horizon: what was lost, where, and the paired difference from ``reverse_kl``."""
+    """Build the table of the longest horizon: each method's losses on and off the road, and its paired difference from ``reverse_kl``."""
     longest = max(row["horizon"] for row in rows)
     shown = [row for row in rows if row["horizon"] == longest]
     base = next(row["regrets"] for row in shown if row["method"] == "reverse_kl")

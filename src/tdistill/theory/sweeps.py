@@ -1,4 +1,4 @@
-"""Compute the curves: what a cut of the action space costs, why κ is above it, the bias of a finite α, regret by horizon."""
+"""Compute the curves of the report: the cost of a cut and its bound, the bias of a finite α, and regret by horizon."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from tdistill.mdp.bellman import kappa
 from tdistill.mdp.tabular import inverse_bellman, restrict, soft_optimal_q, top_p_set
 from tdistill.theory.compounding import METHODS, outcome, train
 from tdistill.theory.imitation import bandit, imitation, shaping_residual, solve, total_variation
-from tdistill.theory.instances import Road, random_mdps
+from tdistill.theory.instances import Family, Road, random_mdps
 
 GAMMAS = (0.5, 0.9, 0.99)
 PS = (0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.99, 0.999)
@@ -25,8 +25,8 @@ BIAS_STATES, BIAS_ACTIONS = 6, 5
 
 
 def cut_rows(gamma: float, n_mdps: int, seed: int) -> list[dict[str, Any]]:
-    """Cut random MDPs of 8 states and 32 actions, which end after some 20 steps, by top-p and by top-k; return gaps and bounds over MDPs."""
-    mdp = random_mdps(Generator().manual_seed(seed), torch.full((n_mdps,), gamma, dtype=torch.float64), N_STATES, N_ACTIONS)
+    """Return the gaps and bounds of random MDPs that are cut by top-p and by top-k. They have 8 states, 32 actions and about 20 steps."""
+    mdp = random_mdps(Generator().manual_seed(seed), torch.full((n_mdps,), gamma, dtype=torch.float64), Family(N_STATES, N_ACTIONS))
     q_star = soft_optimal_q(mdp, mdp.all_actions)
     prob = q_star.softmax(-1)
     cuts: list[tuple[str, float, Tensor]] = [("top_p", p, top_p_set(prob, _full(p, prob))) for p in PS]
@@ -67,7 +67,7 @@ def bias_rows(gamma: float, p: float, n_mdps: int, seed: int) -> list[dict[str, 
     On A_p the expert is soft-optimal for T_p Q* = r + γ E[tail loss of s'], which is the reward to be found.
     """
     gammas = torch.full((n_mdps,), gamma, dtype=torch.float64)
-    mdp = random_mdps(Generator().manual_seed(seed), gammas, BIAS_STATES, BIAS_ACTIONS, scale=1.0)
+    mdp = random_mdps(Generator().manual_seed(seed), gammas, Family(BIAS_STATES, BIAS_ACTIONS, scale=1.0))
     q_star = soft_optimal_q(mdp, mdp.all_actions)
     legal = top_p_set(q_star.softmax(-1), _full(p, q_star))
     start = torch.full((n_mdps, BIAS_STATES), 1.0 / BIAS_STATES, dtype=torch.float64)

@@ -5,10 +5,10 @@ from html.parser import HTMLParser
 import pytest
 from report_data import ATTACK, bare_data, report_data
 
-from tdistill.pages.page import html_page
+from tdistill.pages.html import html_page
+from tdistill.pages.markdown import markdown_page
 from tdistill.report.data import ReportData
-from tdistill.report.plots import all_plots
-from tdistill.report.render import markdown_page, write_report
+from tdistill.report.sections import report_document, write_report
 
 VOID = {"meta", "link", "img", "br", "hr", "input"}
 LOADING = {"src", "srcset", "data", "poster", "action", "background"}
@@ -137,11 +137,11 @@ def test_every_other_text_is_escaped_too(data):
         recipe_yaml=ATTACK,
         notes=[ATTACK],
     )
-    plots = all_plots(evil)
-    for tag, attrs in Page(html_page(evil, plots)).tags:
+    document = report_document(evil)
+    for tag, attrs in Page(html_page(document)).tags:
         assert tag not in {"script", "img"}
         assert "onerror" not in attrs
-    assert "<script" not in re.sub(r"(?ms)^(`{3,})\w*$.*?^\1$", "", markdown_page(evil, plots))
+    assert "<script" not in re.sub(r"(?ms)^(`{3,})\w*$.*?^\1$", "", markdown_page(document))
 
 
 def test_markdown_refers_to_the_figures_it_wrote(markdown, out_dir):

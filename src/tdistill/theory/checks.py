@@ -1,4 +1,4 @@
-"""Run every check, and write its rows and the report (``tdistill theory``)."""
+"""Run every check of the theory, and write the rows and the report (``tdistill theory``)."""
 
 import platform
 import time
@@ -26,7 +26,7 @@ from tdistill.theory.sweeps import BIAS_GAMMAS, BIAS_PS, GAMMAS, bandit_rows, bi
 
 @dataclass(frozen=True)
 class TheorySettings:
-    """Set how much to check."""
+    """Set the number of instances, seeds and steps of each check."""
 
     instances: int = 20_000  # random MDPs for P1–P4
     mdps: int = 200  # per γ, for the curves of gaps
@@ -38,7 +38,7 @@ class TheorySettings:
 
 
 def run_theory(output_dir: Path, settings: TheorySettings) -> dict[str, Rows]:
-    """Check, measure, and write ``theory.md``, ``theory.html``, ``figures/*.svg`` and ``theory.jsonl`` into ``output_dir``.
+    """Run every check, and write ``theory.md``, ``theory.html``, ``figures/*.svg`` and ``theory.jsonl`` into ``output_dir``.
 
     Raises:
         ConfigError: the directory holds something else, or the settings are impossible.
@@ -62,7 +62,7 @@ def _run(output_dir: Path, settings: TheorySettings) -> dict[str, Rows]:
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Use one thread inside the block. For tensors this small a second thread costs more than it gains, and far more on a busy machine."""
+    """Use one thread inside the block: the tensors are so small that a second thread slows them down, most of all on a busy machine."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -96,7 +96,7 @@ def measure(settings: TheorySettings, progress: Bar) -> dict[str, Rows]:
 
 
 def provenance(settings: TheorySettings) -> dict[str, Any]:
-    """Return what the rows need beside their numbers."""
+    """Return the versions, the machine and the settings that made the rows."""
     return {
         "tdistill": tdistill.__version__,
         "torch": torch.__version__,
