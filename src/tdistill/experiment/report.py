@@ -15,6 +15,7 @@ from tdistill.experiment.artefact import Artefact
 from tdistill.experiment.experiment import Experiment
 from tdistill.experiment.provenance import provenance, resolved_yaml
 from tdistill.experiment.systems import START, System, systems
+from tdistill.pages.parts import Sample
 from tdistill.pages.terminal import print_document
 from tdistill.recipe.schema import DISTILLED
 from tdistill.report import data as shown
