@@ -1,10 +1,12 @@
 """Find the directories of a recipe's artefacts. The models must be complete: later keys hold what they noted."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from tdistill.experiment import models, rollouts, students
+from tdistill.experiment import artefact, models, rollouts, students
+from tdistill.experiment.artefact import MANIFEST
 from tdistill.experiment.experiment import Experiment
 from tdistill.experiment.graph import execute
 from tdistill.experiment.recipe_checks import open_recipe
@@ -43,6 +45,21 @@ def start(recipe: Path | str | Experiment, overrides: Sequence[str] = ()) -> Pat
 
 def teacher(recipe: Path | str | Experiment, overrides: Sequence[str] = ()) -> Path:
     return models.teacher(found(recipe, overrides)).directory
+
+
+def titles(root: Path) -> dict[str, Path]:
+    """Find the complete artefacts below an output directory by their titles. The paths are KIND/KEY: equal in every output directory."""
+    read = [json.loads(path.read_text()) for path in root.glob(f"*/*/{MANIFEST}")]
+    return {manifest["title"]: Path(manifest["kind"]) / manifest["key"] for manifest in read}
+
+
+def rewrite(directory: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    """Change an artefact's manifest, and seal it again over the files that are there now."""
+    record = json.loads((directory / MANIFEST).read_text())
+    record["files"] = {name: artefact._checksum(directory / name) for name in record["files"]}
+    change(record)
+    del record["checksum"]
+    (directory / MANIFEST).write_text(json.dumps(record | {"checksum": artefact._digest(record)}))
 
 
 def rollout(recipe: Path | str | Experiment, split: str = "train", overrides: Sequence[str] = ()) -> Path:

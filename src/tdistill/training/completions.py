@@ -40,7 +40,7 @@ class LogCompletions(TrainerCallback):
         check_can_answer()
         self._student, self._tokenizer, self._path, self._trackers = student, inputs.tokenizer, path, trackers
         self._prompts, self._eos = inputs.valid.prompts()[:count], inputs.valid.manifest.settings["eos_ids"]
-        self._sampling, self._vocab_size = Sampling(**inputs.sampling.model_dump()), inputs.vocab_size
+        self._sampling, self._vocab_size = Sampling(**inputs.sampling.model_dump(include={*Sampling.__dataclass_fields__})), inputs.vocab_size
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Remove the lines of validations that a resumed run does again. The Trainer calls it."""
