@@ -22,10 +22,13 @@ def student_names(experiment: Experiment) -> dict[str, Trained]:
 
 
 def link_latest(experiment: Experiment, artefacts: Mapping[str, Artefact]) -> None:
-    """Link names to the artefacts that are complete. Links of the same name that an earlier recipe left are replaced."""
+    """Link names to the artefacts that are complete. Links to artefacts of the same kind that an earlier recipe left are replaced."""
     if not is_main_process():
         return
-    folder = experiment.root / LATEST
+    folder, kinds = experiment.root / LATEST, {artefact.kind for artefact in artefacts.values()}
+    for link in folder.iterdir() if folder.is_dir() else ():
+        if link.is_symlink() and link.readlink().parent.name in kinds and link.name not in artefacts:
+            link.unlink()
     for name, artefact in artefacts.items():
         if experiment.is_complete(artefact):
             with suppress(OSError):  # some file systems have no links; the directories have their own names

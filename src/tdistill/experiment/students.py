@@ -81,7 +81,7 @@ def _trained(experiment: Experiment, name: str, method: MethodConfig, seed: int,
         "students",
         title,
         {**shaping(experiment, method), SEED: seed},
-        partial(_make, experiment, name, method, seed, first),
+        partial(_make, experiment, title, method, seed, first),
         {"start": first, **caches},
         notes_form=StudentNotes,
         loose=(CHECKPOINTS, ROLLOUTS),
@@ -117,7 +117,7 @@ def _online_teacher(experiment: Experiment, method: MethodConfig, bound: BoundOb
     return {"dtype": teacher.dtype, "quantization": teacher.quantization} if asked else None
 
 
-def _make(experiment: Experiment, name: str, method: MethodConfig, seed: int, first: Artefact, directory: Path) -> dict[str, Any]:
+def _make(experiment: Experiment, title: str, method: MethodConfig, seed: int, first: Artefact, directory: Path) -> dict[str, Any]:
     if (earlier := divergence(directory)) is not None:
         raise NonFiniteLossError(f"{earlier} This was found in an earlier run: delete {directory} to train it again.")
     inputs = FitInputs(
@@ -132,15 +132,15 @@ def _make(experiment: Experiment, name: str, method: MethodConfig, seed: int, fi
         trust_remote_code=trusts_student(experiment),
     )
     try:
-        metrics = fit(inputs, method, seed, directory, name, keep_checkpoints=True)  # until the student has its manifest
+        metrics = fit(inputs, method, seed, directory, title, keep_checkpoints=True)  # until the student has its manifest
     except NonFiniteLossError as error:
         if is_main_process():
             write_json(directory / DIVERGED, {"objective": bind(method.objective).describe(), "error": str(error)})
         raise
     description = bind(method.objective).describe()
     if is_main_process():
-        write_model_card(directory, experiment, (name, seed), description, metrics)
-    return {"name": name, "objective": description, "validation": metrics}
+        write_model_card(directory, experiment, (title, seed), description, metrics)
+    return {"objective": description, "validation": metrics}
 
 
 def divergence(directory: Path) -> str | None:
