@@ -1,12 +1,14 @@
 """Compute the actor-critic divergence: each token is also credited with the divergence of the states after it."""
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from tdistill.mdp.bellman import lambda_return
 from tdistill.mdp.steps import Steps
 from tdistill.objectives.contract import Gamma, NonNegative, Objective, ObjectiveOutput, Positive, UnitInterval
 from tdistill.objectives.parts.divergence import Cost, divergence
-from tdistill.objectives.parts.policy_gradient import centred_reward, truncated_ratio
+from tdistill.objectives.parts.policy_gradient import centred_reward, log_policy, truncated_ratio
 from tdistill.objectives.parts.support import Support, distributions, support_needs
 
 
@@ -44,20 +46,13 @@ def actor_critic(
         support: support of D, as for ``reverse_kl``.
     """
     assert steps.value_t is not None
-    assert steps.taken_logit_t is not None
-    assert steps.log_z_t is not None
     exists_t, acts_t = steps.exists_t, steps.has_successor_t
     d_t = divergence(*distributions(steps, support, 1.0), cost)
     u_t = torch.where(exists_t, steps.value_t, 0.0)
-    stopped_u_t = u_t.detach()
     rho_t = torch.where(acts_t, truncated_ratio(steps, rho_max), 0.0)
-    reward_t = centred_reward(steps, d_t.detach(), center)
-    # u(s_t) is the value of what a_t leads to, so that it is discounted at the last state too. The end is in Ĝ_{t+1} = 0.
-    return_t = lambda_return(reward_t, torch.full_like(u_t, gamma), stopped_u_t, stopped_u_t, lambda_ * rho_t)
-    advantage_t = steps.later(return_t) - stopped_u_t
-    critic_t = 0.5 * (u_t - (stopped_u_t + rho_t * advantage_t)).square()
-    logp_t = steps.taken_logit_t - steps.log_z_t
-    loss_t = d_t + torch.where(acts_t, -gamma * rho_t * advantage_t * logp_t + value_coef * critic_t, 0.0)
+    advantage_t = _advantage(steps, centred_reward(steps, d_t.detach(), center), u_t.detach(), lambda_ * rho_t, gamma)
+    critic_t = 0.5 * (u_t - (u_t.detach() + rho_t * advantage_t)).square()
+    loss_t = d_t + torch.where(acts_t, -gamma * rho_t * advantage_t * log_policy(steps) + value_coef * critic_t, 0.0)
     metrics = {
         "td/v": torch.where(exists_t, u_t, torch.nan),
         "td/reward": torch.where(exists_t, -d_t, torch.nan),
@@ -66,6 +61,16 @@ def actor_critic(
         "td/off_support_fraction": (steps.a_t < 0).to(u_t.dtype),
     }
     return ObjectiveOutput(loss_t, metrics)
+
+
+def _advantage(
+    steps: Steps, reward_t: Float[Tensor, "B T"], u_t: Float[Tensor, "B T"], trace_t: Float[Tensor, "B T"], gamma: float
+) -> Float[Tensor, "B T"]:
+    """Return Ĝ_{t+1} − u(s_t).
+
+    u(s_t) is the value of what a_t leads to, so that it is discounted at the last state too. The end is in Ĝ_{t+1} = 0.
+    """
+    return steps.later(lambda_return(reward_t, torch.full_like(u_t, gamma), u_t, u_t, trace_t)) - u_t
 
 
 def _needs(*, support: Support, **_: object) -> frozenset[str]:

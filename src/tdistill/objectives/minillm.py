@@ -10,7 +10,7 @@ from tdistill.mdp.bellman import lambda_return
 from tdistill.mdp.steps import Steps
 from tdistill.objectives.contract import Gamma, NonNegative, Objective, ObjectiveOutput, Positive
 from tdistill.objectives.parts.divergence import kl
-from tdistill.objectives.parts.policy_gradient import truncated_ratio
+from tdistill.objectives.parts.policy_gradient import log_policy, truncated_ratio
 from tdistill.objectives.parts.support import Support, distributions, support_needs
 
 
@@ -44,12 +44,10 @@ def minillm(
         w_max: w_t is at most this. It is ours: with a share α of the teacher w_t ≤ 1/(1−α) anyway. w_t is 1 where nobody sampled the token.
         support: support of the KL, as for ``reverse_kl``.
     """
-    assert steps.taken_logit_t is not None
-    assert steps.log_z_t is not None
     assert steps.teacher_taken_logp_t is not None
     exists_t = steps.exists_t
     p, q, legal = distributions(steps, support, 1.0)
-    logp_t = torch.where(exists_t, steps.taken_logit_t - steps.log_z_t, 0.0)
+    logp_t = torch.where(exists_t, log_policy(steps), 0.0)
     weight_t = torch.where(exists_t, truncated_ratio(steps, w_max), 0.0)
     ratio_t = weight_t * (logp_t - logp_t.detach()).exp()  # worth w_t; its gradient is w_t·∇log π
     bound = math.inf if reward_clip is None else reward_clip

@@ -9,13 +9,17 @@ from torch import Tensor
 from tdistill.mdp.steps import Steps
 
 
-def truncated_ratio(steps: Steps, rho_max: float) -> Float[Tensor, "B T"]:
-    """Return ρ_t = min(rho_max, π(a_t|s_t)/behaviour(a_t|s_t)), without gradient. The ratio is 1 where the behaviour is NaN."""
+def log_policy(steps: Steps) -> Float[Tensor, "B T"]:
+    """Return log π(a_t|s_t) of the token taken, over the vocabulary."""
     assert steps.taken_logit_t is not None
     assert steps.log_z_t is not None
+    return steps.taken_logit_t - steps.log_z_t
+
+
+def truncated_ratio(steps: Steps, rho_max: float) -> Float[Tensor, "B T"]:
+    """Return ρ_t = min(rho_max, π(a_t|s_t)/behaviour(a_t|s_t)), without gradient. The ratio is 1 where the behaviour is NaN."""
     assert steps.behaviour_logp_t is not None
-    logp_t, behaviour_t = (steps.taken_logit_t - steps.log_z_t).detach(), steps.behaviour_logp_t
-    log_ratio_t = torch.where(behaviour_t.isnan(), 0.0, logp_t - behaviour_t)
+    log_ratio_t = torch.where(steps.behaviour_logp_t.isnan(), 0.0, log_policy(steps).detach() - steps.behaviour_logp_t)
     return log_ratio_t.clamp(max=math.log(rho_max)).exp()
 
 
