@@ -1,13 +1,17 @@
 """Find the directories of a recipe's artefacts. The models must be complete: later keys hold what they noted."""
 
-from collections.abc import Sequence
+import hashlib
+import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+
+from tdistill.experiment.recipe_checks import open_recipe
 
 from tdistill.experiment import models, rollouts, students
 from tdistill.experiment.experiment import Experiment
 from tdistill.experiment.graph import execute
-from tdistill.experiment.recipe_checks import open_recipe
+from tdistill.models.fingerprint import hash_sampled
 
 
 def experiment(recipe: Path | str, overrides: Sequence[str] = ()) -> Experiment:
@@ -47,3 +51,25 @@ def teacher(recipe: Path | str | Experiment, overrides: Sequence[str] = ()) -> P
 
 def rollout(recipe: Path | str | Experiment, split: str = "train", overrides: Sequence[str] = ()) -> Path:
     return rollouts.rollouts(found(recipe, overrides))[split].directory
+
+
+def titled(run: Path, title: str, kind: str = "*") -> Path:
+    """Find an artefact of an output directory by the title in its manifest."""
+    (place,) = (path.parent for path in run.glob(f"{kind}/*/artefact.json") if json.loads(path.read_text())["title"] == title)
+    return place
+
+
+def altered(directory: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    """Change a manifest, and seal it again as if it had been written so."""
+    path = directory / "artefact.json"
+    record = json.loads(path.read_text())
+    change(record)
+    content = json.dumps({k: v for k, v in record.items() if k != "checksum"}, sort_keys=True)
+    path.write_text(json.dumps(record | {"checksum": hashlib.sha256(content.encode()).hexdigest()}))
+
+
+def checksum(path: Path) -> str:
+    """Return the checksum that a manifest holds of a file."""
+    digest = hashlib.sha256()
+    hash_sampled(digest, path)
+    return digest.hexdigest()
