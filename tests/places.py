@@ -6,11 +6,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from tdistill.experiment.recipe_checks import open_recipe
-
 from tdistill.experiment import models, rollouts, students
 from tdistill.experiment.experiment import Experiment
 from tdistill.experiment.graph import execute
+from tdistill.experiment.recipe_checks import open_recipe
 from tdistill.models.fingerprint import hash_sampled
 
 

@@ -215,8 +215,7 @@ def test_compare_reads_methods_at_equal_entropy(runs, tmp_path, capsys) -> None:
     assert {r["baseline_temperature"] for r in rows} == {0.6, 1.0, 1.4}  # one run has another, which the other lacks
     assert {r["method"] for r in rows} == set(SYSTEMS)
     curves = {
-        name: {t: {s: scores(run, t, name) for s, run in enumerate(runs)} for t in (0.6, 1.0, 1.4)}
-        for name in ("sft_continued", "distilled")
+        name: {t: {s: scores(run, t, name) for s, run in enumerate(runs)} for t in (0.6, 1.0, 1.4)} for name in ("sft_continued", "distilled")
     }
     level = mean_of(curves["sft_continued"], 1.0, "entropy")
     row = next(r for r in rows if r["method"] == "distilled" and r["baseline_temperature"] == 1.0)

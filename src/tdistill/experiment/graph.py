@@ -41,9 +41,7 @@ STAGES: dict[str, Stage] = {
     "models": Stage((), lambda e: [models.teacher(e), models.start(e)]),
     "rollout": Stage(("models",), lambda e: list(rollouts.rollouts(e).values()), rollouts.check_inputs),
     "sft": Stage(("models", "rollout"), lambda e: [s.artefact for s in [students.sft(e)] if s is not None], parallel=True),
-    "train": Stage(
-        ("models", "rollout", "sft"), lambda e: [s.artefact for s in students.students(e)], named=_named_students, parallel=True
-    ),
+    "train": Stage(("models", "rollout", "sft"), lambda e: [s.artefact for s in students.students(e)], named=_named_students, parallel=True),
     "evaluate": Stage(("models", "rollout", "sft", "train"), evaluation.evaluations),
     "report": Stage(
         ("models", "rollout", "sft", "train", "evaluate"), lambda e: [report.report(e)], named=lambda e: {"report": report.report(e)}

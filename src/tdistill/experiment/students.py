@@ -12,13 +12,14 @@ from tdistill.experiment.experiment import Experiment, once
 from tdistill.experiment.model_card import write_model_card
 from tdistill.experiment.models import load_own_tokenizer, load_teacher, start, trusts_student, vocab_size
 from tdistill.experiment.rollouts import cache_name, dataset, rollouts
-from tdistill.experiment.shims import corpus_key, identity, shaping_arguments
+from tdistill.experiment.shims import corpus_key
 from tdistill.objectives import BoundObjective, bind
 from tdistill.recipe.schema import MethodConfig, ValueConfig
 from tdistill.runtime.errors import NonFiniteLossError, OutputError
 from tdistill.runtime.files import sync_directory, write_json
 from tdistill.runtime.forms import Form, Name, Number, read_form
 from tdistill.runtime.processes import is_main_process
+from tdistill.training.arguments import shaping_arguments
 from tdistill.training.checkpoints import drop_checkpoints
 from tdistill.training.checks import unused_value_settings
 from tdistill.training.fit import CHECKPOINTS, ROLLOUTS, fit
@@ -97,7 +98,7 @@ def shaping(experiment: Experiment, method: MethodConfig) -> dict[str, Any]:
     own_text = method.on_policy if method.on_policy is not None and method.on_policy.lmbda > 0 else None
     read = {name: getattr(ValueConfig(), name) for name in unused_value_settings(method.value, bound.needs)}
     return {
-        "objective": identity(method.objective),
+        "objective": bound.identity(),
         "arguments": shaping_arguments(method.arguments),
         "teacher_top_p": p,
         "candidate_rule": method.candidate_rule and method.candidate_rule.model_dump(),
