@@ -19,8 +19,8 @@ from tdistill.experiment.run_files import remedy
 from tdistill.models.find import find_model
 from tdistill.recipe.schema import CandidateRule
 from tdistill.runtime.errors import CacheError, ConfigError
+from tdistill.runtime.paths import local_path
 from tdistill.runtime.progress import say
-from tdistill.runtime.textfiles import local_path
 from tdistill.teachers.generate import Sampling
 from tdistill.teachers.rollouts import Capture, roll_out
 
