@@ -39,7 +39,7 @@ def disk_errors(directory: Path) -> Iterator[None]:
 
 @contextmanager
 def staying(directory: Path, what: str) -> Iterator[None]:
-    """Check, at the end of the block, that ``directory`` is still the same directory, and not one that a library made again.
+    """Check after the block that ``directory`` is still the same directory, and not one that a library made again.
 
     Raises:
         OutputError: it, or an output directory of this process, was deleted or replaced.

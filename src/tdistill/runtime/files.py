@@ -55,7 +55,7 @@ before_end(drop_partial)
 
 
 def sync_directory(directory: Path) -> None:
-    """Force the names in a directory to the disk, so that a renamed file is found after a power cut."""
+    """Write the names in a directory to the disk, so that a renamed file is found after a power cut."""
     handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(handle)
@@ -67,7 +67,7 @@ def sync_directory(directory: Path) -> None:
 
 
 def sync_tree(directory: Path) -> None:
-    """Force every file below a directory to the disk, since other libraries do not. Links are not followed."""
+    """Write every file below a directory to the disk, since other libraries do not. Links are not followed."""
     for path in sorted(directory.rglob("*")):
         with suppress(FileNotFoundError):  # a tracker may be tidying up its logs
             if path.is_symlink():
