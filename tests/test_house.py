@@ -53,7 +53,6 @@ UNPLAIN: set[str] = {
     "tdistill.experiment.tasks:also_in_train",
     "tdistill.experiment.tasks:report",
     "tdistill.experiment.temperatures:report",
-    "tdistill.objectives.ls_iq:ls_iq",
     "tdistill.objectives.minillm:minillm",
     "tdistill.objectives.tvd:",
     "tdistill.teachers.rollouts:_human_plan",
