@@ -32,7 +32,6 @@ COMMANDS = re.compile(r"^tdistill\.cli:")
 LONG: dict[str, int] = {
     "tdistill.teachers.generate:generate_batch": 59,
     "tdistill.training.batch:build_steps": 56,
-    "tdistill.training.trainer:DistillTrainer.__init__": 63,
 }
 WIDE: dict[str, int] = {
     "tdistill.evaluation.answers:answer_metrics": 8,
@@ -42,7 +41,7 @@ WIDE: dict[str, int] = {
     "tdistill.teachers.generate:generate_batch": 8,
     "tdistill.teachers.rollouts:roll_out": 11,
     "tdistill.teachers.rollouts:write_rollouts": 8,
-    "tdistill.training.trainer:DistillTrainer.__init__": 10,
+    "tdistill.training.trainer:DistillTrainer.__init__": 7,
 }
 UNPLAIN: set[str] = {
     "tdistill.cli:train",
