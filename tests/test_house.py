@@ -32,7 +32,6 @@ COMMANDS = re.compile(r"^tdistill\.cli:")
 LONG: dict[str, int] = {
     "tdistill.teachers.generate:generate_batch": 59,
     "tdistill.training.batch:build_steps": 56,
-    "tdistill.training.trainer:DistillTrainer.__init__": 63,
 }
 WIDE: dict[str, int] = {
     "tdistill.evaluation.answers:answer_metrics": 8,
@@ -42,7 +41,7 @@ WIDE: dict[str, int] = {
     "tdistill.teachers.generate:generate_batch": 8,
     "tdistill.teachers.rollouts:roll_out": 11,
     "tdistill.teachers.rollouts:write_rollouts": 8,
-    "tdistill.training.trainer:DistillTrainer.__init__": 10,
+    "tdistill.training.trainer:DistillTrainer.__init__": 7,
 }
 UNPLAIN: set[str] = {
     "tdistill.cli:train",
@@ -53,10 +52,6 @@ UNPLAIN: set[str] = {
     "tdistill.experiment.tasks:also_in_train",
     "tdistill.experiment.tasks:report",
     "tdistill.experiment.temperatures:report",
-    "tdistill.models.load:load_model",
-    "tdistill.models.probe:probe",
-    "tdistill.models.weights:check_plausible",
-    "tdistill.objectives.ls_iq:ls_iq",
     "tdistill.objectives.minillm:minillm",
     "tdistill.objectives.tvd:",
     "tdistill.teachers.rollouts:_human_plan",

@@ -20,6 +20,7 @@ from tdistill.cache.check import ShardCheck, check_completeness
 from tdistill.cache.manifest import ADVICE, MANIFEST, SCHEMA_VERSION, read_manifest_file, shard_name
 from tdistill.runtime.errors import CacheError
 from tdistill.runtime.files import replacing, write_json
+from tdistill.runtime.hashes import file_sha256
 
 MOST_ROWS_PER_PROMPT = 1_000_000  # of a shard; a damaged footer may claim any number
 SETTINGS_KEY = b"tdistill.settings"
@@ -172,7 +173,7 @@ def finish_cache(directory: Path, settings: dict[str, Any], shards: int, version
         CacheError: a shard is damaged, is not the one that an earlier manifest names, or a response is missing.
     """
     names = [shard_name(i) for i in range(shards)]
-    checksums = {n: _sha256(directory / n) for n in names}
+    checksums = {n: file_sha256(directory / n) for n in names}
     if (directory / MANIFEST).is_file():  # a stage that was stopped after its cache was finished
         _check_shards(directory, read_manifest(directory), checksums)
     counts, rounding = _survey((read_shard(directory / n, settings) for n in names), settings, directory)
@@ -227,7 +228,7 @@ def open_cache(directory: Path, expect: dict[str, Any] | None = None, vocab_size
                 f"The cache {directory} was made with another {key}: it has {manifest.settings.get(key)!r}, this run {value!r}. "
                 "Roll out again, or point the recipe at the cache's own."
             )
-    _check_shards(directory, manifest, {n: _sha256(directory / n) for n in manifest.shards if (directory / n).is_file()})
+    _check_shards(directory, manifest, {n: file_sha256(directory / n) for n in manifest.shards if (directory / n).is_file()})
     tables = [read_shard(directory / n, manifest.settings, vocab_size) for n in manifest.shards]
     counts, rounding = _survey(tables, manifest.settings, directory)
     if manifest.counts != counts or manifest.candidate_logp_max_error != rounding:
@@ -241,8 +242,3 @@ def _check_shards(directory: Path, manifest: Manifest, checksums: dict[str, str]
             raise CacheError(f"{directory / name} is missing. Delete {MANIFEST} and run `tdistill rollout` again to restore it.")
         if checksums[name] != checksum:
             raise CacheError(f"{directory / name} was truncated or altered (checksum differs). Delete it and {MANIFEST}, and run again.")
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()

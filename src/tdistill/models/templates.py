@@ -1,4 +1,4 @@
-"""Render chat templates within bounds. A template is a program that came with a tokenizer, so nothing that it does is taken for granted.
+"""Render chat templates within bounds of memory and time. A template is a program that comes with a tokenizer, so it is not trusted.
 
 It runs in a forked process: an expression such as ``'x' * 10**8`` can take any amount of memory and a loop any time, and limits on this
 process would disturb everything else in it.
@@ -36,8 +36,8 @@ def render_conversations(
     Args:
         tokenizer: has a ``chat_template``.
         conversations: each a sequence of ``{role, content}``.
-        where: for every conversation where it comes from, for messages.
-        add_generation_prompt: end with what comes before an answer.
+        where: the place of each conversation, such as file and line, for messages.
+        add_generation_prompt: end with the text that comes before an answer.
 
     Raises:
         DataError: the template does not parse, raises, writes nothing or too much, or needs too much memory or time.
@@ -79,7 +79,7 @@ def _received(reader: Connection, where: str) -> str:
 def _serve(
     tokenizer: PreTrainedTokenizerBase, conversations: Sequence[Sequence[dict[str, str]]], add_generation_prompt: bool, writer: Connection
 ) -> NoReturn:
-    """Render in the forked process, and end it without running what this process has to do at its end."""
+    """Render in the forked process, and end it without the exit handlers of its parent."""
     try:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPROF):
             signal.signal(number, signal.SIG_DFL)
@@ -126,9 +126,9 @@ ANSWER = "The answer stands here."
 
 
 def text_after_answer(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Return what the chat template writes after an assistant's content, at the end of a conversation; "" if it can't be told.
+    """Return the text that the chat template writes after the last answer of a conversation; "" if it can't be found.
 
-    A template that refuses a question with its answer, or leaves the answer out, tells nothing of its end.
+    It can't be found if the template refuses a question with its answer, or leaves the answer out.
     """
     if tokenizer.chat_template is None:
         return ""

@@ -1,4 +1,4 @@
-"""Compute the one bound on token ids: how many rows of a head are tokens."""
+"""Compute the size of the vocabulary: how many rows of a head are tokens."""
 
 from collections.abc import Sequence
 
@@ -14,8 +14,8 @@ def vocabulary_size(tokenizer: PreTrainedTokenizerBase | None, models: dict[str,
     ``len(tokenizer)``, which is too small where ids have gaps, and too large where a tokenizer has a token without a row.
 
     Args:
-        tokenizer: tokenizer of all the models; without one, every row is a token.
-        models: name (for messages) → model; all are read and written with the same ids.
+        tokenizer: the tokenizer of all the models; with None, every row is a token.
+        models: name (for messages) → model. All of them use the same token ids.
         eos_ids: ids that end a response.
 
     Raises:

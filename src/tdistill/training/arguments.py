@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from transformers import TrainingArguments
 
-from tdistill.recipe.plain import hints_of
 from tdistill.runtime.errors import ConfigError
+from tdistill.runtime.hints import hints_of
 
 # Ours where transformers' own default does not fit; a recipe overrides any of them.
 DEFAULT_ARGUMENTS: dict[str, Any] = {
