@@ -33,7 +33,6 @@ LONG: dict[str, int] = {
     "tdistill.objectives.actor_critic:actor_critic": 58,
     "tdistill.objectives.iq_learn:iq_learn": 57,
     "tdistill.objectives.parts.q_regression:q_regression": 51,
-    "tdistill.teachers.generate:generate_batch": 59,
     "tdistill.training.batch:build_steps": 56,
     "tdistill.training.trainer:DistillTrainer.__init__": 63,
 }
@@ -43,9 +42,6 @@ WIDE: dict[str, int] = {
     "tdistill.evaluation.task_scores:score_answers": 7,
     "tdistill.models.student:StudentModel.forward": 8,
     "tdistill.objectives.mean_actor_critic:_retrace": 7,
-    "tdistill.teachers.generate:generate_batch": 8,
-    "tdistill.teachers.rollouts:roll_out": 11,
-    "tdistill.teachers.rollouts:write_rollouts": 8,
     "tdistill.training.trainer:DistillTrainer.__init__": 10,
 }
 UNPLAIN: set[str] = {
