@@ -3,16 +3,15 @@
 from pathlib import Path
 from typing import Any
 
-from tdistill.evaluation.metrics import METRICS
 from tdistill.experiment.evaluation import ANSWERS, read_answers, read_scores, read_sparsity
 from tdistill.experiment.pipeline import Run, provenance, resolved_yaml
 from tdistill.experiment.run_files import STAGE_FILE, advice_for
 from tdistill.experiment.students import train_systems
 from tdistill.experiment.systems import protocol, systems
 from tdistill.pages.parts import Sample
-from tdistill.report.data import Comparison, Curve, ReportData, Sparsity, Stage, System
+from tdistill.report.data import ReportData, Sparsity, Stage, TrainingCurve
+from tdistill.report.pooled import MeasuredSystem, differences, pooled_system
 from tdistill.runtime.errors import OutputError
-from tdistill.statistics.estimate import estimate, paired_difference
 from tdistill.training.log import read_history
 
 
@@ -29,12 +28,13 @@ def collect(run: Run) -> ReportData:
         path = directory / STAGE_FILE
         raise OutputError(f"{path} names the systems {evaluated['systems']}, and the recipe has {expected}. {advice_for(path)}")
     scores = {name: read_scores(directory, name) for name in evaluated["systems"]}
+    measured = {name: _measured(run, record) for name, record in scores.items()}
     return ReportData(
         title=run.recipe.title,
         facts=_facts(run, scores),
         protocol=evaluated["protocol"],
-        systems=[_system(s) for s in scores.values()],
-        comparisons=_comparisons(run, scores),
+        systems=[pooled_system(s) for s in measured.values()],
+        differences=list(differences(measured["distilled"], [measured[name] for name in _others(run, scores)])),
         curves=_curves(run),
         sparsity=_sparsity(read_sparsity(directory)),
         stages=[_stage(run, name) for name in run.way if name != "report"],
@@ -43,7 +43,6 @@ def collect(run: Run) -> ReportData:
         notes=[
             "Teacher NLL rewards likely text, and repetition is likely: read it together with distinct-2. A sharper student, of lower entropy, "
             "writes likelier text at one temperature: `tdistill evaluate RECIPE --temperatures 0.5,0.7,1` shows others.",
-            "One training seed. ± is the spread over prompts; the spread over training seeds is in docs/results-quickstart.md.",
         ],
     )
 
@@ -69,27 +68,20 @@ def _facts(run: Run, scores: dict[str, Any]) -> dict[str, str]:
     }
 
 
-def _system(record: dict[str, Any]) -> System:
-    metrics = {k: estimate(list(v.values())) for k, v in record["scores"].items() if v}
-    return System(record["name"], record["description"], record["parameters"], record["num_hidden_layers"], metrics)
+def _measured(run: Run, record: dict[str, Any]) -> MeasuredSystem:
+    seed = run.recipe.seed if record["name"] in train_systems(run) else None
+    return MeasuredSystem(record["name"], record["description"], record["parameters"], record["num_hidden_layers"], {seed: record["scores"]})
 
 
-def _comparisons(run: Run, scores: dict[str, Any]) -> list[Comparison]:
-    found = []
-    for other in [*run.recipe.train.baselines, *(["sft"] if "sft" in scores else []), "start"]:
-        for metric in METRICS:
-            a, b = scores["distilled"]["scores"].get(metric, {}), scores[other]["scores"].get(metric, {})
-            shared = sorted(a.keys() & b.keys())
-            if shared:
-                difference = paired_difference([a[p] for p in shared], [b[p] for p in shared])
-                found.append(Comparison("distilled", other, metric, difference))
-    return found
+def _others(run: Run, scores: dict[str, Any]) -> list[str]:
+    """Return the systems that the distilled student is compared with."""
+    return [*run.recipe.train.baselines, *(["sft"] if "sft" in scores else []), "start"]
 
 
-def _curves(run: Run) -> list[Curve]:
+def _curves(run: Run) -> list[TrainingCurve]:
     runs = {"sft": run.directory("sft")} if "sft" in run.stages else {}
     runs |= {name: run.directory("train") / name for name in train_systems(run)}
-    return [Curve(name, read_history(directory)["history"]) for name, directory in runs.items()]
+    return [TrainingCurve(name, read_history(directory)["history"]) for name, directory in runs.items()]
 
 
 def _sparsity(raw: dict[str, Any]) -> Sparsity:
