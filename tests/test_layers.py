@@ -3,7 +3,7 @@
 from graphlib import CycleError, TopologicalSorter
 
 import pytest
-from house import imports, sources
+from house import SRC, imports, sources
 
 # From the bottom to the top: a room may import what stands before it.
 LAYERS = (
@@ -50,6 +50,14 @@ def test_no_algorithm_imports_another():
     assert len(algorithms) > 15
     found = {m: sorted(GRAPH[m] & algorithms) for m in algorithms if GRAPH[m] & algorithms}
     assert found == {}
+
+
+def test_the_tests_mirror_the_rooms():
+    """Tests of one room stand in its directory. Beside the rooms: fuzzing, several processes, and the scripts of the benchmarks."""
+    rooms = {path.name for path in (SRC / "tdistill").iterdir() if (path / "__init__.py").is_file()}
+    tested = {path.parent.name for path in (SRC.parent / "tests").glob("*/test_*.py")}
+    assert tested - rooms == {"fuzz", "invariant", "benchmarks"}
+    assert rooms - tested == set(), "every room has tests"
 
 
 def test_the_package_itself_imports_nothing_of_its_own():

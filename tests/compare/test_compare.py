@@ -19,7 +19,6 @@ from tdistill.compare.comparing import compare
 from tdistill.compare.data import METRICS, labels
 from tdistill.runtime.files import read_jsonl
 from tdistill.statistics.bootstrap import hierarchical_bootstrap
-from tdistill.statistics.pooling import compared, pooled
 from tdistill.training.clock import Clock
 
 SEEDS = (3, 4)
@@ -192,7 +191,7 @@ def test_only_seeds_are_pooled(runs: list[Path], tmp_path: Path) -> None:
     by_label = {m.label: m.seeds for m in found.methods if not m.first.is_reference}
     assert by_label == {"sft_continued": [3, 4], "distilled (learning_rate 0.001)": [3, 4], "distilled (learning_rate 0.5)": [4]}
     assert any("of which the first named counts: sft_continued (seed 3, 4), distilled (seed 3)" in note for note in found.notes)
-    pairs = {d.method: (d.value.seeds, d.value.paired) for d in found.differences}
+    pairs = {d.a: (d.value.seeds, d.value.paired) for d in found.differences}
     assert pairs == {"distilled (learning_rate 0.001)": ((2, 2), True), "distilled (learning_rate 0.5)": ((1, 1), True)}
     assert compare(runs, "distilled").baseline.label == "distilled"
 
@@ -220,14 +219,3 @@ def test_a_run_from_before_the_clock_has_quality_and_steps_only(runs: list[Path]
     assert "optimizer steps" in (tmp_path / "out/figures/cost.svg").read_text()
     (row,) = (r for r in of_kind(tmp_path / "out", "method") if r["method"] == "distilled")
     assert row["total"] == {"seconds": None, "tokens": None, "steps": 4}
-
-
-def test_pooling_where_there_is_little() -> None:
-    nothing, one = pooled({1: {"a": float("nan")}}), pooled({1: {"a": 2.0}})
-    assert (np.isnan(nothing.mean), nothing.n) == (True, 0)
-    assert (one.mean, np.isnan(one.stderr)) == (2.0, True)
-    assert compared({1: {"a": 2.0}}, {1: {"a": 1.0}}) is None
-    assert compared({1: {"a": 2.0, "b": 3.0}}, {1: {"c": 1.0}}) is None
-    apart = compared({1: {"a": 2.0, "b": 3.5}}, {2: {"a": 1.0, "b": 1.0}})
-    assert (apart.paired, apart.difference.mean) == (False, 1.75)
-    assert apart.difference.stderr == pytest.approx(np.std([1.0, 2.5], ddof=1) / np.sqrt(2))

@@ -4,11 +4,14 @@ It runs in a forked process: an expression such as ``'x' * 10**8`` can take any 
 process would disturb everything else in it.
 """
 
+import json
 import os
+import re
 import resource
 import signal
 import sys
 from collections.abc import Sequence
+from datetime import datetime
 from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
 from typing import Any, NoReturn
@@ -23,6 +26,7 @@ MOST_SECONDS = 120.0  # for one conversation, by the clock: far more, since the 
 MOST_CHARACTERS, MOST_GROWTH = 1_000_000, 4  # a rendering may have MOST_CHARACTERS + MOST_GROWTH · those of the conversation
 ADVICE = "Mend the chat template (chat_template.jinja or tokenizer_config.json beside the model)."
 _TEXT, _PROBLEM = b"t", b"p"
+_CLOCK, _ANY_CLOCK = re.compile(r"""\bstrftime_now\(\s*(["'])([^"'\\]*)\1\s*\)"""), re.compile(r"\bstrftime_now\s*\(")
 
 
 def render_conversations(
@@ -120,6 +124,28 @@ def _rendered(tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, Any]], a
 def _roles(turns: list[dict[str, Any]]) -> str:
     roles = [str(turn["role"]) for turn in turns[:8]]
     return ", ".join(roles) + (", …" if len(turns) > len(roles) else "")
+
+
+def pin_clock(tokenizer: PreTrainedTokenizerBase, now: datetime) -> None:
+    """Replace every ``strftime_now("…")`` in a tokenizer's chat templates by the text that it writes at ``now``.
+
+    Otherwise a prompt that is rendered tomorrow has other tokens than the same prompt today.
+
+    Raises:
+        DataError: a template calls ``strftime_now`` with something else than one text in quotes.
+    """
+    templates = tokenizer.chat_template
+    if isinstance(templates, dict):
+        tokenizer.chat_template = {name: _pinned(text, now) for name, text in templates.items()}
+    elif templates is not None:
+        tokenizer.chat_template = _pinned(templates, now)
+
+
+def _pinned(template: str, now: datetime) -> str:
+    pinned = _CLOCK.sub(lambda call: json.dumps(now.strftime(call[2]), ensure_ascii=False), template)
+    if _ANY_CLOCK.search(pinned):
+        raise DataError(f"The chat template reads the clock with a format that is not a text in quotes (strftime_now). {ADVICE}")
+    return pinned
 
 
 ANSWER = "The answer stands here."

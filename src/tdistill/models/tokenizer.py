@@ -15,7 +15,7 @@ TOKENIZER_FILES = ("tokenizer_config.json", "tokenizer.json", "tokenizer.model",
 
 
 def tokenizer_source(source: ModelSource) -> ModelSource:
-    """Return where a model's tokenizer lies: with the model, or with the base of adapters that have none of their own."""
+    """Return the source of a model's tokenizer: the model itself, or the base of adapters that have no tokenizer of their own."""
     if is_adapter(source.directory) and not any((source.directory / name).is_file() for name in TOKENIZER_FILES):
         return whole_model(source)
     return source

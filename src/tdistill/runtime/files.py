@@ -105,7 +105,7 @@ def write_jsonl(path: Path, rows: Iterable[Any]) -> None:
 
 
 def read_json(path: Path, error: type[TdistillError], advice: str = "") -> Any:
-    """Read one JSON value back.
+    """Read the JSON value of a file.
 
     Raises:
         error: the file is missing, can't be read, or is not JSON; ``advice`` says what to do.
@@ -118,7 +118,7 @@ def read_json(path: Path, error: type[TdistillError], advice: str = "") -> Any:
 
 
 def read_jsonl(path: Path, error: type[TdistillError] = OutputError, advice: str = "") -> list[Any]:
-    """Read JSON lines back.
+    """Read the JSON value of every line of a file.
 
     Raises:
         error: the file is missing, can't be read, or a line is not JSON; ``advice`` says what to do.

@@ -24,7 +24,7 @@ def local_path(source: str, error: type[TdistillError] = DataError) -> Path:
 
 
 def check_path(text: str) -> str:
-    """Return a path or hub id unchanged.
+    """Check that a text can be a path or a hub id, and return it.
 
     Raises:
         ValueError: it is empty, names an unknown user's home, or is longer than the file system allows.
