@@ -17,8 +17,8 @@ def main() -> None:
         row = {"system": system.name, "objective": system.description, "parameters": system.parameters}
         row |= {"metrics": {k: asdict(v) for k, v in system.metrics.items()}, "provenance": provenance}
         print(json.dumps(row, sort_keys=True, ensure_ascii=False))
-    for c in data.comparisons:
-        print(json.dumps({"a": c.a, "b": c.b, "metric": c.metric, "paired_difference": asdict(c.difference)}, sort_keys=True))
+    for d in data.differences:
+        print(json.dumps({"a": d.a, "b": d.b, "metric": d.metric, "paired_difference": asdict(d.value.difference)}, sort_keys=True))
     for stage in data.stages:
         print(json.dumps({"stage": stage.name, "seconds": stage.seconds, "peak_memory_bytes": stage.peak_memory_bytes}, sort_keys=True))
 

@@ -7,7 +7,6 @@ objective's own loss is its mean on the batches it trained on, before and after.
 """
 
 import argparse
-import inspect
 import json
 import statistics
 import time
@@ -48,8 +47,7 @@ def methods() -> dict[str, dict[str, Any]]:
     """Every objective at its defaults, held at the tail where it has an anchor; and some over the whole vocabulary."""
     own = {}
     for name in OBJECTIVES.keys() - ALIASES:
-        has_anchor = "anchor" in inspect.signature(OBJECTIVES[name].fn).parameters
-        own[name] = {"name": name, **({"anchor": "tail"} if has_anchor else {})}
+        own[name] = {"name": name, **({"anchor": "tail"} if OBJECTIVES[name].anchor else {})}
     return {name: own[name] for name in sorted(own, key=lambda n: (n != "nll", n))} | OTHERS
 
 

@@ -1,15 +1,17 @@
 """Find the directories of a recipe's artefacts. The models must be complete: later keys hold what they noted."""
 
+import hashlib
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from tdistill.experiment import artefact, models, rollouts, students
+from tdistill.experiment import models, rollouts, students
 from tdistill.experiment.artefact import MANIFEST
 from tdistill.experiment.experiment import Experiment
 from tdistill.experiment.graph import execute
 from tdistill.experiment.recipe_checks import open_recipe
+from tdistill.models.fingerprint import hash_sampled
 
 
 def experiment(recipe: Path | str, overrides: Sequence[str] = ()) -> Experiment:
@@ -53,14 +55,27 @@ def titles(root: Path) -> dict[str, Path]:
     return {manifest["title"]: Path(manifest["kind"]) / manifest["key"] for manifest in read}
 
 
-def rewrite(directory: Path, change: Callable[[dict[str, Any]], Any]) -> None:
-    """Change an artefact's manifest, and seal it again over the files that are there now."""
-    record = json.loads((directory / MANIFEST).read_text())
-    record["files"] = {name: artefact._checksum(directory / name) for name in record["files"]}
-    change(record)
-    del record["checksum"]
-    (directory / MANIFEST).write_text(json.dumps(record | {"checksum": artefact._digest(record)}))
-
-
 def rollout(recipe: Path | str | Experiment, split: str = "train", overrides: Sequence[str] = ()) -> Path:
     return rollouts.rollouts(found(recipe, overrides))[split].directory
+
+
+def titled(run: Path, title: str, kind: str = "*") -> Path:
+    """Find an artefact of an output directory by the title in its manifest."""
+    (place,) = (path.parent for path in run.glob(f"{kind}/*/artefact.json") if json.loads(path.read_text())["title"] == title)
+    return place
+
+
+def altered(directory: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    """Change a manifest, and seal it again as if it had been written so."""
+    path = directory / "artefact.json"
+    record = json.loads(path.read_text())
+    change(record)
+    content = json.dumps({k: v for k, v in record.items() if k != "checksum"}, sort_keys=True)
+    path.write_text(json.dumps(record | {"checksum": hashlib.sha256(content.encode()).hexdigest()}))
+
+
+def checksum(path: Path) -> str:
+    """Return the checksum that a manifest holds of a file."""
+    digest = hashlib.sha256()
+    hash_sampled(digest, path)
+    return digest.hexdigest()

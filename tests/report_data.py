@@ -1,12 +1,14 @@
 """A report like that of a small run: five systems, three runs, 4000 states of teacher text, and hostile answers."""
 
 from dataclasses import replace
+from statistics import NormalDist
 
 import numpy as np
 
 from tdistill.pages.parts import Sample
-from tdistill.report.data import Comparison, Curve, ReportData, Sparsity, Stage, System
+from tdistill.report.data import Difference, ReportData, Sparsity, Stage, System, TrainingCurve
 from tdistill.statistics.estimate import Estimate
+from tdistill.statistics.pooling import Compared
 
 ATTACK = "<script>alert('x')</script><img src=https://evil.example/x.png onerror=alert(1)> </pre></p>\"&'"
 RECIPE = """\
@@ -40,7 +42,7 @@ def systems() -> list[System]:
     ]
 
 
-def curves() -> list[Curve]:
+def curves() -> list[TrainingCurve]:
     rng = np.random.default_rng(0)
     result = []
     for name, scale, keys in (
@@ -60,7 +62,7 @@ def curves() -> list[Curve]:
             if step % 100 == 0:
                 record |= {"eval_forward_kl": scale * (0.2 + decay), "eval_reverse_kl": scale * (0.3 + decay)}
             records.append(record)
-        result.append(Curve(name, records))
+        result.append(TrainingCurve(name, records))
     return result
 
 
@@ -101,14 +103,20 @@ def samples() -> list[Sample]:
     ]
 
 
-def comparisons() -> list[Comparison]:
+def difference(a: str, b: str, metric: str, mean: float, stderr: float, seeds: int = 1) -> Difference:
+    """A difference whose interval and p-value are those of a normal distribution."""
+    p = 2 * NormalDist().cdf(-abs(mean) / stderr) if stderr > 0 else float(mean == 0) if stderr == 0 else float("nan")
+    return Difference(a, b, metric, Compared(Estimate(mean, stderr, 160), mean - 1.96 * stderr, mean + 1.96 * stderr, p, (seeds, seeds), True))
+
+
+def differences(seeds: int = 1) -> list[Difference]:
     return [
-        Comparison("distilled", "sft", "rouge_l", Estimate(3.3, 0.81, 160)),
-        Comparison("distilled", "sft", "forward_kl", Estimate(-0.3993, 0.0213, 160)),
-        Comparison("distilled", "sft", "distinct_2", Estimate(-0.02, 0.004, 160)),
-        Comparison("distilled", "sft_continued", "student_mass", Estimate(0.0613, 0.005, 160)),
-        Comparison("sft_continued", "sft", "teacher_nll", Estimate(-0.03, 0.02, 160)),
-        Comparison("sft", "distilled", "reverse_kl", Estimate(0.6309, 0.03, 160)),
+        difference("distilled", "sft", "rouge_l", 3.3, 0.81, seeds),
+        difference("distilled", "sft", "forward_kl", -0.3993, 0.0213, seeds),
+        difference("distilled", "sft", "distinct_2", -0.02, 0.004, seeds),
+        difference("distilled", "sft_continued", "student_mass", 0.0613, 0.005, seeds),
+        difference("sft_continued", "sft", "teacher_nll", -0.03, 0.02, seeds),
+        difference("sft", "distilled", "reverse_kl", 0.6309, 0.03, seeds),
     ]
 
 
@@ -137,18 +145,25 @@ def report_data() -> ReportData:
         protocol="160 held-out prompts, one answer each, sampled at temperature 1 with at most 128 tokens. Standard errors are "
         "over prompts. Divergences are taken on held-out text of the teacher, over the whole vocabulary.",
         systems=systems(),
-        comparisons=comparisons(),
+        differences=differences(),
         curves=curves(),
         sparsity=sparsity(),
         stages=stages(),
         samples=samples(),
         recipe_yaml=RECIPE,
-        notes=["One seed: differences between seeds are not in the standard errors.", "ROUGE-L rewards <length> as well."],
+        notes=["Repetition is likely text.", "ROUGE-L rewards <length> as well."],
     )
 
 
 def bare_data() -> ReportData:
     """One system without standard errors and nothing else."""
     lonely = System("teacher", "alone", 1000, 2, {"rouge_l": Estimate(26.31, float("nan"), 1)})
-    empty = {"comparisons": [], "curves": [], "sparsity": None, "stages": [], "samples": [], "notes": [], "recipe_yaml": ""}
+    empty = {"differences": [], "curves": [], "sparsity": None, "stages": [], "samples": [], "notes": [], "recipe_yaml": ""}
     return replace(report_data(), systems=[lonely], **empty)
+
+
+def seeded_data(seeds: tuple[int, ...] = (17, 18, 19)) -> ReportData:
+    """The same report of students that were trained with several seeds."""
+    pooled = [replace(s, seeds=seeds) if s.name in ("sft_continued", "distilled") else s for s in systems()]
+    logged = [TrainingCurve("distilled", curve.records, seed) for seed, curve in zip(seeds, curves(), strict=True)]
+    return replace(report_data(), systems=pooled, differences=differences(len(seeds)), curves=[curves()[0], *logged])

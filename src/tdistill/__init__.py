@@ -1,4 +1,7 @@
-"""Distil language models by temporal-difference imitation learning on the teacher's top-p tokens, from prompts to an evaluated student."""
+"""Distil language models by temporal-difference imitation learning on the teacher's top-p tokens, from prompts to an evaluated student.
+
+The public interface is the command line, the recipe, and the names in ``__all__``. All other modules may change in any version.
+"""
 
 from importlib import import_module
 from typing import Any

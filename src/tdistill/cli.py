@@ -229,7 +229,7 @@ def _refuse_unread(given: dict[str, Any], reader: str, *readers: Any) -> None:
 
 def _output(path: Path) -> Path:
     """Return where a command writes: shells leave ``~`` in ``--output=~/x`` as it is."""
-    from tdistill.runtime.textfiles import local_path
+    from tdistill.runtime.paths import local_path
 
     return local_path(str(path), OutputError)
 

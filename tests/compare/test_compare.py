@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 import yaml
 from conftest import command, tiny_recipe_dict
+from places import altered, checksum, titled
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from tdistill.compare.comparing import compare
 from tdistill.compare.data import METRICS, labels
 from tdistill.runtime.files import read_jsonl
 from tdistill.statistics.bootstrap import hierarchical_bootstrap
-from tdistill.statistics.pooling import compared, pooled
 from tdistill.training.clock import Clock
 
 SEEDS = (3, 4)
@@ -47,29 +47,11 @@ def page(runs: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     return output
 
 
-def only(run: Path, pattern: str) -> Path:
-    (found,) = run.glob(pattern)
-    return found
-
-
-def copied(run: Path, to: Path, change: Callable[[dict[str, Any]], Any] = lambda recipe: None) -> Path:
-    """A copy without models, made by another recipe, and by a version that noted no checksums: tests change what it holds."""
+def copied(run: Path, to: Path, change: Callable[[dict[str, Any]], Any] = lambda notes: None) -> Path:
+    """Copy a run without models and roll-outs, and change what its evaluation notes."""
     shutil.copytree(run, to, ignore=shutil.ignore_patterns("*.safetensors", "*.parquet"))
-    for path in to.glob("*/*/stage.json"):
-        stage = json.loads(path.read_text())
-        del stage["files"], stage["checksum"]
-        change(stage["provenance"]["recipe"])
-        path.write_text(json.dumps(stage))
-    recipe = yaml.safe_load((to / "recipe.yaml").read_text())
-    change(recipe)
-    (to / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    altered(titled(to, "evaluation"), lambda record: change(record["notes"]))
     return to
-
-
-def edit(path: Path, change: Callable[[Any], Any]) -> None:
-    content = json.loads(path.read_text())
-    change(content)
-    path.write_text(json.dumps(content))
 
 
 def of_kind(page: Path, kind: str) -> list[dict[str, Any]]:
@@ -77,8 +59,10 @@ def of_kind(page: Path, kind: str) -> list[dict[str, Any]]:
 
 
 def scores(run: Path, name: str, metric: str) -> dict[str, float]:
-    values = json.loads(only(run, f"evaluate/*/scores/{name}.json").read_text())["scores"].get(metric, {})
-    return {k: v for k, v in values.items() if not np.isnan(v)}
+    """Read a metric of a system, answers' and divergences' alike, without what is undefined."""
+    files = [titled(run, f"{kind} of {name}") / "scores.json" for kind in ("answers", "divergences")]
+    found = {k: v for path in files for k, v in json.loads(path.read_text()).items()}
+    return {k: v for k, v in found.get(metric, {}).items() if not np.isnan(v)}
 
 
 def test_quality_is_what_the_files_say(runs: list[Path], page: Path) -> None:
@@ -102,7 +86,7 @@ def test_quality_is_what_the_files_say(runs: list[Path], page: Path) -> None:
 def test_costs_are_what_the_log_says(runs: list[Path], page: Path) -> None:
     rows = [row for row in of_kind(page, "student") if row["name"] in ("sft_continued", "distilled")]
     for row in rows:
-        log = json.loads(only(Path(row["run"]), f"train/*/{row['name']}/log_history.json").read_text())
+        log = json.loads((titled(Path(row["run"]), row["name"], "students") / "log_history.json").read_text())
         timed = [e for e in log["history"] if "seconds" in e]
         (best,) = (e for e in timed if e["step"] == log["best_step"] and "eval_loss" in e)
         assert row["best"] == {"seconds": best["seconds"], "tokens": best["tokens"], "steps": log["best_step"]}
@@ -133,7 +117,7 @@ def test_the_pages(page: Path) -> None:
 
 
 def test_what_is_logged_while_training(runs: list[Path]) -> None:
-    *during, final = json.loads(only(runs[0], "train/*/distilled/log_history.json").read_text())["history"]
+    *during, final = json.loads((titled(runs[0], "distilled", "students") / "log_history.json").read_text())["history"]
     assert "seconds" not in final, "the last validation is of the best checkpoint, after training"
     assert all(a["seconds"] < b["seconds"] for a, b in pairwise(during))
     lengths = [e["completions/mean_length"] for e in during if "loss" in e]
@@ -165,25 +149,29 @@ def test_a_resumed_clock_goes_on(tmp_path: Path) -> None:
 def test_what_is_no_finished_run_is_refused(runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     assert f"{tmp_path} is no output directory of `tdistill run`" in refused(capsys, tmp_path)
     begun = copied(runs[0], tmp_path / "begun")
-    shutil.rmtree(begun / "evaluate")
+    shutil.rmtree(begun / "evaluation")
     command = f"`tdistill run {begun / 'recipe.yaml'} output_dir={begun}` first"
     assert f"{begun} has no complete evaluation: {command}" in refused(capsys, runs[1], begun)
     lost = copied(runs[0], tmp_path / "lost")
-    only(lost, "train/*/stage.json").unlink()
-    assert f"{lost} has an evaluation, but not the train stage" in refused(capsys, lost)
+    student = titled(lost, "distilled", "students")
+    (student / "artefact.json").unlink()
+    assert f"{student} is not complete, and an evaluation of {lost} reads it" in refused(capsys, lost)
+
+
+@pytest.mark.parametrize("place", ["models/0123/stage.json", "train/0123/stage.json", "evaluate/0123/stage.json"])
+def test_a_run_of_an_earlier_version_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture, place: str) -> None:
+    (tmp_path / place).parent.mkdir(parents=True)
+    (tmp_path / place).write_text("{}")
+    (tmp_path / ".tdistill").write_text("")
+    assert f"{tmp_path} was made by an earlier tdistill, whose results this version can't read" in refused(capsys, tmp_path)
 
 
 def test_what_can_not_be_compared_is_refused(runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    def manifest(run: Path, change: Callable[[Any], Any]) -> Path:
-        for path in run.glob("rollout/*/*/manifest.json"):
-            edit(path, lambda m: change(m["settings"]))
-        return run
-
-    fewer = manifest(copied(runs[1], tmp_path / "fewer"), lambda s: s["prompts"].pop())
+    fewer = copied(runs[1], tmp_path / "fewer", lambda notes: notes["prompts"].pop())
     assert "their test prompts differ (6 and 5, 5 of them in both)" in refused(capsys, runs[0], fewer)
-    other = manifest(copied(runs[1], tmp_path / "other"), lambda s: s.update(teacher="0123"))
+    other = copied(runs[1], tmp_path / "other", lambda notes: notes["compared"].update(teacher="0123"))
     assert "(0123). Compare students of one teacher." in refused(capsys, runs[0], other)
-    hotter = copied(runs[1], tmp_path / "hotter", lambda r: r["evaluation"].update(temperature=0.5))
+    hotter = copied(runs[1], tmp_path / "hotter", lambda notes: notes["compared"].update({"evaluation.temperature": 0.5}))
     assert "evaluation.temperature 1.0 and 0.5" in refused(capsys, runs[0], hotter)
 
 
@@ -195,16 +183,15 @@ def test_a_baseline_that_is_not_there_and_an_output_that_is_taken(runs: list[Pat
 
 
 def test_only_seeds_are_pooled(runs: list[Path], tmp_path: Path) -> None:
-    def faster(recipe: dict[str, Any]) -> None:
-        recipe["train"]["arguments"]["learning_rate"] = 0.5
-        recipe["train"]["baselines"]["sft_continued"]["arguments"]["learning_rate"] = 1e-3
+    def faster(notes: dict[str, Any]) -> None:
+        (own,) = (system for system in notes["systems"] if system["name"] == "distilled")
+        own["settings"]["arguments"]["learning_rate"], own["group"] = 0.5, "faster"
 
-    plain = copied(runs[0], tmp_path / "plain", lambda r: r["train"]["baselines"]["sft_continued"]["arguments"].update(learning_rate=1e-3))
-    found = compare([*runs, plain, copied(runs[1], tmp_path / "faster", faster)])
+    found = compare([*runs, copied(runs[0], tmp_path / "plain"), copied(runs[1], tmp_path / "faster", faster)])
     by_label = {m.label: m.seeds for m in found.methods if not m.first.is_reference}
     assert by_label == {"sft_continued": [3, 4], "distilled (learning_rate 0.001)": [3, 4], "distilled (learning_rate 0.5)": [4]}
     assert any("of which the first named counts: sft_continued (seed 3, 4), distilled (seed 3)" in note for note in found.notes)
-    pairs = {d.method: (d.value.seeds, d.value.paired) for d in found.differences}
+    pairs = {d.a: (d.value.seeds, d.value.paired) for d in found.differences}
     assert pairs == {"distilled (learning_rate 0.001)": ((2, 2), True), "distilled (learning_rate 0.5)": ((1, 1), True)}
     assert compare(runs, "distilled").baseline.label == "distilled"
 
@@ -218,8 +205,12 @@ def test_labels_name_what_tells_methods_apart(runs: list[Path]) -> None:
 
 def test_a_run_from_before_the_clock_has_quality_and_steps_only(runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     old = copied(runs[0], tmp_path / "old")
-    for path in old.glob("train/*/*/log_history.json"):
-        edit(path, lambda log: [entry.pop(key, None) for entry in log["history"] for key in ("seconds", "tokens")])
+    for path in old.glob("students/*/log_history.json"):
+        log = json.loads(path.read_text())
+        for entry in log["history"]:
+            entry.pop("seconds", None), entry.pop("tokens", None)
+        path.write_text(json.dumps(log))
+        altered(path.parent, lambda record, path=path: record["files"].update({path.name: checksum(path)}))
     assert command("compare", old, "--output", tmp_path / "out") == 0
     out = capsys.readouterr().out
     assert "Note: Trained before wall-clock was recorded, so without it: sft_continued, distilled.\n" in out
@@ -228,14 +219,3 @@ def test_a_run_from_before_the_clock_has_quality_and_steps_only(runs: list[Path]
     assert "optimizer steps" in (tmp_path / "out/figures/cost.svg").read_text()
     (row,) = (r for r in of_kind(tmp_path / "out", "method") if r["method"] == "distilled")
     assert row["total"] == {"seconds": None, "tokens": None, "steps": 4}
-
-
-def test_pooling_where_there_is_little() -> None:
-    nothing, one = pooled({1: {"a": float("nan")}}), pooled({1: {"a": 2.0}})
-    assert (np.isnan(nothing.mean), nothing.n) == (True, 0)
-    assert (one.mean, np.isnan(one.stderr)) == (2.0, True)
-    assert compared({1: {"a": 2.0}}, {1: {"a": 1.0}}) is None
-    assert compared({1: {"a": 2.0, "b": 3.0}}, {1: {"c": 1.0}}) is None
-    apart = compared({1: {"a": 2.0, "b": 3.5}}, {2: {"a": 1.0, "b": 1.0}})
-    assert (apart.paired, apart.difference.mean) == (False, 1.75)
-    assert apart.difference.stderr == pytest.approx(np.std([1.0, 2.5], ddof=1) / np.sqrt(2))

@@ -3,6 +3,7 @@
 import gzip
 import importlib.util
 import json
+import shutil
 from decimal import Decimal
 from pathlib import Path
 
@@ -11,20 +12,19 @@ import pytest
 import torch
 import yaml
 from conftest import command, tiny_recipe_dict
-from tdistill.experiment.pipeline import Run
-from tdistill.experiment.run_files import AnswerBounds
+from places import experiment, start, titled
 
+from tdistill.cache.schema import Response
 from tdistill.cli import app
 from tdistill.data.prompts import Prompt, TokenizedPrompt, load_prompts, render
 from tdistill.evaluation import tasks
+from tdistill.evaluation.answer_files import AnswerBounds, answer_all
 from tdistill.evaluation.answers import answer_record
-from tdistill.evaluation.task_scores import answer_all, read_nll_by_position, read_task_scores
-from tdistill.experiment.recipe_checks import open_recipe
+from tdistill.evaluation.task_scores import read_nll_by_position, read_task_scores
 from tdistill.models.find import find_model
 from tdistill.models.load import load_model
 from tdistill.models.tokenizer import load_tokenizer
 from tdistill.runtime.errors import ConfigError, DataError
-from tdistill.teachers.generate import Generated
 
 SYSTEMS = ["teacher", "start", "sft", "sft_continued", "distilled"]
 RECORDS = {
@@ -154,19 +154,19 @@ def test_stopped_answers_go_on_at_the_first_missing_batch(tmp_path, tiny_teacher
         if len(asked) == 3:
             raise KeyboardInterrupt
         tokens = tokenizer("\u2028.").input_ids
-        return [answer_record(Generated(p, i, tokens, [-1.0] * len(tokens), [], [], [], []), tokenizer) for p, i in batch]
+        logp = [-1.0] * len(tokens)
+        return [answer_record(Response(p.prompt.prompt_id, i, p.ids, tokens, False, logp, logp), tokenizer) for p, i in batch]
 
-    path = tmp_path / "a.jsonl"
     with pytest.raises(KeyboardInterrupt):
-        answer_all(path, plan, answer, bounds, "a")
-    with (tmp_path / "a.batches").open("ab") as journal:
+        answer_all(tmp_path, plan, answer, bounds, "a")
+    with (tmp_path / "answers.batches").open("ab") as journal:
         journal.write(b'[{"prompt_id": "q", "sam')  # a kill in the middle of a line
-    records = answer_all(path, plan, answer, bounds, "a")
+    records = answer_all(tmp_path, plan, answer, bounds, "a")
     assert asked[3:] == plan[2:]
     assert [(r["prompt_id"], r["sample_index"]) for r in records] == [("p", 0), ("p", 1), ("q", 0), ("q", 1)]
-    assert answer_all(path, plan, answer, bounds, "a") == records
+    assert answer_all(tmp_path, plan, answer, bounds, "a") == records
     assert len(asked) == 4
-    assert [p.name for p in tmp_path.iterdir()] == ["a.jsonl"]
+    assert [p.name for p in tmp_path.iterdir()] == ["answers.jsonl"]
 
 
 def test_every_system_has_a_row_a_task(trained):
@@ -190,11 +190,11 @@ def test_every_system_has_a_row_a_task(trained):
 
 def test_scores_are_those_of_the_answers_one_by_one(trained):
     recipe, data, folder = trained
-    run = Run(open_recipe(recipe))
-    teacher = load_model(find_model(run.recipe.teacher.teacher_model_name_or_path))
-    tokenizer = load_tokenizer(find_model(str(run.directory("models") / "start")))
+    teacher = load_model(find_model(experiment(recipe).recipe.teacher.teacher_model_name_or_path))
+    tokenizer = load_tokenizer(find_model(str(start(recipe))))
     prompts = {p.prompt_id: p for p in load_prompts(str(data / "dolly/test.jsonl"))}
-    answers = [json.loads(line) for line in (folder / "dolly/answers/distilled.jsonl").read_bytes().split(b"\n") if line]
+    place = titled(folder.parents[1], "dolly by distilled")
+    answers = [json.loads(line) for line in (place / "answers.jsonl").read_bytes().split(b"\n") if line]
     assert [(a["sample_index"]) for a in answers] == [0, 1, 2] * 5
     assert len({tuple(a["tokens"]) for a in answers if a["prompt_id"] == answers[0]["prompt_id"]}) > 1
     sums, counts, nll = np.zeros(12), np.zeros(12), {}
@@ -217,19 +217,22 @@ def test_scores_are_those_of_the_answers_one_by_one(trained):
 
 def test_a_rerun_measures_only_what_is_missing(trained, capsys):
     recipe, data, folder = trained
-    before = {p: p.stat().st_mtime_ns for p in folder.glob("*/*/*") if p.stem != "sft"}
     rows = rows_of(folder)
-    (folder / "sni/scores/sft.json").unlink()
-    (folder / "dolly/scores/sft.json").unlink()
-    (folder / "dolly/answers/sft.jsonl").unlink()
+    gone = [titled(folder.parents[1], f"{task} by sft") for task in ("sni", "dolly")]
+    for place in gone:
+        shutil.rmtree(place)
+    before = {p: p.stat().st_mtime_ns for p in folder.parents[1].glob("*/*/*")}
     assert command("evaluate", recipe, "--tasks", "sni,dolly", *OPTIONS, "--data-dir", data) == 0
     out = capsys.readouterr().out
     assert {p: p.stat().st_mtime_ns for p in before} == before
-    assert rows_of(folder) == rows
+    assert all((place / "scores.json").is_file() for place in gone)
+    (other,) = (f for f in folder.parent.iterdir() if f != folder)
+    assert rows_of(other) == [row for row in rows if row["task"] != "gsm8k"]
     table = [line for line in out.splitlines() if line.startswith("|")]
     assert table[0].startswith("| task | system | prompts | ROUGE-L ↑ | exact match ↑ | teacher NLL ↓ |")
     assert [line.split("|")[1].strip() for line in table[2:]] == ["sni"] * 5 + ["dolly"] * 5
-    assert "".join(out.split()).endswith("".join(f"rows: {folder / 'tasks.jsonl'}".split()))
+    assert "".join(out.split()).endswith("".join(f"rows: {other / 'tasks.jsonl'}".split()))
+    shutil.rmtree(other)
 
 
 def test_other_settings_go_elsewhere(trained):
@@ -262,13 +265,16 @@ def test_what_can_not_be_measured_is_refused_before_a_model_is_loaded(name, trai
     assert message in " ".join(capsys.readouterr().err.split())
 
 
-def test_answers_to_another_file_are_not_taken_for_this_ones(trained, tmp_path, capsys):
-    recipe = trained[0]
+def test_another_file_of_a_task_is_answered_anew(trained, tmp_path):
+    recipe, _, folder = trained
     other = write_records(tmp_path / "other")
     with (other / "dolly/test.jsonl").open("a") as handle:
         handle.write('{"instruction": "One more", "output": "yes"}\n')
-    assert command("evaluate", recipe, "--tasks", "dolly", *OPTIONS, "--data-dir", other) == 2
-    assert "has answers to another file of task 'dolly'" in " ".join(capsys.readouterr().err.split())
+    rows, places = rows_of(folder), set(folder.parent.iterdir())
+    assert command("evaluate", recipe, "--tasks", "dolly", *OPTIONS, "--data-dir", other) == 0
+    (made,) = set(folder.parent.iterdir()) - places
+    assert {row["prompts"] for row in rows_of(made)} == {6}
+    assert rows_of(folder) == rows
 
 
 def test_a_folder_without_scores_is_named(tmp_path):
@@ -312,8 +318,7 @@ def test_a_local_harness_task_is_measured_for_every_system(trained, colours, cap
     argv = ["evaluate", recipe, "--lm-eval", "tiny_c*", "--lm-eval-include-path", colours]
     assert command(*argv) == 0
     assert "| tiny_colours | acc |" in capsys.readouterr().out
-    (results,) = (folder.parent.parent / "lm_eval").iterdir()
-    files = {p.stem: p for p in results.iterdir()}
+    files = {json.loads(p.read_text())["system"]: p for p in folder.parents[1].glob("lm_eval/*/results.json")}
     assert set(files) == set(SYSTEMS)
     record = json.loads(files["distilled"].read_text())
     assert record["results"]["tiny_colours"]["acc,none"] in {0.0, 0.25, 0.5, 0.75, 1.0}

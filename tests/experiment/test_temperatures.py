@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +10,12 @@ import pytest
 import torch
 import yaml
 from conftest import command, tiny_recipe_dict
+from places import experiment, student
 
 from tdistill.compare.frontier import at_baseline, frontier_table
 from tdistill.data.prompts import load_prompts, render
+from tdistill.experiment.answers import answers
+from tdistill.experiment.systems import systems
 from tdistill.experiment.temperatures import parse_temperatures
 from tdistill.models.find import find_model
 from tdistill.models.forward import step_logp
@@ -130,7 +134,7 @@ def test_temperatures_are_read_once_each() -> None:
     assert parse_temperatures("1, .5,1.0,") == (0.5, 1.0)
 
 
-def test_temperatures_that_would_share_a_directory_are_refused() -> None:
+def test_temperatures_that_a_table_would_show_as_one_are_refused() -> None:
     with pytest.raises(ConfigError, match="at most six digits, got 0.9999999: round it to 1"):
         parse_temperatures("0.9999999,1")
 
@@ -147,29 +151,31 @@ def runs(tmp_path_factory, tiny_teacher) -> list[Path]:
     return outputs
 
 
-def sweep(run: Path) -> Path:
-    (found,) = run.glob("temperatures/*")
-    return found
+def of(run: Path, t: float, name: str, split: str = "test") -> Path:
+    """Find a system's answers at a temperature."""
+    recipe = experiment(run / "recipe.yaml")
+    (system,) = (s for s in systems(recipe) if s.name == name)
+    return answers(recipe, system, split, t).directory
 
 
-def scores(run: Path, t: str, name: str) -> dict:
-    return json.loads((sweep(run) / t / "scores" / f"{name}.json").read_text())["scores"]
+def scores(run: Path, t: float, name: str) -> dict:
+    return json.loads((of(run, t, name) / "scores.json").read_text())
 
 
 def test_the_entropy_is_that_of_the_distribution_drawn_from(runs) -> None:
     """An answer's log-prob under softmax(logits/T) cut to the nucleus, from the model's own logits."""
     recipe = yaml.safe_load((runs[0] / "recipe.yaml").read_text())
     top_p = recipe["evaluation"]["top_p"]
-    (directory,) = runs[0].glob("train/*/distilled")
+    directory = student(runs[0] / "recipe.yaml")
     model, tokenizer = load_model(find_model(str(directory)), "float32"), load_tokenizer(find_model(str(directory)))
     prompts = {p.prompt_id: render(tokenizer, p) for p in load_prompts(recipe["data"]["test"])}
-    for t in ("0.6", "1.4"):
-        records, found = read_jsonl(sweep(runs[0]) / t / "answers/distilled.jsonl"), scores(runs[0], t, "distilled")["entropy"]
+    for t in (0.6, 1.4):
+        records, found = read_jsonl(of(runs[0], t, "distilled") / "answers.jsonl"), scores(runs[0], t, "distilled")["entropy"]
         for record in records:
             ids = prompts[record["prompt_id"]]
             inputs, attention, taken, _ = pad_pairs([ids], [record["tokens"]])
             with torch.inference_mode():
-                logp = torch.log_softmax(step_logp(model, inputs, attention, taken.shape[1], len(tokenizer)) / float(t), -1)
+                logp = torch.log_softmax(step_logp(model, inputs, attention, taken.shape[1], len(tokenizer)) / t, -1)
             probs, order = logp.double().exp().sort(-1, descending=True)
             kept = probs.cumsum(-1) - probs < top_p
             cut = torch.zeros_like(probs).scatter(-1, order, torch.where(kept, probs, 0.0))
@@ -178,31 +184,28 @@ def test_the_entropy_is_that_of_the_distribution_drawn_from(runs) -> None:
             assert found[record["prompt_id"]] == pytest.approx(float(expected), abs=2e-2)  # the answers were drawn in bfloat16
 
 
-def test_what_the_evaluation_measured_is_not_measured_again(runs) -> None:
-    (own,) = runs[0].glob("evaluate/*/scores/distilled.json")
-    stage = json.loads(own.read_text())["scores"]
-    again = scores(runs[0], "1", "distilled")
-    assert set(again) <= {"rouge_l", "teacher_nll", "entropy", "distinct_2", "mean_length"}
-    for metric, values in again.items():
-        np.testing.assert_equal(stage[metric], values)
-    assert not (sweep(runs[0]) / "1/answers").exists()
-    assert scores(runs[0], "0.6", "distilled")["entropy"] != again["entropy"]
+def test_the_temperature_of_the_evaluation_is_the_evaluations_own_measurement(runs) -> None:
+    (noted,) = (s for s in json.loads(next(runs[0].glob("evaluation/*/artefact.json")).read_text())["notes"]["systems"] if s["name"] == "sft")
+    assert of(runs[0], 1.0, "sft") == runs[0] / noted["answers"]
+    own = scores(runs[0], 1.0, "sft")
+    assert set(own) == {"rouge_l", "teacher_nll", "entropy", "distinct_2", "mean_length"}
+    assert scores(runs[0], 0.6, "sft")["entropy"] != own["entropy"]
 
 
 def test_another_temperature_costs_itself_alone(runs, capsys) -> None:
     recipe = runs[0].parent / "recipe.yaml"
-    before = {p: p.stat().st_mtime_ns for p in sweep(runs[0]).glob("*/*/*")}
-    gone = sweep(runs[0]) / "0.6/scores/sft.json"
-    kept = json.loads(gone.read_text())
-    gone.unlink()
-    (sweep(runs[0]) / "0.6/answers/sft.jsonl").unlink()
+    gone = of(runs[0], 0.6, "sft")
+    kept = json.loads((gone / "scores.json").read_text())
+    shutil.rmtree(gone)
+    before = {p: p.stat().st_mtime_ns for p in runs[0].glob("*/*/*")}
     assert command("evaluate", recipe, "seed=0", f"output_dir={runs[0]}", "--temperatures", "0.6,2") == 0
     out = capsys.readouterr().out
     assert [line.split("|")[1:3] for line in out.splitlines() if line.startswith("| ") and " T " not in line and ":-" not in line] == [
-        [f" {name} ", f" {t} "] for name in SYSTEMS for t in ("0.6", "1", "1.4", "2")
+        [f" {name} ", f" {t} "] for name in SYSTEMS for t in ("0.6", "2")
     ]
-    assert json.loads(gone.read_text()) == kept
-    assert {p for p, at in before.items() if p.stat().st_mtime_ns != at} == {gone, sweep(runs[0]) / "0.6/answers/sft.jsonl"}
+    assert json.loads((gone / "scores.json").read_text()) == kept
+    after = {p: p.stat().st_mtime_ns for p in runs[0].glob("*/*/*")}
+    assert {p.parent for p, at in after.items() if before.get(p) != at} == {gone, *(of(runs[0], 2.0, name) for name in SYSTEMS)}
 
 
 def test_compare_reads_methods_at_equal_entropy(runs, tmp_path, capsys) -> None:
@@ -212,8 +215,7 @@ def test_compare_reads_methods_at_equal_entropy(runs, tmp_path, capsys) -> None:
     assert {r["baseline_temperature"] for r in rows} == {0.6, 1.0, 1.4}  # one run has another, which the other lacks
     assert {r["method"] for r in rows} == set(SYSTEMS)
     curves = {
-        name: {float(t): {s: scores(run, t, name) for s, run in enumerate(runs)} for t in ("0.6", "1", "1.4")}
-        for name in ("sft_continued", "distilled")
+        name: {t: {s: scores(run, t, name) for s, run in enumerate(runs)} for t in (0.6, 1.0, 1.4)} for name in ("sft_continued", "distilled")
     }
     level = mean_of(curves["sft_continued"], 1.0, "entropy")
     row = next(r for r in rows if r["method"] == "distilled" and r["baseline_temperature"] == 1.0)
@@ -230,8 +232,8 @@ def test_compare_reads_methods_at_equal_entropy(runs, tmp_path, capsys) -> None:
 def test_validation_prompts_are_for_choosing_and_not_compared(runs, tmp_path, capsys) -> None:
     recipe = runs[1].parent / "recipe.yaml"
     assert command("evaluate", recipe, "seed=1", f"output_dir={runs[1]}", "--temperatures", "0.5", "--split", "valid") == 0
-    found = {json.loads(p.read_text())["settings"]["split"]: p.parent for p in runs[1].glob("temperatures/*/sweep.json")}
-    assert [p.name for p in found["valid"].iterdir() if p.is_dir()] == ["0.5"]
+    assert (of(runs[1], 0.5, "distilled", "valid") / "artefact.json").is_file()
+    assert not of(runs[1], 0.5, "distilled").exists()
     assert command("compare", runs[1], "--output", tmp_path / "out") == 0
     rows = [r for r in read_jsonl(tmp_path / "out/compare.jsonl") if r["kind"] == "at_equal_entropy"]
     assert 0.5 not in {r["baseline_temperature"] for r in rows}

@@ -180,7 +180,7 @@ EDITS = [
     ("logging", set_argument("train", logging_steps=3, report_to="none"), set()),
     ("watched answers", lambda place, _: place.raw["train"].update(monitor={"log_completions": 2}), set()),
     ("a default of the objective", change_default("iq_learn", "gamma", 0.5), {"distilled", *SHOWN}),
-    ("that default given", say_default, set()),
+    ("that default given, which the report says", say_default, SHOWN),
     ("the objective's version", raise_version("iq_learn"), {"distilled", *SHOWN}),
     ("the anchor's version", raise_version("tail"), {"distilled", *SHOWN}),
     ("another objective's version", raise_version("jsd"), set()),

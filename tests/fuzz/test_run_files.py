@@ -302,7 +302,7 @@ def shown(data: Any) -> str:
 
 
 def tables(data: Any) -> str:
-    return to_markdown(quality_table(data.systems)) + to_markdown(comparison_table(data.comparisons))
+    return to_markdown(quality_table(data.systems)) + to_markdown(comparison_table(data.differences))
 
 
 def fuzz_earlier(outcomes, finished, tmp_path, count: int, seed: int) -> None:

@@ -136,17 +136,17 @@ def write_evaluation(root: Path, scores: dict[str, list[list[float | str]]]) -> 
     most = max(map(len, scores.values()))
     prompts.write_text("".join(json.dumps({"prompt": f"question {i}"}) + "\n" for i in range(most)))
     ids = [p.prompt_id for p in load_prompts(str(prompts))]
-    answers = root / "evaluate" / "abc" / "answers"
-    answers.mkdir(parents=True)
-    (answers.parent / "stage.json").write_text(json.dumps({"provenance": {"recipe": {"data": {"test": str(prompts)}}}}))
+    paths = {name: root / "answers" / f"key-{name}" / "answers.jsonl" for name in scores}
     for name, by_prompt in scores.items():
         rows = [
             {"prompt_id": ids[i], "sample_index": j, "tokens": [1], "finished": True, "text": str(text)}
             for i, texts in enumerate(by_prompt)
             for j, text in enumerate(texts)
         ]
-        (answers / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return {name: answers / f"{name}.jsonl" for name in scores}
+        paths[name].parent.mkdir(parents=True)
+        paths[name].write_text("".join(json.dumps(row) + "\n" for row in rows))
+        (paths[name].parent / "artefact.json").write_text(json.dumps({"notes": {"system": name, "prompts": str(prompts)}}))
+    return paths
 
 
 class Caller:

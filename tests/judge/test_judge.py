@@ -245,6 +245,6 @@ def test_the_key_is_written_nowhere(caller, tmp_path, monkeypatch):
     for argv in (["--api-key-env", KEY], ["--base-url", f"http://user:{KEY}@localhost/v1"], ["--base-url", f"http://localhost/v1?key={KEY}"]):
         assert call(server.url, *argv)[0] == 2
     written = [p for p in tmp_path.rglob("*") if p.is_file()]
-    assert len(written) == 6
+    assert len(written) == 7
     assert not [p for p in written if KEY.encode() in p.read_bytes()]
     assert "[key]" in call.output.with_name("result.jsonl").read_text()

@@ -160,6 +160,16 @@ def test_files_that_do_not_fit_are_refused(tmp_path, refused):
     assert "give the file with --prompts" in refused(alone, alone)
 
 
+@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"notes": 3}', '{"notes": {"system": "a"}}', '{"notes": {"system": "a", "prompts": 4}}'])
+def test_a_damaged_manifest_beside_the_answers_is_refused(tmp_path, refused, content):
+    paths = write_evaluation(tmp_path, {"a": A, "b": B})
+    manifest = paths["a"].with_name("artefact.json")
+    manifest.write_text(content)
+    error = refused(paths["a"], paths["b"])
+    assert str(manifest) in error
+    assert f"Delete {manifest.parent} and evaluate again" in error
+
+
 def test_options_that_do_not_fit_are_refused(tmp_path, refused):
     paths = write_evaluation(tmp_path, {"a": A, "b": B})
     both = paths["a"], paths["b"]

@@ -1,4 +1,4 @@
-"""Projection, soft value, Bellman error, successors and κ(p), against loops and identities."""
+"""Projection, soft value, discounted values and κ(p), against loops and identities."""
 
 import math
 
@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tdistill.mdp.bellman import bellman_error, expectation, has_successor, kappa, masked, next_value, project, soft_value, take
+from tdistill.mdp.bellman import expectation, kappa, masked, project, soft_value, take
+from tdistill.mdp.steps import Steps
 from tdistill.runtime.errors import ConfigError
 
 T, F = True, False
@@ -94,18 +95,9 @@ def test_take_reads_the_token_taken_and_gives_0_off_support() -> None:
     assert grad.tolist() == [[[0.0, 1.0], [0.0, 0.0], [1.0, 0.0]]]
 
 
-def test_next_value_and_successors_of_a_finished_a_cut_off_and_a_short_response() -> None:
-    v = torch.tensor([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0], [7.0, 8.0, 0.0]])
-    exists = torch.tensor([[T, T, T], [T, T, T], [T, T, F]])
-    terminal = torch.tensor([[F, F, T], [F, F, F], [F, T, F]])
-    assert next_value(v, terminal).tolist() == [[2.0, 3.0, 0.0], [5.0, 6.0, 0.0], [8.0, 0.0, 0.0]]
-    assert next_value(v, terminal, 20.0).tolist() == [[2.0, 3.0, 20.0], [5.0, 6.0, 0.0], [8.0, 20.0, 0.0]]
-    assert has_successor(exists, terminal).tolist() == [[T, T, T], [T, T, F], [T, T, F]]
-
-
-def test_bellman_error_by_hand() -> None:
-    error = bellman_error(torch.tensor([[1.0, -2.0]]), torch.tensor([[10.0, -4.0]]), 0.5)
-    assert error.tolist() == [[-4.0, 0.0]]
+def steps_of(q: Tensor, terminal: Tensor) -> Steps:
+    """Every action legal, the first one taken, every state real."""
+    return Steps(q, q, torch.ones_like(q, dtype=torch.bool), torch.zeros_like(terminal, dtype=torch.long), torch.ones_like(terminal), terminal)
 
 
 @settings(max_examples=30, deadline=None)
@@ -117,7 +109,7 @@ def test_discounted_value_differences_telescope(length: int, gamma: float, end: 
     v = soft_value(q, torch.ones(1, length, 4, dtype=torch.bool))
     terminal = torch.arange(length).unsqueeze(0) == length - 1
     discount = torch.tensor([gamma**t for t in range(length)], dtype=torch.float64)
-    total = (discount * (v - gamma * next_value(v, terminal, end))).sum()
+    total = (discount * (v - steps_of(q, terminal).discounted_value(v, gamma, end))).sum()
     assert total.item() == pytest.approx(v[0, 0].item() - gamma**length * end, abs=1e-9)
 
 
@@ -130,7 +122,7 @@ def test_a_gauge_change_is_potential_shaping() -> None:
     terminal[:, -1] = True
 
     def reward(x: Tensor) -> Tensor:
-        return bellman_error(take(x, a), next_value(soft_value(x, legal), terminal), 0.9)
+        return take(x, a) - steps_of(x, terminal).discounted_value(soft_value(x, legal), 0.9)
 
     c_t = c.squeeze(-1)
     c_tp1 = torch.cat([c_t[:, 1:], torch.zeros(2, 1, dtype=torch.float64)], 1)

@@ -34,13 +34,13 @@ def test_bellman_distill_is_iq_learn() -> None:
 
 
 def test_arguments_reach_the_objective_and_the_description() -> None:
-    world, bound = builders.make_world(), bind("iq_learn", alpha=10, gauge="max")
-    assert bound.describe() == "iq_learn(alpha=10.0, gauge=max)"
+    world, bound = builders.make_world(), bind("iq_learn", alpha=10, gauge="max", anchor="none")
+    assert bound.describe() == "iq_learn(alpha=10.0, gauge=max, anchor=none)"
     got = bound(builders.steps_of(world)).loss_t
     want = OBJECTIVES["iq_learn"].fn(builders.steps_of(world), alpha=10.0, gauge="max").loss_t
     assert torch.equal(got, want)
     assert not torch.equal(got[world.mask], on(world, "iq_learn"))
-    assert torch.equal(on(world, {"name": "iq_learn", "alpha": 10.0, "gauge": "max"}), got[world.mask])
+    assert torch.equal(on(world, {"name": "iq_learn", "alpha": 10.0, "gauge": "max", "anchor": "none"}), got[world.mask])
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ def grid(**choices: list[Any]) -> list[dict[str, Any]]:
 
 KNOBS: dict[str, list[dict[str, Any]]] = {
     "nll": [{}],
+    "tail": [{}],
     "forward_kl": grid(support=SUPPORTS),
     "reverse_kl": grid(support=SUPPORTS),
     "jsd": grid(support=SUPPORTS, beta=[0.0, 0.5, 1.0]),

@@ -15,7 +15,7 @@ from pairwise import pairwise
 from torch import Tensor
 
 from tdistill.objectives import bind
-from tdistill.objectives.path_consistency import window_length, window_weights
+from tdistill.objectives.parts.windows import window_length, window_weights
 from tdistill.runtime.errors import ConfigError
 
 GAUGES = ["none", "max", "max_support", "mean_support", "lse", "learned"]

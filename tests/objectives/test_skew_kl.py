@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tdistill.objectives import bind
-from tdistill.objectives.parts.support import kl
+from tdistill.objectives.parts.divergence import kl
 from tdistill.runtime.errors import ConfigError
 
 SUPPORTS = ["tail", "proj", "uniform", "dense"]

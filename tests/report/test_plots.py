@@ -4,11 +4,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from report_data import bare_data, curves, report_data, sparsity, systems
+from report_data import bare_data, curves, report_data, seeded_data, sparsity, systems
 
 from tdistill.pages.lines import thinned
 from tdistill.pages.svg import Plot, panel_svgs, plot_file
-from tdistill.report.data import Curve, Sparsity, Stage
+from tdistill.report.data import Sparsity, Stage, TrainingCurve
 from tdistill.report.plots import all_plots, curves_plot, palette, quality_plot, sparsity_plot, time_plot
 from tdistill.statistics.estimate import Estimate
 
@@ -88,19 +88,33 @@ def test_curves_gather_prefixed_keys_and_warn_about_losses(plots):
 
 def test_a_run_with_two_td_objectives_gets_a_panel_for_each():
     record = {"step": 1.0, "iq_learn/td/v": 1.0, "other/td/v": 2.0}
-    plot = curves_plot([Curve("a", [record]), Curve("b", [{"step": 1.0, "iq_learn/td/v": 3.0}])], {"a": "#000", "b": "#111"})
+    plot = curves_plot([TrainingCurve("a", [record]), TrainingCurve("b", [{"step": 1.0, "iq_learn/td/v": 3.0}])], {"a": "#000", "b": "#111"})
     assert titles(plot) == ["value V(s) (iq_learn)", "value V(s) (other)"]
 
 
 def test_one_run_needs_no_warning_and_gaps_are_left_out():
-    plot = curves_plot([Curve("a", [{"step": 1.0, "loss": NAN}, {"step": 2.0, "loss": 3.0}, {"step": 3.0}])], {"a": "#000"})
+    plot = curves_plot([TrainingCurve("a", [{"step": 1.0, "loss": NAN}, {"step": 2.0, "loss": 3.0}, {"step": 3.0}])], {"a": "#000"})
     assert titles(plot) == ["loss"]
     assert "nan" not in plot_file(plot)
 
 
+def test_the_seeds_of_a_system_share_its_colour_its_dash_and_its_place_in_the_legend():
+    plot = all_plots(seeded_data())["curves"]
+    assert [line.name for line in plot.legend] == ["sft", "distilled"]
+    strokes = re.findall(r"stroke: (#[0-9a-f]{6})", panel_svgs(plot)[0])
+    assert strokes.count(plot.legend[1].colour) == 3 * strokes.count(plot.legend[0].colour) > 0
+    assert "distilled (seed 18) from" in plot.panels[0].description
+    assert "Every training seed is a pale line." in plot.caption
+
+
+def test_several_seeds_of_one_objective_have_comparable_losses():
+    plot = curves_plot([TrainingCurve("a", [{"step": 1.0, "loss": 2.0}], seed) for seed in (1, 2)], {"a": "#000000"})
+    assert titles(plot) == ["loss"]
+
+
 def test_no_curves_without_anything_to_draw():
     assert curves_plot([], {}) is None
-    assert curves_plot([Curve("a", [{"step": 1.0, "loss": NAN, "unknown": 2.0}])], {"a": "#000"}) is None
+    assert curves_plot([TrainingCurve("a", [{"step": 1.0, "loss": NAN, "unknown": 2.0}])], {"a": "#000"}) is None
 
 
 def test_thinning_keeps_the_mean_and_short_series():

@@ -1,9 +1,9 @@
 import pytest
-from report_data import comparisons, sparsity, stages, systems
+from report_data import difference, differences, sparsity, stages, systems
 
 from tdistill.pages.tables import Table
-from tdistill.report.data import Comparison, Sparsity, System
-from tdistill.report.tables import best_students, comparison_table, quality_table, sparsity_table, stages_table, verdict
+from tdistill.report.data import Sparsity, System
+from tdistill.report.tables import best_of, comparison_table, format_p, quality_table, sparsity_table, stages_table, verdict
 from tdistill.statistics.estimate import Estimate
 
 NAN = float("nan")
@@ -40,11 +40,10 @@ def test_only_the_best_student_is_strong_and_only_where_a_direction_is_better():
 
 
 def test_a_single_student_is_best_of_nothing_and_ties_are_all_best():
-    def of(name: str, mean: float) -> System:
-        return System(name, "", 1, 1, {"rouge_l": Estimate(mean, 1.0, 4)})
-
-    assert best_students([of("teacher", 30.0), of("a", 20.0)], "rouge_l") == set()
-    assert best_students([of("a", 20.0), of("b", 20.0), of("c", NAN)], "rouge_l") == {"a", "b"}
+    assert best_of({"teacher": 30.0, "a": 20.0}, "rouge_l") == set()
+    assert best_of({"a": 20.0, "b": 20.0, "c": NAN}, "rouge_l") == {"a", "b"}
+    assert best_of({"a": 20.0, "b": 21.0}, "forward_kl") == {"a"}
+    assert best_of({"a": 20.0, "b": 21.0}, "distinct_2") == set()
 
 
 def test_metrics_that_nobody_has_get_no_column():
@@ -59,7 +58,7 @@ def test_metrics_that_nobody_has_get_no_column():
         ("rouge_l", -2.1, 1.0, "worse"),
         ("forward_kl", -2.1, 1.0, "better"),
         ("forward_kl", 2.1, 1.0, "worse"),
-        ("forward_kl", 2.0, 1.0, "no difference"),
+        ("forward_kl", 1.9, 1.0, "no difference"),
         ("forward_kl", 0.0, 0.0, "no difference"),
         ("distinct_2", 2.1, 1.0, "higher"),
         ("distinct_2", -2.1, 1.0, "lower"),
@@ -68,15 +67,19 @@ def test_metrics_that_nobody_has_get_no_column():
         ("rouge_l", NAN, 1.0, "–"),
     ],
 )
-def test_the_verdict_follows_the_metric_s_direction_at_two_standard_errors(metric, mean, stderr, expected):
-    assert verdict(Comparison("a", "b", metric, Estimate(mean, stderr, 10))).text == expected
+def test_the_verdict_follows_the_metric_s_direction_below_p_of_five_percent(metric, mean, stderr, expected):
+    assert verdict(difference("a", "b", metric, mean, stderr)).text == expected
 
 
 def test_comparisons_state_difference_prompts_and_verdict():
-    rows = texts(comparison_table(comparisons()))
+    rows = texts(comparison_table(differences()))
     assert rows[0] == ["distilled − sft", "ROUGE-L ↑", "+3.3 ± 0.8", "160", "better"]
     assert rows[1] == ["distilled − sft", "forward KL ↓", "−0.399 ± 0.021", "160", "better"]
     assert [row[-1] for row in rows] == ["better", "better", "lower", "better", "no difference", "worse"]
+
+
+def test_a_p_value_has_three_decimals_down_to_the_smallest_that_is_shown():
+    assert [format_p(p) for p in (0.0321, 0.001, 0.0009, 1.0, NAN)] == ["0.032", "0.001", "< 0.001", "1.000", "–"]
 
 
 def test_sparsity_quantiles_are_sizes_that_occur():

@@ -3,12 +3,12 @@ from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
-from report_data import ATTACK, bare_data, report_data
+from report_data import ATTACK, bare_data, report_data, seeded_data, systems
 
 from tdistill.pages.html import html_page
 from tdistill.pages.markdown import markdown_page
 from tdistill.report.data import ReportData
-from tdistill.report.sections import report_document, write_report
+from tdistill.report.sections import report_document, seed_notes, write_report
 
 VOID = {"meta", "link", "img", "br", "hr", "input"}
 LOADING = {"src", "srcset", "data", "poster", "action", "background"}
@@ -129,7 +129,7 @@ def test_every_other_text_is_escaped_too(data):
         facts={ATTACK: ATTACK},
         protocol=ATTACK,
         systems=[replace(s, name=f"{s.name}{ATTACK}", description=ATTACK) for s in data.systems],
-        comparisons=[replace(c, a=ATTACK, metric=ATTACK) for c in data.comparisons],
+        differences=[replace(d, a=ATTACK, metric=ATTACK) for d in data.differences],
         curves=[replace(c, name=f"{c.name}{ATTACK}", records=[{"step": 1.0, "loss": 1.0}]) for c in data.curves],
         sparsity=None,
         stages=[replace(s, name=ATTACK, notes=ATTACK) for s in data.stages],
@@ -202,3 +202,28 @@ def test_a_failed_write_keeps_the_report_that_was_there(data, tmp_path, monkeypa
         write_report(bare_data(), tmp_path)
     assert page.read_bytes() == before
     assert not list(tmp_path.rglob("*.tmp"))
+
+
+def test_the_note_on_seeds_says_what_the_errors_cover():
+    assert seed_notes(systems()) == []
+    one, few, five = ([replace(s, seeds=seeds) for s in systems()] for seeds in ((17,), (17, 18), (1, 2, 3, 4, 5)))
+    assert seed_notes(one) == ["One training seed: ± is over prompts only; add train.seeds to measure the spread over seeds."]
+    assert seed_notes(few) == [
+        "Pooled over 2 training seeds (17, 18): ± is over seeds and prompts. Fewer than five seeds give rough standard errors."
+    ]
+    assert seed_notes(five) == ["Pooled over 5 training seeds (1, 2, 3, 4, 5): ± is over seeds and prompts."]
+
+
+def test_pooled_students_have_a_column_of_seeds_p_values_and_the_first_seed_s_answers():
+    markdown = markdown_page(report_document(seeded_data()))
+    assert "| system | seeds | parameters |" in markdown
+    assert "| teacher | – | 135M |" in markdown
+    assert "| distilled | 3 | 63.7M |" in markdown
+    assert "| distilled − sft | ROUGE-L ↑ | +3.3 ± 0.8 | &lt; 0.001 | 3 × 160 | better |" in markdown
+    assert "The students' answers are those of the first training seed, 17." in markdown
+    assert "- **Note:** Pooled over 3 training seeds (17, 18, 19)" in markdown
+
+
+def test_one_seed_has_neither_a_column_of_seeds_nor_a_sentence_on_the_samples(markdown):
+    assert "| system | parameters | layers |" in markdown
+    assert "training seed" not in markdown

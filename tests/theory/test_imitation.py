@@ -103,4 +103,4 @@ def steps_of(s: torch.Tensor, a: torch.Tensor, q: torch.Tensor, logp: torch.Tens
     terminal = torch.zeros_like(a, dtype=torch.bool)
     terminal[:, -1] = True
     teacher = logp[s].masked_fill(~legal[s], -torch.inf)
-    return Steps(q[s], q[s].logsumexp(-1), None, teacher, legal[s], a, torch.ones_like(terminal), terminal)
+    return Steps(q[s], teacher, legal[s], a, torch.ones_like(terminal), terminal, log_z_t=q[s].logsumexp(-1))

@@ -1,10 +1,13 @@
 """``TrainingArguments`` of a recipe: what works, what is refused with its reason, and that nothing is ignored in silence."""
 
 import dataclasses
+import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
+import small_runs
 import torch
 from transformers import TrainingArguments
 
@@ -12,12 +15,16 @@ from tdistill.models.lora import check_lora
 from tdistill.runtime.errors import ConfigError
 from tdistill.training.argument_checks import check_training_arguments
 from tdistill.training.arguments import (
+    DEFAULT_ARGUMENTS,
     METRICS,
     OWNED_ARGUMENTS,
     REFUSED_IN_RECIPES,
+    SHAPING_ARGUMENTS,
     UNUSED_ARGUMENTS,
+    WATCHING_ARGUMENTS,
     argument_remarks,
     refuse_unused,
+    shaping_arguments,
     training_arguments,
 )
 from tdistill.training.trainer import VALIDATION
@@ -176,3 +183,77 @@ def test_a_wrong_argument_of_lora_is_refused(name: str) -> None:
 def test_arguments_of_lora_that_work_are_accepted() -> None:
     check_lora({"r": 8, "lora_alpha": 16, "target_modules": "all-linear", "lora_dropout": 0.1, "use_rslora": True, "rank_pattern": {"q": 4}})
     check_lora({"target_modules": ["q_proj"], "init_lora_weights": "gaussian", "layers_to_transform": [0]})
+
+
+FIELDS = {name for name, field in TrainingArguments.__dataclass_fields__.items() if field.init}
+
+
+def test_of_every_argument_it_is_decided_whether_it_can_change_the_student() -> None:
+    decided = [SHAPING_ARGUMENTS, WATCHING_ARGUMENTS, OWNED_ARGUMENTS, REFUSED_IN_RECIPES]
+    times = Counter(name for names in decided for name in names)
+    assert {name for name, count in times.items() if count > 1} == set()
+    assert set(times) == FIELDS
+
+
+CHANGED: dict[str, Any] = {
+    "lr_scheduler_type": "cosine", "lr_scheduler_kwargs": {"num_cycles": 2}, "optim": "sgd", "optim_args": "momentum=0.5",
+    "optim_target_modules": ["attn"], "eval_strategy": "epoch", "save_strategy": "epoch", "metric_for_best_model": "nll",
+    "torch_compile_backend": "inductor", "torch_compile_mode": "default", "train_sampling_strategy": "sequential",
+    "activation_checkpointing_kwargs": {"use_reentrant": False}, "gradient_checkpointing_kwargs": {"use_reentrant": False},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", sorted(SHAPING_ARGUMENTS))
+def test_an_argument_that_can_change_the_student_changes_what_shapes_it(name: str) -> None:
+    default = shaping_arguments({})[name]
+    value = CHANGED[name] if name in CHANGED else (not default) if isinstance(default, bool | None) else default + 1
+    assert shaping_arguments({name: value}) != shaping_arguments({})
+    assert shaping_arguments({name: value})[name] == value
+
+
+def test_an_argument_that_only_watches_does_not_shape() -> None:
+    for name in WATCHING_ARGUMENTS:
+        assert shaping_arguments({name: 7, "eval_steps": 2}) == shaping_arguments({"eval_steps": 2})
+
+
+def test_defaults_are_part_of_what_shapes_the_student(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = shaping_arguments({})
+    assert plain["per_device_train_batch_size"] == 8
+    assert plain["weight_decay"] == TrainingArguments.__dataclass_fields__["weight_decay"].default
+    monkeypatch.setitem(DEFAULT_ARGUMENTS, "per_device_train_batch_size", 16)
+    assert shaping_arguments({}) != plain
+
+
+def test_the_same_numbers_written_otherwise_shape_the_same() -> None:
+    assert json.dumps(shaping_arguments({"learning_rate": 1e-3, "warmup_steps": 4})) == json.dumps(
+        shaping_arguments({"warmup_steps": 4.0, "learning_rate": 0.001})
+    )
+    assert shaping_arguments({"weight_decay": 0, "load_best_model_at_end": True}) == shaping_arguments({})
+    assert shaping_arguments({"metric_for_best_model": "nll"})["greater_is_better"] is False
+    assert shaping_arguments({"eval_strategy": "no"})["load_best_model_at_end"] is False
+
+
+def test_validations_follow_the_logs_where_they_have_no_steps_of_their_own() -> None:
+    assert shaping_arguments({"logging_steps": 10})["eval_steps"] == 10.0
+    assert shaping_arguments({"logging_steps": 10, "eval_steps": 2})["eval_steps"] == 2.0
+    assert training_arguments({"logging_steps": 10}, "unused", 0).eval_steps == 10
+
+
+def test_watching_a_run_changes_no_weight(tiny_teacher: Path, tmp_path: Path) -> None:
+    world = small_runs.World(tiny_teacher, tmp_path)
+    world.train(tmp_path / "plain")
+    watched = {
+        "logging_steps": 3,
+        "logging_first_step": True,
+        "include_num_input_tokens_seen": "all",
+        "skip_memory_metrics": False,
+        "eval_on_start": True,
+        "per_device_eval_batch_size": 3,
+        "save_total_limit": 1,
+        "dataloader_num_workers": 1,
+        "dataloader_prefetch_factor": 2,
+        "torch_empty_cache_steps": 1,
+    }
+    assert watched.keys() <= WATCHING_ARGUMENTS.keys()
+    world.train(tmp_path / "watched", arguments=watched, monitor={"log_completions": 2})
+    small_runs.assert_same_weights(tmp_path / "watched", tmp_path / "plain")

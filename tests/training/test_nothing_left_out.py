@@ -105,7 +105,7 @@ def test_functions_of_ones_own_that_nothing_calls_are_refused(name: str, world: 
 
 @pytest.mark.parametrize("given", [{"label_smoothing_factor": 0.1}, {"auto_find_batch_size": True}, {"bf16_full_eval": True}])
 def test_arguments_that_would_have_no_effect_are_refused(given: dict[str, Any], world: small_runs.World, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=f"{next(iter(given))}=.* has no place here"):
+    with pytest.raises(ConfigError, match=f"TrainingArguments.{next(iter(given))} is not supported: "):
         trainer(world, tmp_path, given=given)
 
 

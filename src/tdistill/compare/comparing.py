@@ -9,8 +9,9 @@ from tdistill.compare.collect import Collected, collect
 from tdistill.compare.data import METRICS, Method, Student, by_seed, methods
 from tdistill.compare.figure import trained
 from tdistill.compare.frontier import AtBaseline, at_baseline
-from tdistill.compare.table import Difference, Quality, differences_table, methods_table
+from tdistill.compare.table import Quality, differences_table, methods_table
 from tdistill.pages.tables import Table
+from tdistill.report.data import Difference
 from tdistill.runtime.errors import ConfigError, nearest
 from tdistill.statistics.equal_entropy import TemperatureCurve
 from tdistill.statistics.pooling import compared, pooled

@@ -9,11 +9,12 @@ from matplotlib.axes import Axes
 from matplotlib.transforms import ScaledTranslation
 
 from tdistill.compare.data import COSTS, METRICS, Method
-from tdistill.compare.table import Quality, title
+from tdistill.compare.table import Quality
 from tdistill.evaluation.metrics import TEACHER
 from tdistill.pages.lines import REFERENCE_COLOUR, lines_of, thinned
 from tdistill.pages.svg import Line, Panel, Plot, set_scale
 from tdistill.pages.tables import format_number
+from tdistill.report.tables import title
 from tdistill.training.clock import SECONDS
 
 COST_TITLES = {"seconds": "seconds of training", "tokens": "response tokens", "steps": "optimizer steps"}

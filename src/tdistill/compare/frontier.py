@@ -6,11 +6,11 @@ from typing import Any
 
 from matplotlib.axes import Axes
 
-from tdistill.compare.table import p_value, title
 from tdistill.evaluation.metrics import METRICS, TEACHER
 from tdistill.pages.lines import REFERENCE_COLOUR, lines_of
 from tdistill.pages.svg import Line, Panel, Plot, set_scale
 from tdistill.pages.tables import MISSING, Cell, Table, format_estimate, format_number, right_aligned
+from tdistill.report.tables import format_p, title
 from tdistill.statistics.equal_entropy import ENTROPY, AtLevel, TemperatureCurve, at_level, mean_of
 from tdistill.statistics.estimate import Estimate
 from tdistill.statistics.pooling import Compared, compared, pooled
@@ -94,7 +94,7 @@ def difference_cell(row: AtBaseline, metric: str) -> Cell:
     found = row.differences.get(metric)
     if found is None:
         return Cell(MISSING)
-    return Cell(f"{format_estimate(found.difference, signed=True)} ({p_value(found.p_value)})")
+    return Cell(f"{format_estimate(found.difference, signed=True)} ({format_p(found.p_value)})")
 
 
 def frontier_plot(key: str, caption: str, curves: Mapping[str, TemperatureCurve]) -> Plot:

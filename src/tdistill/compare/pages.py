@@ -116,11 +116,13 @@ def rows(comparison: Comparison) -> Iterator[dict[str, Any]]:
         metrics = {k: _finite(asdict(v)) for k, v in comparison.quality[method.label].items()}
         yield {"kind": "method", "method": method.label, "objective": method.first.objective, "seeds": method.seeds, "metrics": metrics} | costs
     for d in comparison.differences:
-        yield {"kind": "difference", "method": d.method, "baseline": d.baseline, "metric": d.metric} | asdict(d.value)
+        yield {"kind": "difference", "method": d.a, "baseline": d.b, "metric": d.metric} | _finite(asdict(d.value))
     for e in comparison.at_equal_entropy:
-        yield {"kind": "at_equal_entropy"} | asdict(e) | {"values": {m: _finite(asdict(v)) for m, v in e.values.items()}}
+        yield {"kind": "at_equal_entropy"} | _finite(asdict(e))
 
 
-def _finite(values: dict[str, Any]) -> dict[str, Any]:
-    """Replace non-finite numbers by None, since JSON has no NaN."""
-    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
+def _finite(value: Any) -> Any:
+    """Replace non-finite numbers by None, also inside dicts, since JSON has no NaN."""
+    if isinstance(value, dict):
+        return {k: _finite(v) for k, v in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value

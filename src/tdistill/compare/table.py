@@ -2,38 +2,20 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 from tdistill.compare.data import METRICS, Method
-from tdistill.evaluation.metrics import METRICS as TITLES
-from tdistill.evaluation.metrics import TEACHER
-from tdistill.pages.tables import MISSING, Cell, Table, format_count, format_estimate, format_number, format_seconds, heading, right_aligned
+from tdistill.pages.tables import MISSING, Cell, Table, format_count, format_estimate, format_number, format_seconds, right_aligned
+from tdistill.report.data import Difference
+from tdistill.report.tables import VERDICT, best_of, format_p, title, verdict
 from tdistill.statistics.estimate import Estimate
 from tdistill.statistics.pooling import Compared
 
-SIGNIFICANT = 0.05
-LEAST_P = 0.001  # smaller ones are shown as smaller than this
 Quality = Mapping[str, Mapping[str, Estimate]]  # method's label → metric → value
-
-
-@dataclass(frozen=True)
-class Difference:
-    """Hold one metric of a method minus the baseline's."""
-
-    method: str
-    baseline: str
-    metric: str
-    value: Compared
-
-
-def title(metric: str) -> str:
-    """Return the column title with ↑ or ↓: the direction that is better."""
-    return heading(TITLES[metric][0], TITLES[metric][2])
 
 
 def methods_table(methods: Sequence[Method], quality: Quality) -> Table:
     """Build the table of all methods: quality and cost."""
-    best = {metric: _best(methods, quality, metric) for metric in METRICS}
+    best = {metric: best_of({m.label: quality[m.label][metric].mean for m in methods}, metric) for metric in METRICS}
     rows = [
         [
             Cell(m.label),
@@ -49,16 +31,6 @@ def methods_table(methods: Sequence[Method], quality: Quality) -> Table:
         "checkpoint that was saved, of all; one number where that is the last."
     )
     return Table(caption, header, rows, right_aligned(len(header)), terminal=True)
-
-
-def _best(methods: Sequence[Method], quality: Quality, metric: str) -> set[str]:
-    direction = TITLES[metric][2]
-    means = {m.label: quality[m.label][metric].mean for m in methods if m.first.name != TEACHER}
-    means = {label: mean for label, mean in means.items() if math.isfinite(mean)}
-    if not direction or len(means) < 2:
-        return set()
-    best = (min if direction == "lower" else max)(means.values())
-    return {label for label, mean in means.items() if mean == best}
 
 
 def _cost(method: Method, key: str) -> str:
@@ -77,26 +49,25 @@ def differences_table(differences: Sequence[Difference], baseline: str) -> Table
     """Build the table of every method's differences from the baseline."""
     rows = [
         [
-            Cell(d.method),
+            Cell(d.a),
             Cell(title(d.metric)),
             Cell(format_estimate(d.value.difference, signed=True)),
             Cell(_interval(d.value)),
-            Cell(p_value(d.value.p_value)),
+            Cell(format_p(d.value.p_value)),
             Cell(_size(d.value)),
-            _verdict(d),
+            verdict(d),
         ]
         for d in differences
     ]
-    caption = (
-        f"Differences to {baseline}, paired by seed and prompt, ± standard error; the interval covers 95 %. “No difference” means that "
-        f"none was resolved: a verdict is given below p = {SIGNIFICANT:g}, so about one true tie in twenty gets one."
-    )
+    caption = f"Differences to {baseline}, paired by seed and prompt, ± standard error; the interval covers 95 %. {VERDICT}"
     header = ["method", "metric", "difference", "95 % interval", "p", "seeds × prompts", "verdict"]
     return Table(caption, header, rows, ["left", "left", "right", "right", "right", "right", "left"])
 
 
 def _interval(value: Compared) -> str:
     """Format the interval with the decimals that show two digits of its half-width."""
+    if not math.isfinite(value.p_value):
+        return MISSING
     half = (value.high - value.low) / 2
     decimals = max(1 - math.floor(math.log10(half)), 0) if half > 0 else None
     return " to ".join(format_number(v, decimals) for v in (value.low, value.high))
@@ -105,18 +76,3 @@ def _interval(value: Compared) -> str:
 def _size(value: Compared) -> str:
     seeds = str(value.seeds[0]) if value.paired else f"{value.seeds[0]} and {value.seeds[1]} others"
     return f"{seeds} × {value.difference.n}"
-
-
-def p_value(p: float) -> str:
-    """Format a p-value as it is shown."""
-    return f"< {LEAST_P:g}" if p < LEAST_P else f"{p:.3f}"
-
-
-def _verdict(difference: Difference) -> Cell:
-    value, direction = difference.value, TITLES[difference.metric][2]
-    if value.p_value >= SIGNIFICANT:
-        return Cell("no difference")
-    side = "higher" if value.difference.mean > 0 else "lower"
-    if not direction:
-        return Cell(side)
-    return Cell("better", tone="good") if side == direction else Cell("worse", tone="bad")

@@ -10,8 +10,9 @@ from transformers import PreTrainedTokenizerBase
 from tdistill.models.control import TextEncoder
 from tdistill.runtime.errors import DataError
 from tdistill.runtime.parse import parse_json
+from tdistill.runtime.paths import local_path
 from tdistill.runtime.progress import say
-from tdistill.runtime.textfiles import checked_text, inner_suffix, local_path, read_text
+from tdistill.runtime.textfiles import checked_text, inner_suffix, read_text
 
 FORMATS = "a .txt or .jsonl file (or either as .gz)"
 _BLANK_LINES = re.compile(r"\n(?:[ \t\f\v]*\n)+")

@@ -6,7 +6,8 @@ from typing import Any
 
 from tdistill.runtime.errors import DataError
 from tdistill.runtime.parse import MOST_INFLATED_BYTES, MOST_INFLATION, SMALL_BYTES, parse_json
-from tdistill.runtime.textfiles import inner_suffix, local_path, read_text
+from tdistill.runtime.paths import local_path
+from tdistill.runtime.textfiles import inner_suffix, read_text
 
 Records = Iterator[tuple[str, dict[str, Any]]]
 

@@ -9,14 +9,17 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from tdistill.cache.schema import Response
 from tdistill.data.prompts import TokenizedPrompt
 from tdistill.evaluation.metrics import distinct_n, rouge_l, rouge_scorer
 from tdistill.models.forward import step_logp
 from tdistill.models.layout import pad_pairs
+from tdistill.models.vocabulary import Vocabulary
 from tdistill.recipe.schema import Sampling
 from tdistill.runtime.errors import ModelError
 from tdistill.runtime.progress import bar
-from tdistill.teachers.generate import Generated, batch_plan, generate_batch
+from tdistill.teachers.rollouts import batch_plan
+from tdistill.teachers.transformers import generate_batch
 
 # Responses whose [T, V] log-probs are in memory at once, of teacher and student: 50 of them took 10 GB.
 SCORED_AT_ONCE = 8
@@ -40,23 +43,23 @@ class Protocol:
 
     def plan(self, batch_size: int) -> list[list[tuple[TokenizedPrompt, int]]]:
         """Return all (prompt, sample index) pairs in batches."""
-        return batch_plan(self.prompts, self.num_generations, batch_size)
+        return batch_plan([(p, i) for p in self.prompts for i in range(self.num_generations)], batch_size)
 
     def answer(self, model: PreTrainedModel, batch: Batch) -> list[dict[str, Any]]:
         """Return a model's answers to a batch, as ``answer_record`` makes them."""
-        rows = generate_batch(model, batch, self.sampling, self.eos_ids, self.vocab_size)
+        rows = generate_batch(model, batch, self.sampling, Vocabulary(self.vocab_size, self.eos_ids))
         return [answer_record(row, self.tokenizer) for row in rows]
 
 
-def answer_record(row: Generated, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+def answer_record(row: Response, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     """Return the record of an answer; ``own_logp`` is the sum of its tokens' log-probs under the distribution that it was drawn from."""
     return {
-        "prompt_id": row.prompt.prompt.prompt_id,
+        "prompt_id": row.prompt_id,
         "sample_index": row.sample_index,
-        "tokens": row.tokens,
+        "tokens": row.response_ids,
         "finished": row.finished,
-        "text": tokenizer.decode(row.text_tokens, skip_special_tokens=True),
-        "own_logp": sum(row.behaviour_logp),
+        "text": tokenizer.decode(row.text_ids, skip_special_tokens=True),
+        "own_logp": sum(row.behaviour_logp or []),
     }
 
 

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 from tdistill.data.collate import IGNORED_LABEL, DistillCollator
 from tdistill.data.dataset import RolloutDataset
 from tdistill.models.forward import step_logp
-from tdistill.objectives.parts.support import kl
+from tdistill.objectives.parts.divergence import kl
 from tdistill.runtime.progress import bar
 
 

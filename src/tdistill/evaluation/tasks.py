@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from tdistill.data.prompts import Prompt, TokenizedPrompt, load_prompts, render_prompts
 from tdistill.evaluation.metrics import distinct_n, rouge_l
 from tdistill.runtime.errors import ConfigError, DataError, nearest
-from tdistill.runtime.textfiles import local_path
+from tdistill.runtime.paths import local_path
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")
 # --limit takes the prompts whose hash with this seed is least: the same for every system, recipe and training seed.

@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import Field
 
 from tdistill.evaluation.answers import SCORED_AT_ONCE
+from tdistill.evaluation.metrics import TEACHER
 from tdistill.evaluation.sparsity import measure_sparsity, summary
 from tdistill.experiment.answers import answers, divergences, held_out, sampling_of
 from tdistill.experiment.artefact import SEED, Artefact
@@ -73,7 +74,8 @@ def evaluation(experiment: Experiment) -> Artefact:
     inputs = {"concentration": concentration(experiment), **{f"train {s.title}": s.artefact for s in found}}
     for system in found:
         inputs |= {f"answers of {system.title}": answers(experiment, system), f"divergences of {system.title}": divergences(experiment, system)}
-    settings = {"systems": [[s.name, s.seed, s.title, s.description] for s in found]}
+    # The teacher's description is the place where it lies.
+    settings = {"systems": [[s.name, s.seed, s.title, *([] if s.name == TEACHER else [s.description])] for s in found]}
     make = partial(_make, experiment)
     return Artefact(experiment.root, "evaluation", "evaluation", settings, make, inputs, notes_form=EvaluationNotes)
 

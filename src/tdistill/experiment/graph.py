@@ -1,6 +1,6 @@
 """List the stages, and make what a stage lacks."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -10,6 +10,7 @@ from tdistill.experiment import evaluation, models, report, rollouts, sparsity, 
 from tdistill.experiment.artefact import Artefact, build
 from tdistill.experiment.experiment import Experiment
 from tdistill.experiment.kept import kept_of_artefact, kept_of_run
+from tdistill.experiment.latest import link_latest, student_names
 from tdistill.experiment.provenance import provenance
 from tdistill.experiment.workers import make_side_by_side
 from tdistill.recipe.schema import Recipe
@@ -27,19 +28,27 @@ class Stage:
     after: tuple[str, ...]
     artefacts: Callable[[Experiment], Sequence[Artefact]]
     check: Callable[[Experiment], None] = lambda _: None
+    named: Callable[[Experiment], Mapping[str, Artefact]] = lambda _: {}  # what people look for by name
     parallel: bool = False  # several processes of a launcher may share it; the others run in one
     on_demand: bool = False  # not a part of `tdistill run`
+
+
+def _named_students(experiment: Experiment) -> dict[str, Artefact]:
+    return {name: student.artefact for name, student in student_names(experiment).items()}
 
 
 STAGES: dict[str, Stage] = {
     "models": Stage((), lambda e: [models.teacher(e), models.start(e)]),
     "rollout": Stage(("models",), lambda e: list(rollouts.rollouts(e).values()), rollouts.check_inputs),
     "sft": Stage(("models", "rollout"), lambda e: [s.artefact for s in [students.sft(e)] if s is not None], parallel=True),
-    "train": Stage(("models", "rollout", "sft"), lambda e: [s.artefact for s in students.students(e)], parallel=True),
+    "train": Stage(("models", "rollout", "sft"), lambda e: [s.artefact for s in students.students(e)], named=_named_students, parallel=True),
     "evaluate": Stage(("models", "rollout", "sft", "train"), evaluation.evaluations),
-    "report": Stage(("models", "rollout", "sft", "train", "evaluate"), lambda e: [report.report(e)]),
+    "report": Stage(
+        ("models", "rollout", "sft", "train", "evaluate"), lambda e: [report.report(e)], named=lambda e: {"report": report.report(e)}
+    ),
     "sparsity": Stage(("models", "rollout"), lambda e: [sparsity.sparsity(e)], on_demand=True),
 }
+MOST_LINES = 6  # of more artefacts, only the bars are shown
 # What `tdistill run` makes, in order.
 WAY = tuple(name for name, stage in STAGES.items() if not stage.on_demand)
 
@@ -81,9 +90,12 @@ def execute(experiment: Experiment, name: str, workers: int = 1) -> None:
         else:
             _check_processes(name)
             STAGES[name].check(experiment)
+            if len(todo) > 1:
+                say(f"{name}: {len(todo)} of {len(everything)} to make in {experiment.root}")
             make_all(experiment, todo, workers if STAGES[name].parallel else 1)
         for artefact in everything:
             artefact.after(artefact.directory)
+        link_latest(experiment, STAGES[name].named(experiment))
 
 
 def make_all(experiment: Experiment, artefacts: Sequence[Artefact], workers: int = 1) -> None:
@@ -97,8 +109,9 @@ def make_all(experiment: Experiment, artefacts: Sequence[Artefact], workers: int
         return
     diverged = []
     for number, artefact in enumerate(artefacts, 1):
-        count = f" ({number} of {len(artefacts)})" if len(artefacts) > 1 else ""
-        say(f"{artefact.title}{count} → {artefact.directory}")
+        if len(artefacts) <= MOST_LINES:
+            count = f" ({number} of {len(artefacts)})" if len(artefacts) > 1 else ""
+            say(f"{artefact.title}{count} → {artefact.directory}")
         try:
             make(experiment, artefact)
         except NonFiniteLossError as error:

@@ -18,9 +18,9 @@ from tdistill.models.find import PACKAGED, find_model
 from tdistill.models.load import check_quantization, compute_device
 from tdistill.models.prune import check_layer_count
 from tdistill.models.tokenizer import load_tokenizer
-from tdistill.recipe.plain import nearest_path
 from tdistill.recipe.schema import Recipe
 from tdistill.runtime.errors import ConfigError, DataError, ModelError, brief
+from tdistill.runtime.paths import nearest_path
 from tdistill.runtime.progress import say
 from tdistill.training.arguments import argument_remarks, training_arguments
 from tdistill.training.sharding import check_devices

@@ -6,10 +6,10 @@ from typing import Any
 
 from tdistill.models.lora import check_lora
 from tdistill.objectives import BoundObjective, bind
-from tdistill.recipe.plain import check_path
 from tdistill.recipe.read import load_recipe
 from tdistill.recipe.schema import DISTILLED, OnPolicyConfig, Recipe, TrainConfig, ValueConfig
 from tdistill.runtime.errors import ConfigError
+from tdistill.runtime.paths import check_path
 from tdistill.training.argument_checks import check_training_arguments
 from tdistill.training.arguments import validates_in_time
 from tdistill.training.checks import unused_value_settings

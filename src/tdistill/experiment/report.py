@@ -1,28 +1,29 @@
 """Read a finished run into ``ReportData``, and write its pages (the stage ``report``)."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from tdistill.evaluation.answer_files import SCORES, advice, read_scores
-from tdistill.evaluation.metrics import METRICS
+from tdistill.evaluation.metrics import TEACHER
 from tdistill.evaluation.sparsity import SparsityForm
 from tdistill.experiment import evaluation, models, rollouts, students
 from tdistill.experiment.answers import answers, divergences, protocol, read_own_answers, sampling_of
 from tdistill.experiment.artefact import Artefact
 from tdistill.experiment.experiment import Experiment
 from tdistill.experiment.provenance import provenance, resolved_yaml
+from tdistill.experiment.students import SFT
 from tdistill.experiment.systems import START, System, systems
 from tdistill.pages.parts import Sample
 from tdistill.pages.terminal import print_document
 from tdistill.recipe.schema import DISTILLED
-from tdistill.report import data as shown
+from tdistill.report.data import ReportData, Sparsity, Stage, TrainingCurve
+from tdistill.report.pooled import MeasuredSystem, differences, pooled_system
 from tdistill.report.sections import report_document, write_report
 from tdistill.runtime.errors import OutputError
 from tdistill.runtime.forms import read_form
-from tdistill.statistics.pooling import ScoresBySeed, compared, pooled
 from tdistill.training.log import read_history
 
 PAGES = ("report.md", "report.html")
@@ -60,31 +61,45 @@ def show(experiment: Experiment) -> list[str]:
     return [captured.get(), f"report: {directory / PAGES[1]}", f"        {directory / PAGES[0]}", *places]
 
 
-def collect(experiment: Experiment) -> shown.ReportData:
+def collect(experiment: Experiment) -> ReportData:
     """Read what the stages of a run left, and pool each method over its seeds.
 
     Raises:
         OutputError: an artefact is not complete, or one of its files is missing or damaged.
     """
-    every = systems(experiment)
-    scores = {s.title: _scores(experiment, s) for s in every}
     methods: dict[str, list[System]] = {}
-    for system in every:
+    for system in systems(experiment):
         methods.setdefault(system.name, []).append(system)
     noted = {s["title"]: s for s in experiment.notes(evaluation.evaluation(experiment))["systems"]}
-    return shown.ReportData(
+    measured = {name: _measured(experiment, group, noted[group[0].title]) for name, group in methods.items()}
+    return ReportData(
         title=experiment.recipe.title,
         facts=_facts(experiment, noted),
         protocol=evaluation.describe(experiment),
-        systems=[_system(group, scores, noted[group[0].title]) for group in methods.values()],
-        comparisons=_comparisons(methods, scores),
+        systems=[pooled_system(found) for found in measured.values()],
+        differences=list(differences(measured[DISTILLED], [measured[name] for name in _others(measured)])),
         curves=_curves(experiment),
         sparsity=_sparsity(experiment),
         stages=[_stage(experiment, name, made) for name, made in MADE_BY.items() if made(experiment)],
         samples=_samples(experiment, [group[0] for group in methods.values()]),
         recipe_yaml=resolved_yaml(experiment.recipe),
-        notes=_notes(experiment),
+        notes=[
+            "Teacher NLL rewards likely text, and repetition is likely: read it together with distinct-2. A sharper student, of lower entropy, "
+            "writes likelier text at one temperature: `tdistill evaluate RECIPE --temperatures 0.5,0.7,1` shows others.",
+        ],
     )
+
+
+def _measured(experiment: Experiment, group: Sequence[System], facts: dict[str, Any]) -> MeasuredSystem:
+    """Return a method with the scores of all its seeds."""
+    scores = {system.seed: _scores(experiment, system) for system in group}
+    return MeasuredSystem(group[0].name, facts["description"], facts["parameters"], facts["num_hidden_layers"], scores)
+
+
+def _others(measured: Mapping[str, MeasuredSystem]) -> list[str]:
+    """Return what the distilled student is compared with: the baselines, then where training started."""
+    references = [name for name in (SFT, START) if name in measured]
+    return [*(name for name in measured if name not in (TEACHER, DISTILLED, *references)), *references]
 
 
 def _scores(experiment: Experiment, system: System) -> Scores:
@@ -93,20 +108,6 @@ def _scores(experiment: Experiment, system: System) -> Scores:
         experiment.notes(artefact)
         found |= read_scores(artefact.directory / SCORES)
     return found
-
-
-def _notes(experiment: Experiment) -> list[str]:
-    seeds = experiment.recipe.train.seeds
-    spread = (
-        "One training seed: ± is over prompts only. Add train.seeds to measure the spread over seeds."
-        if len(seeds) == 1
-        else f"Students are pooled over the training seeds {', '.join(map(str, seeds))}: ± is over seeds and prompts."
-    )
-    return [
-        "Teacher NLL rewards likely text, and repetition is likely: read it together with distinct-2. A sharper student, of lower entropy, "
-        "writes likelier text at one temperature: `tdistill evaluate RECIPE --temperatures 0.5,0.7,1` shows others.",
-        spread,
-    ]
 
 
 def _facts(experiment: Experiment, noted: dict[str, Any]) -> dict[str, str]:
@@ -132,40 +133,21 @@ def _listed(values: Sequence[int]) -> str:
     return ", ".join(map(str, values))
 
 
-def _system(group: Sequence[System], scores: dict[str, Scores], facts: dict[str, Any]) -> shown.System:
-    """Return a method's line in the tables, pooled over its seeds."""
-    metrics = {metric: pooled(_by_seed(group, scores, metric)) for metric in METRICS if all(scores[s.title].get(metric) for s in group)}
-    seeds = tuple(s.seed for s in group if s.seed is not None)
-    return shown.System(group[0].name, facts["description"], facts["parameters"], facts["num_hidden_layers"], metrics, seeds)
-
-
-def _by_seed(group: Sequence[System], scores: dict[str, Scores], metric: str) -> ScoresBySeed:
-    return {s.seed: scores[s.title].get(metric, {}) for s in group}
-
-
-def _comparisons(methods: dict[str, list[System]], scores: dict[str, Scores]) -> list[shown.Comparison]:
-    """Return the differences of the distilled student from the baselines, then from where training started."""
-    found, last = [], [name for name in ("sft", START) if name in methods]
-    for other in [*(name for name in methods if name not in ("teacher", "sft", START, DISTILLED)), *last]:
-        for metric in METRICS:
-            value = compared(_by_seed(methods[DISTILLED], scores, metric), _by_seed(methods[other], scores, metric))
-            if value is not None:
-                found.append(shown.Comparison(DISTILLED, other, metric, value.difference))
-    return found
-
-
-def _curves(experiment: Experiment) -> list[shown.Curve]:
+def _curves(experiment: Experiment) -> list[TrainingCurve]:
     tuned = students.sft(experiment)
     trained = ([tuned] if tuned else []) + students.students(experiment)
-    return [shown.Curve(s.name, read_history(s.artefact.directory)["history"], s.seed) for s in trained]
+    several = len(experiment.recipe.train.seeds) > 1
+    return [
+        TrainingCurve(s.name, read_history(s.artefact.directory)["history"], s.seed if several and s.name != SFT else None) for s in trained
+    ]
 
 
-def _sparsity(experiment: Experiment) -> shown.Sparsity:
+def _sparsity(experiment: Experiment) -> Sparsity:
     artefact = evaluation.concentration(experiment)
     experiment.notes(artefact)
     path = artefact.directory / evaluation.SPARSITY
     raw = read_form(path, SparsityForm, OutputError, advice(path))
-    return shown.Sparsity(
+    return Sparsity(
         n_tokens=raw["n_tokens"],
         vocab_size=raw["vocab_size"],
         top_k_mass={int(k): v for k, v in raw["top_k_mass"].items()},
@@ -173,12 +155,12 @@ def _sparsity(experiment: Experiment) -> shown.Sparsity:
     )
 
 
-def _stage(experiment: Experiment, name: str, made: Callable[[Experiment], Sequence[Artefact]]) -> shown.Stage:
+def _stage(experiment: Experiment, name: str, made: Callable[[Experiment], Sequence[Artefact]]) -> Stage:
     """Add up what the artefacts of a stage took. Each of them counts once."""
     artefacts = {a.directory: a for a in made(experiment)}
     manifests = [m for m in map(experiment.manifest, artefacts.values()) if m is not None]
     size = sum(f.stat().st_size for directory in artefacts for f in directory.rglob("*") if f.is_file())
-    return shown.Stage(name, sum(m.seconds for m in manifests), size, max((m.peak_memory_bytes for m in manifests), default=0))
+    return Stage(name, sum(m.seconds for m in manifests), size, max((m.peak_memory_bytes for m in manifests), default=0))
 
 
 def _samples(experiment: Experiment, every: Sequence[System]) -> list[Sample]:

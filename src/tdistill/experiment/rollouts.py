@@ -17,8 +17,7 @@ from tdistill.recipe.schema import MethodConfig
 from tdistill.runtime.errors import CacheError
 from tdistill.runtime.forms import Form, Name, Positive
 from tdistill.runtime.progress import say
-from tdistill.teachers.generate import Sampling
-from tdistill.teachers.rollouts import Capture, roll_out
+from tdistill.teachers.rollouts import Teacher, roll_out
 
 HUMAN = "-human"  # ends the name of a cache of the prompts' own answers
 # Settings of a roll-out that shape no answer, or say nothing beyond other settings.
@@ -80,13 +79,14 @@ def _make(experiment: Experiment, split: str, human: bool, directory: Path) -> d
     prompts, skipped = read_prompts(experiment, split)
     if skipped:
         say(f"{split}: {skipped} prompts over {recipe.data.max_prompt_length} tokens skipped")
-    load, tokenizer, facts = partial(load_teacher, experiment), load_own_tokenizer(experiment), teacher_notes(experiment)
-    c = recipe.rollout
-    sampling = Sampling(c.temperature, c.top_p, c.top_k, c.max_completion_length, c.seed)
-    capture = Capture(c.teacher_top_p, c.max_candidates, c.num_generations, c.batch_size, c.shard_batches)
-    name = split + HUMAN if human else split
-    how = (sampling, capture, fingerprints(experiment), facts["eos_ids"], human, name, vocab_size(experiment))
-    manifest = roll_out(load, tokenizer, prompts, directory, *how)
+    answering = Teacher(
+        partial(load_teacher, experiment),
+        load_own_tokenizer(experiment),
+        teacher_notes(experiment)["eos_ids"],
+        dict(fingerprints(experiment)),
+        vocab_size(experiment),
+    )
+    manifest = roll_out(answering, prompts, directory, recipe.rollout, human, split + HUMAN if human else split)
     shared = overlap_count(experiment, split, prompts)
     return {
         **manifest.counts,
@@ -143,8 +143,8 @@ def dataset(experiment: Experiment, split: str, method: MethodConfig) -> Rollout
     """
     artefact, p = rollouts(experiment)[cache_name(split, method)], method.teacher_top_p
     noted = experiment.notes(artefact)
-    expected = (fingerprints(experiment), method.candidate_rule, vocab_size(experiment))
-    data = RolloutDataset(artefact.directory, p, tuple(method.origins), *expected)
+    origins, rule, own = tuple(method.origins), method.candidate_rule, dict(fingerprints(experiment))
+    data = RolloutDataset(artefact.directory, p, origins, own, rule, vocab_size(experiment))
     if noted["checksum"] != data.manifest.checksum:
         raise CacheError(f"{artefact.directory} is not the cache that was made there. Put it back, or delete it and run again.")
     return data

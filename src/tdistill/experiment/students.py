@@ -12,13 +12,14 @@ from tdistill.experiment.experiment import Experiment, once
 from tdistill.experiment.model_card import write_model_card
 from tdistill.experiment.models import load_own_tokenizer, load_teacher, start, trusts_student, vocab_size
 from tdistill.experiment.rollouts import cache_name, dataset, rollouts
-from tdistill.experiment.shims import corpus_key, identity, shaping_arguments
+from tdistill.experiment.shims import corpus_key
 from tdistill.objectives import BoundObjective, bind
 from tdistill.recipe.schema import MethodConfig, ValueConfig
 from tdistill.runtime.errors import NonFiniteLossError, OutputError
 from tdistill.runtime.files import sync_directory, write_json
 from tdistill.runtime.forms import Form, Name, Number, read_form
 from tdistill.runtime.processes import is_main_process
+from tdistill.training.arguments import shaping_arguments
 from tdistill.training.checkpoints import drop_checkpoints
 from tdistill.training.checks import unused_value_settings
 from tdistill.training.fit import CHECKPOINTS, ROLLOUTS, fit
@@ -81,7 +82,7 @@ def _trained(experiment: Experiment, name: str, method: MethodConfig, seed: int,
         "students",
         title,
         {**shaping(experiment, method), SEED: seed},
-        partial(_make, experiment, name, method, seed, first),
+        partial(_make, experiment, title, method, seed, first),
         {"start": first, **caches},
         notes_form=StudentNotes,
         loose=(CHECKPOINTS, ROLLOUTS),
@@ -97,7 +98,7 @@ def shaping(experiment: Experiment, method: MethodConfig) -> dict[str, Any]:
     own_text = method.on_policy if method.on_policy is not None and method.on_policy.lmbda > 0 else None
     read = {name: getattr(ValueConfig(), name) for name in unused_value_settings(method.value, bound.needs)}
     return {
-        "objective": identity(method.objective),
+        "objective": bound.identity(),
         "arguments": shaping_arguments(method.arguments),
         "teacher_top_p": p,
         "candidate_rule": method.candidate_rule and method.candidate_rule.model_dump(),
@@ -117,7 +118,7 @@ def _online_teacher(experiment: Experiment, method: MethodConfig, bound: BoundOb
     return {"dtype": teacher.dtype, "quantization": teacher.quantization} if asked else None
 
 
-def _make(experiment: Experiment, name: str, method: MethodConfig, seed: int, first: Artefact, directory: Path) -> dict[str, Any]:
+def _make(experiment: Experiment, title: str, method: MethodConfig, seed: int, first: Artefact, directory: Path) -> dict[str, Any]:
     if (earlier := divergence(directory)) is not None:
         raise NonFiniteLossError(f"{earlier} This was found in an earlier run: delete {directory} to train it again.")
     inputs = FitInputs(
@@ -132,15 +133,15 @@ def _make(experiment: Experiment, name: str, method: MethodConfig, seed: int, fi
         trust_remote_code=trusts_student(experiment),
     )
     try:
-        metrics = fit(inputs, method, seed, directory, name, keep_checkpoints=True)  # until the student has its manifest
+        metrics = fit(inputs, method, seed, directory, title, keep_checkpoints=True)  # until the student has its manifest
     except NonFiniteLossError as error:
         if is_main_process():
             write_json(directory / DIVERGED, {"objective": bind(method.objective).describe(), "error": str(error)})
         raise
     description = bind(method.objective).describe()
     if is_main_process():
-        write_model_card(directory, experiment, (name, seed), description, metrics)
-    return {"name": name, "objective": description, "validation": metrics}
+        write_model_card(directory, experiment, (title, seed), description, metrics)
+    return {"objective": description, "validation": metrics}
 
 
 def divergence(directory: Path) -> str | None:

@@ -44,7 +44,7 @@ class Journal:
             self.rows[row["key"]] = row
 
     def _check(self, number: int, row: dict[str, Any]) -> None:
-        """Refuse a row that no judge wrote: a verdict that is none would count as something."""
+        """Refuse a row that no judge wrote, since a value that is not a verdict would count as one."""
         where, verdict, failure = f"{self.path}, row {number}", row["verdict"], row["failure"]
         judged = isinstance(verdict, str) and verdict in VERDICTS and failure is None
         failed = verdict is None and isinstance(failure, str)
@@ -65,12 +65,12 @@ class Journal:
             raise DataError(f"{where} contradicts an earlier verdict on the same question: remove one of the two (key {row['key']!r:.40}).")
 
     def answers(self, key: str, max_tokens: int) -> bool:
-        """Tell whether a question need not be asked: it has a reply, and this was not cut off at fewer tokens than now allowed."""
+        """Tell whether a question has its reply, which was not cut off at fewer tokens than are allowed now."""
         row = self.rows.get(key)
         return row is not None and not (row["failure"] == CUT_OFF and row["max_tokens"] < max_tokens)
 
     def append(self, row: dict[str, Any]) -> None:
-        """Add a row, and return when it is on the disk."""
+        """Add a row, and return after it is on the disk."""
         line = json.dumps(row, sort_keys=True, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"
         try:
             with self._lock, self.path.open("ab") as handle:

@@ -224,7 +224,7 @@ def _check_numbers(settings: JudgeSettings) -> None:
 
 
 def check_output(path: Path) -> Path:
-    """Return ``path``, where a summary may go.
+    """Check that a summary may be written to ``path``, and return it.
 
     Raises:
         ConfigError: it does not end in .json, is no possible name, or holds something else.

@@ -139,7 +139,7 @@ def _is_this_machine(host: str) -> bool:
 
 
 def retry_after_s(header: str | None, now: float) -> float | None:
-    """Return the seconds that a Retry-After header asks for, as a number or as a date; None for neither."""
+    """Return the seconds that a Retry-After header asks for, as a number or as a date; None for any other text."""
     if header is None:
         return None
     if re.fullmatch(r"[0-9]+(\.[0-9]+)?", header.strip()):
@@ -151,7 +151,7 @@ def retry_after_s(header: str | None, now: float) -> float | None:
 
 
 def body_text(data: bytes, encoding: str, content_type: str) -> str | None:
-    """Turn the bytes of a reply into text: inflated, and in whatever Unicode encoding; a byte that is no text becomes U+FFFD.
+    """Turn the bytes of a reply into text: inflate them, and decode any Unicode encoding. A byte that is no text becomes U+FFFD.
 
     Args:
         data: the body, at most ``LONGEST_BODY`` bytes.
@@ -210,7 +210,7 @@ def without_refused(options: dict[str, Any], text: str) -> dict[str, Any] | None
 
 
 def read_reply(text: str, clean: Callable[[str], str]) -> Reply | None:
-    """Read a chat completion out of a server's JSON, every text of it passed through ``clean``; None if it is none."""
+    """Read a chat completion from a server's JSON; None if it holds none. Every text in it passes through ``clean``."""
     try:
         completion = _Completion.model_validate(_loaded(text))
     except ValidationError:
@@ -223,7 +223,7 @@ def read_reply(text: str, clean: Callable[[str], str]) -> Reply | None:
 
 
 def _loaded(text: str) -> Any:
-    """Parse JSON; None for what is none, or what is nested too deeply or has too many digits for Python."""
+    """Parse JSON; return None for a text that is not JSON, is nested too deeply or has too many digits for Python."""
     try:
         return json.loads(text.removeprefix("\ufeff"))
     except (ValueError, RecursionError):
@@ -236,7 +236,7 @@ def _whole(text: str) -> str:
 
 
 def quote(text: str, clean: Callable[[str], str]) -> str:
-    """Return a server's own message on one line, read from its JSON if it is JSON, passed through ``clean`` before it is cut."""
+    """Return a server's message on one line, from its JSON if it sent JSON. The text passes through ``clean`` before it is cut."""
     body = _error(text)
     error = body.error.message if isinstance(body.error, _ErrorBody) else body.error
     line = " ".join(visible(error or body.message or body.detail or text).split())

@@ -98,7 +98,7 @@ class Summary:
 
 
 def summarise(questions: Sequence[Question], rows: Mapping[str, Mapping[str, Any]]) -> Summary:
-    """Score every pair that has a verdict in both orders; ``rows`` are verdicts by the questions' keys."""
+    """Summarise the pairs that have a verdict in both orders. ``rows`` maps the keys of questions to verdicts."""
     verdicts: dict[tuple[str, int], dict[Order, str | None]] = {}
     for q in questions:
         verdicts.setdefault((q.prompt_id, q.sample_index), {})[q.order] = rows[q.key]["verdict"] if q.key in rows else None

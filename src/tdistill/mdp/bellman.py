@@ -1,4 +1,4 @@
-"""Compute projection, soft value, soft Bellman error, λ-return and the bound κ(p) on the top-p action space."""
+"""Compute the projection, the soft value, the λ-return and the bound κ(p) on the top-p action space."""
 
 import math
 
@@ -12,8 +12,15 @@ from tdistill.runtime.errors import ConfigError
 def project(logits: Float[Tensor, "*B K"], legal: Bool[Tensor, "*B K"]) -> Float[Tensor, "*B K"]:
     """Return the log of the projection onto A_p:  log proj_p π(a|s) = x(a) − log Σ_{b∈A_p} exp x(b),  −inf off A_p.
 
-    Works on logits and on true log-probs alike (the projection forgets a constant). A state without candidates gives
-    −inf everywhere and zero gradient.
+    x may be logits or true log-probs: a constant added to x changes nothing. A state without candidates gives −inf everywhere, and zero
+    gradient.
+
+    Examples:
+        Of four tokens with probabilities .5, .3, .15, .05 the first two are kept:
+
+        >>> logp = torch.tensor([0.5, 0.3, 0.15, 0.05]).log()
+        >>> project(logp, torch.tensor([True, True, False, False])).exp()
+        tensor([0.6250, 0.3750, 0.0000, 0.0000])
     """
     return masked(logits, legal) - soft_value(logits, legal).unsqueeze(-1)
 
@@ -21,7 +28,13 @@ def project(logits: Float[Tensor, "*B K"], legal: Bool[Tensor, "*B K"]) -> Float
 def soft_value(q: Float[Tensor, "*B K"], legal: Bool[Tensor, "*B K"]) -> Float[Tensor, "*B"]:
     """Return V_p(s) = log Σ_{a∈A_p(s)} exp Q(s,a)   (= E_{a~proj_p π}[Q − log proj_p π]).
 
-    0 where a state has no candidates, as for a terminal state; masked slots get exactly zero gradient.
+    It is 0 where a state has no candidates. Masked slots get exactly zero gradient.
+
+    Examples:
+        exp Q = 1, 2 and 5; the last action is not in A_p:
+
+        >>> soft_value(torch.tensor([1.0, 2.0, 5.0]).log(), torch.tensor([True, True, False])).exp()
+        tensor(3.)
     """
     exists = legal.any(-1)
     # A row of −inf would give NaN gradients: such rows compute on zeros and are overwritten.
@@ -35,61 +48,63 @@ def masked(x: Float[Tensor, "*B K"], legal: Bool[Tensor, "*B K"]) -> Float[Tenso
 
 
 def log_tail(log_m: Float[Tensor, "*B"]) -> Float[Tensor, "*B"]:
-    """Return log(1 − m) from log m, floored at the mass that the dtype can still tell from 0."""
+    """Return log(1 − m) from log m. The mass 1 − m is at least the dtype's epsilon."""
     return (-torch.expm1(log_m)).clamp(min=torch.finfo(log_m.dtype).eps).log()
 
 
 def expectation(logp: Float[Tensor, "*B K"], x: Float[Tensor, "*B K"], legal: Bool[Tensor, "*B K"]) -> Float[Tensor, "*B"]:
-    """Return Σ_{a∈A_p} exp(logp(a))·x(a); slots off A_p give exactly 0 whatever they hold."""
+    """Return Σ_{a∈A_p} exp(logp(a))·x(a). Slots off A_p give exactly 0, whatever they hold."""
     zero = torch.zeros((), dtype=x.dtype, device=x.device)
     return (torch.where(legal, logp, -torch.inf).exp() * torch.where(legal, x, zero)).sum(-1)
 
 
 def take(x: Float[Tensor, "*B K"], a: Int[Tensor, "*B"]) -> Float[Tensor, "*B"]:
-    """Return x(a) along the last axis; 0 where a = −1 (the token taken is no candidate)."""
+    """Return x(a) along the last axis. It is 0 where a = −1: the token taken is no candidate.
+
+    Examples:
+        >>> take(torch.tensor([[4.0, 7.0], [1.0, 2.0]]), torch.tensor([1, -1]))
+        tensor([7., 0.])
+    """
     taken = x.gather(-1, a.clamp(min=0).unsqueeze(-1)).squeeze(-1)
     return torch.where(a >= 0, taken, torch.zeros_like(taken))
 
 
-def next_value(v_t: Float[Tensor, "B T"], terminal_t: Bool[Tensor, "B T"], terminal_value: float = 0.0) -> Float[Tensor, "B T"]:
-    """Return V_p(s_{t+1}): the value one step later, ``terminal_value`` where the step ended the response, 0 past the end."""
-    v_tp1 = torch.cat([v_t[:, 1:], torch.zeros_like(v_t[:, :1])], dim=1)
-    return torch.where(terminal_t, torch.full_like(v_tp1, terminal_value), v_tp1)
-
-
-def has_successor(exists_t: Bool[Tensor, "B T"], terminal_t: Bool[Tensor, "B T"]) -> Bool[Tensor, "B T"]:
-    """Tell which steps have a successor: the step ended the response, or the next state exists. The last step of a cut-off has none."""
-    exists_tp1 = torch.cat([exists_t[:, 1:], torch.zeros_like(exists_t[:, :1])], dim=1)
-    return terminal_t | exists_tp1
-
-
-def bellman_error(q_t: Float[Tensor, "*#B"], v_tp1: Float[Tensor, "*#B"], gamma: float) -> Float[Tensor, "*B"]:
-    """Return r_t = Q(s_t,a_t) − γ V_p(s_{t+1}): the soft Bellman error, which is the reward that Q implies (inverse Bellman operator)."""
-    return q_t - gamma * v_tp1
-
-
 def lambda_return(
     reward_t: Float[Tensor, "B T"],
+    discount_t: Float[Tensor, "B T"],
     value_t: Float[Tensor, "B T"],
     baseline_t: Float[Tensor, "B T"],
     trace_t: Float[Tensor, "B T"],
-    gamma: float,
 ) -> Float[Tensor, "B T"]:
-    """Compute G_t = r_t + γ[v_t + c_t(G_{t+1} − b_t)] backwards, with G = 0 past the last step.
+    """Compute G_t = r_t + γ_t[v_t + c_t(G_{t+1} − b_t)] backwards, with G = 0 past the last step.
 
-    v bootstraps what follows the reward, and c (λ times a ratio, or 0 where the trace is cut) says how much of the return's excess
-    over b replaces it. With v = b the value of the next state, c = 0 is one step and c = 1 the sum of all rewards.
+    v is the value of what follows the reward. c (λ times a ratio, or 0 where the trace is cut) is the share of G_{t+1} − b_t, the excess of the
+    return over the baseline, that is added to it. With v = b, c = 0 is the one-step return and c = 1 the sum of all rewards.
+
+    Examples:
+        Three rewards of 1, γ = .5, values 0: without a trace each step has its own reward, with a whole trace the discounted sum.
+
+        >>> reward, discount, zero = torch.ones(1, 3), torch.full((1, 3), 0.5), torch.zeros(1, 3)
+        >>> lambda_return(reward, discount, zero, zero, trace_t=zero)
+        tensor([[1., 1., 1.]])
+        >>> lambda_return(reward, discount, zero, zero, trace_t=torch.ones(1, 3))
+        tensor([[1.7500, 1.5000, 1.0000]])
     """
     following = torch.zeros_like(reward_t[:, 0])
     returns = []
-    for reward, value, baseline, trace in zip(*(reversed(x.unbind(1)) for x in (reward_t, value_t, baseline_t, trace_t)), strict=True):
-        following = reward + gamma * (value + trace * (following - baseline))
+    backwards = (reversed(x.unbind(1)) for x in (reward_t, discount_t, value_t, baseline_t, trace_t))
+    for reward, discount, value, baseline, trace in zip(*backwards, strict=True):
+        following = reward + discount * (value + trace * (following - baseline))
         returns.append(following)
     return torch.stack(returns[::-1], 1)
 
 
 def kappa(p: float, gamma: float) -> float:
     """Return κ(p) = −γ/(1−γ)·log p: the largest possible cost of restricting the actions to A_p (Yu et al. 2026, Prop. 4), in nats.
+
+    Examples:
+        >>> round(kappa(0.95, gamma=0.99), 3)
+        5.078
 
     Raises:
         ConfigError: p outside (0, 1], γ outside [0, 1), where the bound does not exist.

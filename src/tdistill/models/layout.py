@@ -1,4 +1,4 @@
-"""Define the one layout of a batch, and the one place where positions shift against tokens.
+"""Define the layout of a batch: the padding, and the shift between tokens and the columns that score them.
 
 Prompts are padded on the left and responses on the right, so that every response starts in the same column:
 

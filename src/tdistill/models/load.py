@@ -26,10 +26,10 @@ def load_model(
         source: from ``find_model``.
         dtype: dtype of the weights, or the one in which a quantised model computes.
         trust_remote_code: run the code that lies beside the model.
-        quantization: transformers' ``quantization_config``; such a model is loaded where it computes, and can't be trained.
+        quantization: transformers' ``quantization_config``. A quantised model is loaded on the device that computes, and can't be trained.
 
     Raises:
-        ModelError: unknown dtype, the files can't be read as a causal LM or lack weights, or see ``check_quantization``.
+        ModelError: the dtype is unknown, the files can't be read as a causal LM or lack weights, or see ``check_quantization``.
     """
     if quantization:
         check_quantization(quantization)
@@ -57,7 +57,9 @@ def _check_generation_config(directory: Path) -> None:
 
 
 def _auto_class(source: ModelSource) -> Any:
-    """Return the class that loads a model: some that read images too (Qwen2-VL) are no causal LM by transformers' list, and work as one."""
+    """Return the class that loads a model. Some models that also read images (Qwen2-VL) work as a causal LM, though transformers does not list
+    them as one.
+    """
     kind = None if source.gguf_file else str(read_config(source.directory).get("model_type"))
     reads_images = kind in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES and kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
     return AutoModelForImageTextToText if reads_images else AutoModelForCausalLM
@@ -84,7 +86,7 @@ def check_quantization(config: dict[str, Any]) -> None:
     """Check a ``quantization_config`` before a model is loaded.
 
     Raises:
-        ModelError: transformers does not know it, or the package that quantises is missing or can't work on this machine.
+        ModelError: transformers does not know the method, or its package is missing or does not work on this machine.
     """
     from transformers.quantizers.auto import AutoHfQuantizer, AutoQuantizationConfig
 

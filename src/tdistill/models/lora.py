@@ -1,4 +1,4 @@
-"""Train and save low-rank adapters (LoRA) through PEFT; the student's own weights stay as they are."""
+"""Train and save low-rank adapters (LoRA) through PEFT. The student's own weights do not change."""
 
 import importlib.util
 import sys
@@ -7,10 +7,10 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from tdistill.recipe.plain import describe_hint, fits, hints_of
 from tdistill.runtime.errors import ConfigError, ModelError, brief, nearest
 from tdistill.runtime.files import read_json
-from tdistill.runtime.textfiles import local_path
+from tdistill.runtime.hints import describe_hint, fits, hints_of
+from tdistill.runtime.paths import local_path
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
@@ -39,7 +39,7 @@ def check_lora(arguments: dict[str, Any]) -> None:
     """Check ``peft.LoraConfig``'s arguments before anything long starts.
 
     Raises:
-        ConfigError: PEFT is missing, an unknown argument (the nearest is named), or one that PEFT refuses.
+        ConfigError: PEFT is missing, or an argument is unknown (the nearest one is named) or refused by PEFT.
     """
     require_peft()
     from peft import LoraConfig
@@ -69,7 +69,7 @@ def check_lora(arguments: dict[str, Any]) -> None:
 
 
 def add_lora(lm: PreTrainedModel, arguments: dict[str, Any]) -> Any:
-    """Return the model with adapters, the only weights with gradient.
+    """Return the model with adapters. Only the adapters have a gradient.
 
     Raises:
         ConfigError: none of the model's modules matches (those that it has are named), adapters would change tied weights, or could
@@ -92,7 +92,7 @@ def add_lora(lm: PreTrainedModel, arguments: dict[str, Any]) -> Any:
 
 
 def _tied(lm: PreTrainedModel) -> dict[int, list[str]]:
-    """Return the parameters that stand in more than one module: id → their names."""
+    """Return the parameters that several modules share: id → their names."""
     names: dict[int, list[str]] = {}
     for name, parameter in lm.named_parameters(remove_duplicate=False):
         names.setdefault(id(parameter), []).append(name)
@@ -133,7 +133,7 @@ def is_adapter(directory: Path) -> bool:
 
 
 def is_adapted(lm: Any) -> bool:
-    """Tell whether the model has adapters. Whoever made it so has imported PEFT: nobody else need have it."""
+    """Tell whether the model has adapters. PEFT is not imported here: whoever added adapters has imported it."""
     peft = sys.modules.get("peft")
     return peft is not None and isinstance(lm, peft.PeftModel)
 
@@ -144,10 +144,10 @@ def bare_model(lm: Any) -> PreTrainedModel:
 
 
 def adapter_weights(directory: Path) -> Path:
-    """Return the file of a directory's adapters.
+    """Return the file that holds a directory's adapters.
 
     Raises:
-        ModelError: it is missing, or only a pickle is there.
+        ModelError: it is missing, or there is only a pickle.
     """
     path = directory / ADAPTER_WEIGHTS
     if not path.is_file():
@@ -158,12 +158,12 @@ def adapter_weights(directory: Path) -> Path:
 
 
 def base_name(directory: Path) -> str:
-    """Return the model that the adapters in ``directory`` were trained on: a directory, or a name for ``models.find_model``.
+    """Return the model that the adapters in ``directory`` were trained on: a directory, or a name for ``find_model``.
 
-    A relative path is looked up from the adapters' own directory first, then from the working directory.
+    A relative path is resolved from the adapters' own directory first, then from the working directory.
 
     Raises:
-        ModelError: the configuration can't be read, or names none.
+        ModelError: the configuration can't be read, or names no base model.
     """
     config = read_json(directory / ADAPTER_CONFIG, ModelError, "Save the adapters again.")
     named = config.get("base_model_name_or_path") if isinstance(config, dict) else None

@@ -1,4 +1,4 @@
-"""Compute in at least float32, also where autocast would round."""
+"""Compute in at least float32, also where autocast would use fewer bits."""
 
 from contextlib import AbstractContextManager, nullcontext
 

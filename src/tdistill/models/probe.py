@@ -1,4 +1,4 @@
-"""Probe a model on a few tokens before anything long: does it have every property that roll-outs and training rely on?"""
+"""Probe a model on a few tokens, before anything long starts: it needs every property that roll-outs and training rely on."""
 
 from collections.abc import Sequence
 
@@ -38,13 +38,13 @@ def rounding(found: Tensor, wanted: Tensor, dtype: torch.dtype, mean: float = ME
 
 @torch.inference_mode()
 def probe(model: PreTrainedModel, name: str, vocab_size: int, avoid: Sequence[int] = (), hidden: bool = False) -> None:
-    """Check a causal LM on a few tokens, in eval mode, where it is and in its own dtype. It takes about 20 short forward passes.
+    """Check a causal LM on a few tokens, in eval mode, on its own device and in its own dtype. It takes about 20 short forward passes.
 
-    Properties, by the names that messages use: *forward* (the arguments that tdistill passes are taken), *finite logits*, *causal* (a
-    later token changes nothing before it), *positions* (explicit positions from 0 are the model's own), *padding* (a padded text has the
-    logits that it has alone), *cache* (written token by token as read at once), *row selection* (rows can leave the cache), *hidden state*
-    ([B, T, D], as wide as the head reads; only if asked for), *router loss* (off: with a cache
-    it fails, and tdistill's losses have no such term).
+    The properties have the names that messages use. *forward*: the model takes the arguments that tdistill passes. *finite logits*.
+    *causal*: a later token changes no earlier logits. *positions*: explicit positions from 0 are the model's own. *padding*: a padded text
+    has the logits of the text alone. *cache*: logits written token by token are those of the text read at once. *row selection*: rows can
+    leave the cache. *hidden state*: its shape is [B, T, D], as wide as the head reads (only if asked for). *router loss*: it is off, since
+    it fails with a cache and tdistill's losses have no term for it.
 
     Args:
         model: the model to probe.
@@ -130,7 +130,7 @@ class _Probe:
             self._compare("padding", "logits of a padded text are not those of the text alone", row[: len(alone)], alone)
 
     def _cache(self, whole: Sequence[Tensor]) -> None:
-        """Write as ``generate_batch`` does: two rows, of which the first leaves after two tokens."""
+        """Write two rows as ``generate_batch`` does. The first row leaves the batch after two tokens."""
         ids, mask = (x.to(self.model.device) for x in left_pad(self.prompts))
         live = [0, 1]
         rows: list[list[Tensor]] = [[], []]

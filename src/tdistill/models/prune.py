@@ -1,4 +1,4 @@
-"""Make a student of its teacher: some of the layers, with embeddings and head kept."""
+"""Make a student from some of the teacher's layers, with its embeddings and its head."""
 
 import copy
 from typing import Any
@@ -20,10 +20,10 @@ PROBED_TOKENS = 9
 
 
 def outer_layers(total: int, kept: int) -> list[int]:
-    """Return the first ⌈kept/2⌉ and the last ⌊kept/2⌋ layers: losing the middle ones costs least (measured in docs/LOG.md).
+    """Return the first ⌈kept/2⌉ and the last ⌊kept/2⌋ layers: the middle ones are the cheapest to lose (measured in docs/LOG.md).
 
     Raises:
-        ModelError: more layers asked for than there are, or fewer than one.
+        ModelError: ``kept`` is not between 1 and ``total``.
     """
     check_layer_count(total, kept)
     first = (kept + 1) // 2
@@ -69,8 +69,8 @@ def prune_layers(teacher: PreTrainedModel, layers: list[int]) -> PreTrainedModel
 def pruned_config(config: PreTrainedConfig, layers: list[int]) -> PreTrainedConfig:
     """Return a copy of a configuration, cut to these layers.
 
-    Lists with one entry a layer are cut, and lists of layer numbers are renumbered. What else a configuration says of its layers is
-    not known here: ``check_pruned`` finds it.
+    Lists with one entry for each layer are cut, and lists of layer numbers are renumbered. If another setting depends on the layers,
+    ``check_pruned`` finds it.
     """
     config = copy.deepcopy(config)
     text = config.get_text_config()
@@ -95,7 +95,7 @@ def check_pruned(teacher: PreTrainedModel, student: PreTrainedModel, layers: lis
     """Check that a pruned student computes what the teacher computes when the hidden state goes through these of its layers alone.
 
     Raises:
-        ModelError: it does not. A layer may depend on its number, on other layers, or on a setting that pruning does not know.
+        ModelError: the logits differ. A layer may depend on its number, on other layers, or on a setting that pruning does not know.
     """
     name = type(teacher).__name__
     ids = torch.arange(1, 1 + PROBED_TOKENS, device=teacher.device).remainder(student.get_input_embeddings().weight.shape[0]).unsqueeze(0)
@@ -112,7 +112,7 @@ def check_pruned(teacher: PreTrainedModel, student: PreTrainedModel, layers: lis
 
 
 def _without_other_layers(teacher: PreTrainedModel, ids: Tensor, layers: list[int]) -> Tensor:
-    """Return the teacher's logits with its hidden state led through ``layers`` alone, each called as the teacher calls it."""
+    """Return the teacher's logits if its hidden state goes through ``layers`` alone. Each layer is called as the teacher calls it."""
     stack = teacher.get_submodule(_layer_list_name(teacher, teacher.config.get_text_config().num_hidden_layers))
     assert isinstance(stack, torch.nn.ModuleList)
     calls: dict[int, tuple[tuple, dict[str, Any]]] = {}

@@ -25,7 +25,7 @@ class StudentModel(nn.Module):
     """Read a causal LM as a soft Q-function at the teacher's candidates.
 
     ``forward`` returns the student's fields of ``Steps``. Prompts are left-padded and responses right-padded (see
-    ``padding``), so that step t of every row sits in the same column and ``logits_to_keep`` gives the [B, T, V] block:
+    ``layout``), so that step t of every row sits in the same column and ``logits_to_keep`` gives the [B, T, V] block:
     every architecture's own head, with its scaling and soft caps, is used as it is.
     """
 

@@ -1,14 +1,17 @@
-"""Render chat templates within bounds. A template is a program that came with a tokenizer, so nothing that it does is taken for granted.
+"""Render chat templates within bounds of memory and time. A template is a program that comes with a tokenizer, so it is not trusted.
 
 It runs in a forked process: an expression such as ``'x' * 10**8`` can take any amount of memory and a loop any time, and limits on this
 process would disturb everything else in it.
 """
 
+import json
 import os
+import re
 import resource
 import signal
 import sys
 from collections.abc import Sequence
+from datetime import datetime
 from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
 from typing import Any, NoReturn
@@ -23,6 +26,7 @@ MOST_SECONDS = 120.0  # for one conversation, by the clock: far more, since the 
 MOST_CHARACTERS, MOST_GROWTH = 1_000_000, 4  # a rendering may have MOST_CHARACTERS + MOST_GROWTH · those of the conversation
 ADVICE = "Mend the chat template (chat_template.jinja or tokenizer_config.json beside the model)."
 _TEXT, _PROBLEM = b"t", b"p"
+_CLOCK, _ANY_CLOCK = re.compile(r"""\bstrftime_now\(\s*(["'])([^"'\\]*)\1\s*\)"""), re.compile(r"\bstrftime_now\s*\(")
 
 
 def render_conversations(
@@ -36,8 +40,8 @@ def render_conversations(
     Args:
         tokenizer: has a ``chat_template``.
         conversations: each a sequence of ``{role, content}``.
-        where: for every conversation where it comes from, for messages.
-        add_generation_prompt: end with what comes before an answer.
+        where: the place of each conversation, such as file and line, for messages.
+        add_generation_prompt: end with the text that comes before an answer.
 
     Raises:
         DataError: the template does not parse, raises, writes nothing or too much, or needs too much memory or time.
@@ -79,7 +83,7 @@ def _received(reader: Connection, where: str) -> str:
 def _serve(
     tokenizer: PreTrainedTokenizerBase, conversations: Sequence[Sequence[dict[str, str]]], add_generation_prompt: bool, writer: Connection
 ) -> NoReturn:
-    """Render in the forked process, and end it without running what this process has to do at its end."""
+    """Render in the forked process, and end it without the exit handlers of its parent."""
     try:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPROF):
             signal.signal(number, signal.SIG_DFL)
@@ -122,13 +126,35 @@ def _roles(turns: list[dict[str, Any]]) -> str:
     return ", ".join(roles) + (", …" if len(turns) > len(roles) else "")
 
 
+def pin_clock(tokenizer: PreTrainedTokenizerBase, now: datetime) -> None:
+    """Replace every ``strftime_now("…")`` in a tokenizer's chat templates by the text that it writes at ``now``.
+
+    Otherwise a prompt that is rendered tomorrow has other tokens than the same prompt today.
+
+    Raises:
+        DataError: a template calls ``strftime_now`` with something else than one text in quotes.
+    """
+    templates = tokenizer.chat_template
+    if isinstance(templates, dict):
+        tokenizer.chat_template = {name: _pinned(text, now) for name, text in templates.items()}
+    elif templates is not None:
+        tokenizer.chat_template = _pinned(templates, now)
+
+
+def _pinned(template: str, now: datetime) -> str:
+    pinned = _CLOCK.sub(lambda call: json.dumps(now.strftime(call[2]), ensure_ascii=False), template)
+    if _ANY_CLOCK.search(pinned):
+        raise DataError(f"The chat template reads the clock with a format that is not a text in quotes (strftime_now). {ADVICE}")
+    return pinned
+
+
 ANSWER = "The answer stands here."
 
 
 def text_after_answer(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Return what the chat template writes after an assistant's content, at the end of a conversation; "" if it can't be told.
+    """Return the text that the chat template writes after the last answer of a conversation; "" if it can't be found.
 
-    A template that refuses a question with its answer, or leaves the answer out, tells nothing of its end.
+    It can't be found if the template refuses a question with its answer, or leaves the answer out.
     """
     if tokenizer.chat_template is None:
         return ""

@@ -15,17 +15,17 @@ TOKENIZER_FILES = ("tokenizer_config.json", "tokenizer.json", "tokenizer.model",
 
 
 def tokenizer_source(source: ModelSource) -> ModelSource:
-    """Return where a model's tokenizer lies: with the model, or with the base of adapters that have none of their own."""
+    """Return the source of a model's tokenizer: the model itself, or the base of adapters that have no tokenizer of their own."""
     if is_adapter(source.directory) and not any((source.directory / name).is_file() for name in TOKENIZER_FILES):
         return whole_model(source)
     return source
 
 
 def load_tokenizer(source: ModelSource, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
-    """Load the tokenizer that lies beside a model, inside its GGUF file, or beside the base of its adapters.
+    """Load the tokenizer of a model: from its directory, its GGUF file, or the base of its adapters.
 
     Raises:
-        ModelError: none can be read.
+        ModelError: no tokenizer can be read.
     """
     source = tokenizer_source(source)
     with foreign(f"Can't load a tokenizer from {source.name!r}"):
@@ -33,14 +33,14 @@ def load_tokenizer(source: ModelSource, trust_remote_code: bool = False) -> PreT
 
 
 def _tried(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
-    """Use a tokenizer once: a value of a wrong type in its files shows only then."""
+    """Use a tokenizer once, since a value of a wrong type in its files raises only then."""
     tokenizer.decode(tokenizer("a").input_ids, skip_special_tokens=True)
     tokenizer.get_vocab()
     return tokenizer
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Return 16 hex digits of a hash over the vocabulary: they are equal if the same tokens have the same ids."""
+    """Return 16 hex digits of a hash over the vocabulary. They are equal if the same tokens have the same ids."""
     vocab = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
     return hashlib.sha256(json.dumps(vocab).encode()).hexdigest()[:16]
 
@@ -67,7 +67,7 @@ def eos_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) ->
     """Return every id that ends a response, ascending: from the generation config, the tokenizer, and the chat template's end of a turn.
 
     Raises:
-        ModelError: there is none, so no response could end; or one is no token id.
+        ModelError: there is none, so no response could end; or a value is not a token id.
     """
     found: set[int] = set()
     named = {

@@ -10,8 +10,8 @@ from tdistill.models.precision import FullPrecisionLinear, at_least_float32, no_
 class ValueHead(nn.Module):
     """Compute v(s) = ⟨w, h⟩ + b and w(s,a) = v(s) + ⟨W h, e_a⟩/d, with h the last hidden state and e_a the token's row of the output embedding.
 
-    Starts at 0, which is the value of a soft-optimal policy. Tokens that the model writes alike are worth alike until something
-    else is learnt. Computes in float32 (float64 stays float64) also under autocast: a return of 100 in bfloat16 is off by .25.
+    It starts at 0, which is the value of a soft-optimal policy. Tokens with similar output embeddings get similar values. It computes in
+        float32 (float64 stays float64) also under autocast: a return of 100 in bfloat16 is off by .25.
     """
 
     def __init__(self, width: int, actions: bool = False):

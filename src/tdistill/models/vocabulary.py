@@ -1,10 +1,19 @@
-"""Compute the one bound on token ids: how many rows of a head are tokens."""
+"""Compute the size of the vocabulary: how many rows of a head are tokens."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tdistill.runtime.errors import ModelError
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """Hold which token ids a model may write, and which of them end a response."""
+
+    size: int  # V: ids from 0 to V − 1 are tokens, and rows of a head from V on are padding
+    eos_ids: Sequence[int] = ()
 
 
 def vocabulary_size(tokenizer: PreTrainedTokenizerBase | None, models: dict[str, PreTrainedModel], eos_ids: Sequence[int] = ()) -> int:
@@ -14,8 +23,8 @@ def vocabulary_size(tokenizer: PreTrainedTokenizerBase | None, models: dict[str,
     ``len(tokenizer)``, which is too small where ids have gaps, and too large where a tokenizer has a token without a row.
 
     Args:
-        tokenizer: tokenizer of all the models; without one, every row is a token.
-        models: name (for messages) → model; all are read and written with the same ids.
+        tokenizer: the tokenizer of all the models; with None, every row is a token.
+        models: name (for messages) → model. All of them use the same token ids.
         eos_ids: ids that end a response.
 
     Raises:

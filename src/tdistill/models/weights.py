@@ -1,4 +1,4 @@
-"""Load weights from files: all of them or none, and never from a pickle."""
+"""Load all the weights of a model from safetensors files, or none of them; pickles are refused."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -47,7 +47,8 @@ def weight_files(directory: Path) -> list[Path]:
     """Return the files that hold a model directory's weights: ``model.safetensors``, else the shards that the index names.
 
     Raises:
-        ModelError: there are none, a shard is missing or no safetensors file, the index names a file elsewhere, or only pickles are there.
+        ModelError: there are no weights or only pickles, a shard is missing or is not a safetensors file, or the index names a file
+            elsewhere.
     """
     index = directory / SAFE_WEIGHTS_INDEX_NAME
     if (directory / SAFE_WEIGHTS_NAME).is_file():
@@ -100,7 +101,7 @@ def _check_is_safetensors(path: Path) -> None:
 
 
 def check_plausible(directory: Path, files: Sequence[Path]) -> None:
-    """Refuse a configuration that asks for far more than its weights hold: building such a model would take all memory, or never end.
+    """Refuse a configuration that asks for far more than its weights hold: to build that model would take all memory, or never end.
 
     A model has no more layers than tensors, and its widths and its vocabulary are dimensions of its tensors.
 
@@ -109,7 +110,7 @@ def check_plausible(directory: Path, files: Sequence[Path]) -> None:
         files: its weights.
 
     Raises:
-        ModelError: a number in ``config.json`` is no size of these weights, or the weights can't be read.
+        ModelError: a number in ``config.json`` does not fit these weights, or the weights can't be read.
     """
     path = directory / CONFIG_NAME
     tensors, widest = 0, 1
@@ -145,7 +146,7 @@ def load_whole(auto_class: Any, directory: Path, name: str, **kwargs: Any) -> Pr
         **kwargs: arguments of ``from_pretrained``.
 
     Raises:
-        ModelError: the files can't be read, or lack tensors, or hold them in other shapes.
+        ModelError: the files can't be read, lack tensors, or hold tensors of other shapes.
     """
     if "gguf_file" not in kwargs:
         check_plausible(directory, weight_files(directory))
@@ -175,7 +176,7 @@ def load_whole(auto_class: Any, directory: Path, name: str, **kwargs: Any) -> Pr
 
 
 def _layers_beyond(unexpected: Sequence[str], model: PreTrainedModel) -> list[str]:
-    """Return the tensors of layers that a configuration with too few layers leaves out: the model would be another one."""
+    """Return the tensors of layers beyond the number in the configuration. Without them it would be another model."""
     total = getattr(model.config.get_text_config(), "num_hidden_layers", None)
     found = [(key, re.search(r"\b(?:layers|h|blocks)\.(\d+)\.", key)) for key in unexpected]
     return [key for key, match in found if match and total is not None and int(match[1]) >= total]
@@ -188,7 +189,7 @@ def _listed(keys: Sequence[str]) -> str:
 
 @cache
 def say_once(text: str) -> None:
-    """Say a line about a model once, though the model is loaded several times in a run."""
+    """Print a line about a model once, also if the model is loaded several times in a run."""
     say(text)
 
 

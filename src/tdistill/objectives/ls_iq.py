@@ -5,12 +5,11 @@ from typing import Annotated
 from pydantic import Field
 
 from tdistill.mdp.steps import Steps
-from tdistill.objectives.contract import FinitePositive, NonNegative, Objective, ObjectiveOutput
-from tdistill.objectives.parts.anchor import Anchor
+from tdistill.objectives.contract import FinitePositive, Objective, ObjectiveOutput
 from tdistill.objectives.parts.gauge import FreeGauge
-from tdistill.objectives.parts.q_regression import Other, RegressionTerminal, q_regression, q_regression_needs
+from tdistill.objectives.parts.q_regression import Other, Regression, RegressionTerminal, q_regression, q_regression_needs
 
-Discount = Annotated[float, Field(ge=0.0, lt=1.0)]  # the bound on the targets, 1/(c(1−γ)), is none at γ = 1
+Discount = Annotated[float, Field(ge=0.0, lt=1.0)]  # at γ = 1 the targets have no bound: it is 1/(c(1−γ))
 
 
 def ls_iq(
@@ -23,13 +22,13 @@ def ls_iq(
     terminal: RegressionTerminal = "absorbing",
     stop_target: bool = True,
     target_network: bool = False,
-    anchor: Anchor = "none",
-    anchor_weight: NonNegative = 1.0,
 ) -> ObjectiveOutput:
-    """loss_t = (Q(s_t,a_t) − (1/c + γV'))² at the expert's steps + (Q − (−1/c + γV'))² at others,  V' = clip V_p(s_{t+1}).
+    """Regress Q to reward 1/c at the expert's steps and −1/c at others, each plus the discounted soft value of what follows.
 
-    χ²-regularised inverse Q-learning with the regulariser on the mixture of expert and others is this squared Bellman error, whose
-    rewards can't leave ±1/c; so V' is clipped to ±1/(c(1−γ)), the values that such rewards allow. γ = 0 regresses Q to ±1/c. Steps
+        loss_t = (Q(s_t,a_t) − (1/c + γV'))² at the expert's steps + (Q − (−1/c + γV'))² at others,  V' = clip V_p(s_{t+1})
+
+    χ²-regularised inverse Q-learning with the regulariser on the mixture of expert and others is this squared Bellman error. Its
+    rewards can't leave ±1/c, so V' is clipped to ±1/(c(1−γ)), the values that these rewards allow. γ = 0 regresses Q to ±1/c. Steps
     whose token lies outside A_p, and the last step of a response cut off by length, contribute 0.
 
     Args:
@@ -39,10 +38,8 @@ def ls_iq(
         terminal: V of the end: ``absorbing`` 1/(c(1−γ)) for the expert and −1/(c(1−γ)) for others, or ``zero``.
         stop_target: no gradient through V'. False passes it where the clip does nothing.
         target_network: read V_p(s_{t+1}) from the Polyak average of the student, which carries no gradient.
-        anchor: holds the student's mass outside A_p, see ``anchor_loss``; times ``anchor_weight``.
     """
-    return q_regression(
-        steps,
+    settings = Regression(
         rewards=(1.0 / c, -1.0 / c),
         gamma=gamma,
         terminal=terminal,
@@ -50,10 +47,9 @@ def ls_iq(
         gauge=gauge,
         stop_target=stop_target,
         target_network=target_network,
-        anchor=anchor,
-        anchor_weight=anchor_weight,
         bound=1.0 / (c * (1.0 - gamma)),
     )
+    return q_regression(steps, settings)
 
 
-OBJECTIVE = Objective(fn=ls_iq, needs=q_regression_needs)
+OBJECTIVE = Objective(fn=ls_iq, needs=q_regression_needs, anchor="none")

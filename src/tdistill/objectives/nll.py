@@ -4,7 +4,7 @@ import torch
 
 from tdistill.mdp.steps import Steps
 from tdistill.objectives.contract import Objective, ObjectiveOutput
-from tdistill.objectives.parts.counted import expert_flags
+from tdistill.objectives.parts.expert import expert_flags
 
 
 def nll(steps: Steps) -> ObjectiveOutput:

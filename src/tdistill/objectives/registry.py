@@ -18,12 +18,14 @@ from tdistill.objectives import (
     skew_kl,
     skew_rkl,
     sqil,
+    tail,
     tvd,
 )
 from tdistill.objectives.contract import Objective
 
 OBJECTIVES: dict[str, Objective] = {
     "nll": nll.OBJECTIVE,
+    "tail": tail.OBJECTIVE,
     "forward_kl": forward_kl.OBJECTIVE,
     "reverse_kl": reverse_kl.OBJECTIVE,
     "jsd": jsd.OBJECTIVE,

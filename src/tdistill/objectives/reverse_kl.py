@@ -2,7 +2,8 @@
 
 from tdistill.mdp.steps import Steps
 from tdistill.objectives.contract import FinitePositive, Objective, ObjectiveOutput
-from tdistill.objectives.parts.support import Support, check_temperature, distributions, kl, support_needs
+from tdistill.objectives.parts.divergence import kl
+from tdistill.objectives.parts.support import Support, check_temperature, distributions, support_needs
 
 
 def reverse_kl(steps: Steps, *, support: Support = "tail", loss_temperature: FinitePositive = 1.0) -> ObjectiveOutput:

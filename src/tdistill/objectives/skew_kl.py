@@ -2,9 +2,8 @@
 
 from tdistill.mdp.steps import Steps
 from tdistill.objectives.contract import Finite, FinitePositive, Objective, ObjectiveOutput
-from tdistill.objectives.parts.support import Support, check_skew, distributions, kl, support_needs
-
-SKEW = 0.1
+from tdistill.objectives.parts.divergence import SKEW, kl
+from tdistill.objectives.parts.support import Support, check_skew, distributions, support_needs
 
 
 def skew_kl(steps: Steps, *, skew: Finite = SKEW, support: Support = "tail", loss_temperature: FinitePositive = 1.0) -> ObjectiveOutput:

@@ -2,10 +2,11 @@
 
 from tdistill.mdp.steps import Steps
 from tdistill.objectives.contract import Finite, FinitePositive, Objective, ObjectiveOutput
-from tdistill.objectives.parts.support import Support, check_skew, distributions, kl, support_needs
+from tdistill.objectives.parts.divergence import SKEW, kl
+from tdistill.objectives.parts.support import Support, check_skew, distributions, support_needs
 
 
-def skew_rkl(steps: Steps, *, skew: Finite = 0.1, support: Support = "tail", loss_temperature: FinitePositive = 1.0) -> ObjectiveOutput:
+def skew_rkl(steps: Steps, *, skew: Finite = SKEW, support: Support = "tail", loss_temperature: FinitePositive = 1.0) -> ObjectiveOutput:
     """loss_t = KL(q‖(1−λ)p + λq), p the teacher, q the student, λ = ``skew`` (Ko et al. 2024, DistiLLM).
 
     λ = 0 is ``reverse_kl``; for λ > 0 the loss is at most −log λ, however little the teacher gives to a token.

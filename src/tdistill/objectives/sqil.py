@@ -2,15 +2,8 @@
 
 from tdistill.mdp.steps import Steps
 from tdistill.objectives.contract import Gamma, NonNegative, Objective, ObjectiveOutput
-from tdistill.objectives.parts.anchor import Anchor
 from tdistill.objectives.parts.gauge import FreeGauge
-from tdistill.objectives.parts.q_regression import (
-    Other,
-    RegressionTerminal,
-    check_discount,
-    q_regression,
-    q_regression_needs,
-)
+from tdistill.objectives.parts.q_regression import Other, Regression, RegressionTerminal, check_discount, q_regression, q_regression_needs
 
 
 def sqil(
@@ -23,12 +16,12 @@ def sqil(
     terminal: RegressionTerminal = "absorbing",
     stop_target: bool = False,
     target_network: bool = False,
-    anchor: Anchor = "none",
-    anchor_weight: NonNegative = 1.0,
 ) -> ObjectiveOutput:
-    """loss_t = (Q(s_t,a_t) − (1 + γV_p(s_{t+1})))² at the expert's steps + λ·(Q − γV_p(s_{t+1}))² at others (Algorithm 1).
+    """Regress Q to reward 1 at the expert's steps and 0 at others, each plus the discounted soft value of what follows (Algorithm 1).
 
-    Q then counts, discounted, the steps on which the student stays with the expert. γ = 0 regresses Q to 1 and 0. Steps whose token
+        loss_t = (Q(s_t,a_t) − (1 + γV_p(s_{t+1})))² at the expert's steps + λ·(Q − γV_p(s_{t+1}))² at others
+
+    So Q counts, discounted, the steps on which the student stays with the expert. γ = 0 regresses Q to 1 and 0. Steps whose token
     lies outside A_p, and the last step of a response cut off by length, contribute 0.
 
     Args:
@@ -39,21 +32,18 @@ def sqil(
         terminal: V of the end: ``absorbing`` 1/(1−γ) for the expert and 0 for others (γ < 1), or ``zero``.
         stop_target: no gradient through V_p(s_{t+1}). The paper's squared soft Bellman error has it.
         target_network: read V_p(s_{t+1}) from the Polyak average of the student, which carries no gradient.
-        anchor: holds the student's mass outside A_p, see ``anchor_loss``; times ``anchor_weight``.
     """
-    return q_regression(
-        steps,
+    settings = Regression(
         rewards=(1.0, 0.0),
         gamma=gamma,
         terminal=terminal,
         other=other,
-        other_weight=other_weight,
         gauge=gauge,
         stop_target=stop_target,
         target_network=target_network,
-        anchor=anchor,
-        anchor_weight=anchor_weight,
+        other_weight=other_weight,
     )
+    return q_regression(steps, settings)
 
 
-OBJECTIVE = Objective(fn=sqil, needs=q_regression_needs, check=check_discount)
+OBJECTIVE = Objective(fn=sqil, needs=q_regression_needs, check=check_discount, anchor="none")

@@ -4,37 +4,38 @@ from dataclasses import dataclass, field
 
 from tdistill.pages.parts import Sample
 from tdistill.statistics.estimate import Estimate
+from tdistill.statistics.pooling import Compared
 
 
 @dataclass(frozen=True)
 class System:
-    """Describe one evaluated model: the teacher, the pruned start, an SFT student, a distilled student."""
+    """Describe one evaluated model: the teacher, the pruned start, an SFT student, a student that was distilled with several seeds."""
 
     name: str  # e.g. "teacher", "pruned", "sft", "sft_continued", "distilled"
     description: str  # one line: the objective, steps and learning rate, or what it is
     parameters: int
     num_hidden_layers: int
-    metrics: dict[str, Estimate]  # keys of METRICS, in any subset
-    seeds: tuple[int, ...] = ()  # training seeds that are pooled in it; none for teacher, start and SFT student
+    metrics: dict[str, Estimate]  # keys of METRICS, in any subset; over the training seeds and prompts
+    seeds: tuple[int, ...] = ()  # training seeds pooled in it; none for what no train stage made
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """Hold the paired difference a − b of one metric over the same prompts."""
+class Difference:
+    """Hold the difference a − b of two systems' means of one metric, paired by prompt and by the training seeds that both have."""
 
     a: str
     b: str
     metric: str
-    difference: Estimate
+    value: Compared
 
 
 @dataclass(frozen=True)
-class Curve:
-    """Hold what the trainer logged for one run: a list of records, each with ``step`` and some of the metrics."""
+class TrainingCurve:
+    """Hold what the trainer logged for one student: a list of records, each with ``step`` and some of the metrics."""
 
-    name: str
+    name: str  # the system's
     records: list[dict[str, float]]
-    seed: int | None = None
+    seed: int | None = None  # the training seed, where a system has several
 
 
 @dataclass(frozen=True)
@@ -66,10 +67,10 @@ class ReportData:
     facts: dict[str, str]  # label → value: teacher, student, p, seed, versions, git commit, machine …
     protocol: str  # how the numbers in the table were obtained, one paragraph
     systems: list[System]
-    comparisons: list[Comparison]
-    curves: list[Curve]
+    differences: list[Difference]
+    curves: list[TrainingCurve]
     sparsity: Sparsity | None
     stages: list[Stage]
-    samples: list[Sample]
+    samples: list[Sample]  # of the first training seed
     recipe_yaml: str
     notes: list[str] = field(default_factory=list)  # limits and warnings to show under the table

@@ -10,9 +10,10 @@ from tdistill.evaluation.metrics import METRICS, TEACHER
 from tdistill.pages.lines import AT_MOST_POINTS, COLOURS, REFERENCE_COLOUR, colour, dash, thinned
 from tdistill.pages.svg import INK, Line, Panel, Plot, set_scale, short
 from tdistill.pages.tables import format_number, format_seconds
-from tdistill.report.data import Curve, ReportData, Sparsity, Stage, System
+from tdistill.report.data import ReportData, Sparsity, Stage, System, TrainingCurve
 from tdistill.statistics.estimate import Estimate
 
+SEED_ALPHA = 0.6  # of one training seed's line, where a system has several
 QUALITY = ("teacher_nll", "forward_kl", "reverse_kl", "rouge_l", "student_mass")
 
 # Metrics that the trainer may have logged → title. TD terms and the mass may carry the name of an objective before them, and
@@ -86,21 +87,33 @@ def _quality_panel(metric: str, systems: Sequence[System], colours: Mapping[str,
     return Panel(f"{title} ({hint}): {listed}.", draw)
 
 
-def curves_plot(curves: Sequence[Curve], colours: Mapping[str, str]) -> Plot | None:
+def curves_plot(curves: Sequence[TrainingCurve], colours: Mapping[str, str]) -> Plot | None:
     """Plot what was logged during training, one panel for each metric and one line for each run."""
     logged = {i: _logged(curve) for i, curve in enumerate(curves)}
     logged = {i: series for i, series in logged.items() if series}
     panels = [_curve_panel(title, series, curves, colours) for title, series in _panels_of(logged)]
     if not panels:
         return None
-    lines = [Line(curves[i].name, colours[curves[i].name], dash(i)) for i in logged]
+    dashes = _dashes(curves)
+    lines = [Line(name, colours[name], dashes[name]) for name in dict.fromkeys(curves[i].name for i in logged)]
     caption = "Training by optimizer step."
+    if any(curve.seed is not None for curve in curves):
+        caption += " Every training seed is a pale line."
     if any(len(points) > AT_MOST_POINTS for series in logged.values() for points in series.values()):
         caption += f" Series of more than {AT_MOST_POINTS} records are averaged over stretches of equal length."
     return Plot("curves", caption, panels, columns=3, legend=lines)
 
 
-def _logged(curve: Curve) -> dict[str, np.ndarray]:
+def _dashes(curves: Sequence[TrainingCurve]) -> dict[str, str]:
+    """Return system → dash, one for all its training seeds."""
+    return {name: dash(i) for i, name in enumerate(dict.fromkeys(curve.name for curve in curves))}
+
+
+def _told(curve: TrainingCurve) -> str:
+    return curve.name if curve.seed is None else f"{curve.name} (seed {curve.seed})"
+
+
+def _logged(curve: TrainingCurve) -> dict[str, np.ndarray]:
     """Return key → [n, 2] steps and finite values, for the keys that ``CURVES`` draws."""
     keys = {key for record in curve.records for key in record if any(_is_metric(key, base) for base in CURVES)}
     points = {key: [(r["step"], r[key]) for r in curve.records if _is_finite(r.get(key))] for key in sorted(keys)}
@@ -129,8 +142,9 @@ def _panels_of(logged: Mapping[int, Mapping[str, np.ndarray]]) -> list[tuple[str
     return panels
 
 
-def _curve_panel(title: str, series: Mapping[int, np.ndarray], curves: Sequence[Curve], colours: Mapping[str, str]) -> Panel:
-    if title == CURVES["loss"] and len(series) > 1:
+def _curve_panel(title: str, series: Mapping[int, np.ndarray], curves: Sequence[TrainingCurve], colours: Mapping[str, str]) -> Panel:
+    dashes = _dashes(curves)
+    if title == CURVES["loss"] and len({curves[i].name for i in series}) > 1:
         title += " (not comparable between objectives)"
     log = _spans(100, np.concatenate([points[:, 1] for points in series.values()]))
 
@@ -138,14 +152,14 @@ def _curve_panel(title: str, series: Mapping[int, np.ndarray], curves: Sequence[
         for i, points in series.items():
             thin = thinned(points)
             marker = "o" if len(thin) <= 12 else ""
-            name = curves[i].name
-            ax.plot(*thin.T, dash(i), color=colours[name], linewidth=1.6, marker=marker, markersize=4)
+            name, alpha = curves[i].name, 1.0 if curves[i].seed is None else SEED_ALPHA
+            ax.plot(*thin.T, dashes[name], color=colours[name], alpha=alpha, linewidth=1.6, marker=marker, markersize=4)
         ax.set_title(f"{title} (log scale)" if log else title)
         ax.set_xlabel("step")
         set_scale(ax, "y", log=log)
         set_scale(ax, "x")
 
-    ends = "; ".join(f"{curves[i].name} from {format_number(p[0, 1])} to {format_number(p[-1, 1])}" for i, p in series.items())
+    ends = "; ".join(f"{_told(curves[i])} from {format_number(p[0, 1])} to {format_number(p[-1, 1])}" for i, p in series.items())
     return Panel(f"{title} by step: {ends}.", draw)
 
 

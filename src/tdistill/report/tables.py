@@ -1,13 +1,16 @@
 """Build the tables of a report: quality, differences, sparsity and stages."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from tdistill.evaluation.metrics import METRICS, TEACHER
 from tdistill.pages.tables import MISSING, Cell, Table, format_bytes, format_count, format_estimate, format_seconds, heading, right_aligned
-from tdistill.report.data import Comparison, Sparsity, Stage, System
+from tdistill.report.data import Difference, Sparsity, Stage, System
+
+SIGNIFICANT = 0.05
+LEAST_P = 0.001  # smaller ones are shown as smaller than this
 
 
 def metrics_of(systems: Sequence[System]) -> list[str]:
@@ -16,65 +19,93 @@ def metrics_of(systems: Sequence[System]) -> list[str]:
     return [name for name in METRICS if name in present]
 
 
-def best_students(systems: Sequence[System], metric: str) -> set[str]:
-    """Return the names of the students whose mean is best; none if the metric has no better direction or fewer than two students have it."""
+def title(metric: str) -> str:
+    """Return a metric's column title, with ↑ or ↓ for the direction that is better."""
+    return heading(METRICS[metric][0], METRICS[metric][2]) if metric in METRICS else metric
+
+
+def best_of(means: Mapping[str, float], metric: str) -> set[str]:
+    """Return the names of the students whose mean is best; none if the metric has no better direction or fewer than two have a mean.
+
+    The teacher is left out: it is what students are measured against.
+    """
     direction = METRICS[metric][2]
-    means = {s.name: s.metrics[metric].mean for s in systems if s.name != TEACHER and metric in s.metrics}
-    means = {name: mean for name, mean in means.items() if math.isfinite(mean)}
-    if not direction or len(means) < 2:
+    own = {name: mean for name, mean in means.items() if name != TEACHER and math.isfinite(mean)}
+    if not direction or len(own) < 2:
         return set()
-    best = min(means.values()) if direction == "lower" else max(means.values())
-    return {name for name, mean in means.items() if mean == best}
+    best = (min if direction == "lower" else max)(own.values())
+    return {name for name, mean in own.items() if mean == best}
 
 
 def quality_table(systems: Sequence[System]) -> Table:
     """Build the table of every system with every metric; the best student of a column is strong."""
     metrics = metrics_of(systems)
-    best = {metric: best_students(systems, metric) for metric in metrics}
+    best = {metric: best_of({s.name: s.metrics[metric].mean for s in systems if metric in s.metrics}, metric) for metric in metrics}
+    shows_seeds = has_several_seeds(systems)
     rows = [
-        [Cell(s.name), Cell(format_count(s.parameters)), Cell(str(s.num_hidden_layers))]
+        [Cell(s.name), *([Cell(str(len(s.seeds) or MISSING))] if shows_seeds else [])]
+        + [Cell(format_count(s.parameters)), Cell(str(s.num_hidden_layers))]
         + [Cell(format_estimate(s.metrics.get(m)), strong=s.name in best[m]) for m in metrics]
         for s in systems
     ]
-    header = ["system", "parameters", "layers", *(heading(METRICS[m][0], METRICS[m][2]) for m in metrics)]
-    caption = "Quality of every system: mean ± standard error. Arrows point to better."
+    header = ["system", *(["seeds"] if shows_seeds else []), "parameters", "layers", *map(title, metrics)]
+    over = "training seeds and prompts" if shows_seeds else "prompts"
+    caption = f"Quality of every system: mean over {over} ± standard error. ↑: higher is better; ↓: lower is better."
     if any(best.values()):
         caption += " Bold is the best student of a column."
     return Table(caption, header, rows, right_aligned(len(header)), terminal=True)
 
 
-def verdict(comparison: Comparison) -> Cell:
-    """Return what two standard errors say about ``a`` against ``b``; ``higher`` or ``lower`` if neither direction is better."""
-    difference = comparison.difference
-    if not (math.isfinite(difference.mean) and math.isfinite(difference.stderr)):
+def has_several_seeds(systems: Sequence[System]) -> bool:
+    """Tell whether a system is pooled over more than one training seed."""
+    return any(len(s.seeds) > 1 for s in systems)
+
+
+def format_p(p: float) -> str:
+    """Format a p-value; a small one as less than the smallest that is shown."""
+    if not math.isfinite(p):
+        return MISSING
+    return f"< {LEAST_P:g}" if p < LEAST_P else f"{p:.3f}"
+
+
+def verdict(difference: Difference) -> Cell:
+    """Return what the p-value says about ``a`` against ``b``: better or worse; higher or lower if neither direction is better."""
+    value = difference.value
+    if not all(map(math.isfinite, (value.difference.mean, value.difference.stderr, value.p_value))):
         return Cell(MISSING)
-    if abs(difference.mean) <= 2 * difference.stderr:
+    if value.p_value >= SIGNIFICANT:
         return Cell("no difference")
-    side = "higher" if difference.mean > 0 else "lower"
-    direction = METRICS[comparison.metric][2] if comparison.metric in METRICS else ""
+    side = "higher" if value.difference.mean > 0 else "lower"
+    direction = METRICS[difference.metric][2] if difference.metric in METRICS else ""
     if not direction:
         return Cell(side)
     return Cell("better", tone="good") if side == direction else Cell("worse", tone="bad")
 
 
-def comparison_table(comparisons: Sequence[Comparison]) -> Table:
-    """Build the table of paired differences with their verdicts."""
+VERDICT = (
+    f"A verdict is given below p = {SIGNIFICANT:g} (bootstrap); “no difference” means that none was resolved, and about one true tie in "
+    "twenty gets a verdict."
+)
+
+
+def comparison_table(differences: Sequence[Difference]) -> Table:
+    """Build the table of paired differences with their verdicts; with several training seeds it has p-values and counts seeds too."""
+    several = any(max(d.value.seeds) > 1 for d in differences)
     rows = [
         [
-            Cell(f"{c.a} − {c.b}"),
-            Cell(heading(METRICS[c.metric][0], METRICS[c.metric][2]) if c.metric in METRICS else c.metric),
-            Cell(format_estimate(c.difference, signed=True)),
-            Cell(str(c.difference.n)),
-            verdict(c),
+            Cell(f"{d.a} − {d.b}"),
+            Cell(title(d.metric)),
+            Cell(format_estimate(d.value.difference, signed=True)),
+            *([Cell(format_p(d.value.p_value))] if several else []),
+            Cell(f"{max(d.value.seeds)} × {d.value.difference.n}" if several else str(d.value.difference.n)),
+            verdict(d),
         ]
-        for c in comparisons
+        for d in differences
     ]
-    caption = (
-        "Paired differences a − b over the same prompts, ± standard error. The verdict on a is given at two standard errors: "
-        "“no difference” means that none was resolved, and about one true tie in twenty is called better or worse."
-    )
-    header = ["a − b", "metric", "difference", "prompts", "verdict"]
-    return Table(caption, header, rows, ["left", "left", "right", "right", "left"], terminal=True)
+    paired = "over the same training seeds and prompts" if several else "over the same prompts"
+    caption = f"Paired differences a − b {paired}, ± standard error. The verdict is on a. {VERDICT}"
+    header = ["a − b", "metric", "difference", *(["p", "seeds × prompts"] if several else ["prompts"]), "verdict"]
+    return Table(caption, header, rows, [*right_aligned(len(header) - 1, left=2), "left"], terminal=True)
 
 
 def sparsity_table(sparsity: Sparsity) -> Table:
@@ -102,5 +133,5 @@ def stages_table(stages: Sequence[Stage]) -> Table:
     ]
     rows[-1] = [Cell(cell.text, strong=True) for cell in rows[-1]]
     header = ["stage", "time", "size on disk", "peak memory", "notes"]
-    caption = "What each stage took and left; the total of peak memory is the largest."
+    caption = "Time, size on disk and peak memory of every stage; the total of peak memory is the largest one."
     return Table(caption, header, rows, ["left", "right", "right", "right", "left"])

@@ -1,4 +1,4 @@
-"""Tell errors of the output's disk from bugs: the first are an ``OutputError`` that says what to do."""
+"""Turn errors of the disk into an ``OutputError`` that says what to do. All other errors pass unchanged, since they may be bugs."""
 
 import errno
 import os
@@ -39,7 +39,7 @@ def disk_errors(directory: Path) -> Iterator[None]:
 
 @contextmanager
 def staying(directory: Path, what: str) -> Iterator[None]:
-    """Check at the end of the block that ``directory`` is still the one it was, and not one that a library made anew.
+    """Check after the block that ``directory`` is still the same directory, and not one that a library made again.
 
     Raises:
         OutputError: it, or an output directory of this process, was deleted or replaced.

@@ -9,7 +9,7 @@ _CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u2
 
 
 class TdistillError(Exception):
-    """Serve as the base of every error whose message says what was got and what to do."""
+    """Report an error that a user can act on: the message says what is wrong and what to do. It is the base of all others."""
 
 
 class ConfigError(TdistillError):
@@ -66,7 +66,7 @@ def shown(text: str, longest: int = LONGEST_MESSAGE) -> str:
 
 
 def brief(value: object, longest: int = 80) -> str:
-    """Describe a value that was got, for a message: at most ``longest`` characters of it, and only the kind of a list or a mapping."""
+    """Describe a wrong value for a message: at most ``longest`` characters of it, and only the kind of a list or a mapping."""
     if isinstance(value, dict):
         return "a mapping"
     if isinstance(value, list | tuple | set):

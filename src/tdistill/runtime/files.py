@@ -1,4 +1,4 @@
-"""Write files whole or not at all: a file that has its name is complete, after a kill as after a full disk."""
+"""Write files whole or not at all: a file under its final name is complete, also after a kill or on a full disk."""
 
 import errno
 import json
@@ -21,9 +21,9 @@ _writing: set[Path] = set()
 
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """Open a new file that takes the name ``path`` once it is on the disk; on an error nothing is left.
+    """Open a new file, which gets the name ``path`` once it is on the disk. After an error it is removed.
 
-    The temporary name can't be guessed and is never an existing file, so no link that somebody laid is followed.
+    The temporary name can't be guessed and is never an existing file, so no link of an attacker is followed.
 
     Raises:
         OSError: the disk is full or can't be written.
@@ -45,7 +45,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 
 
 def drop_partial() -> None:
-    """Remove the files that this process is writing just now. It must end without writing on."""
+    """Remove the files that this process is writing. The process must end right after."""
     for path in list(_writing):
         with suppress(OSError):
             path.unlink()
@@ -55,7 +55,7 @@ before_end(drop_partial)
 
 
 def sync_directory(directory: Path) -> None:
-    """Put the names in a directory on the disk: after a power cut, a renamed file is there."""
+    """Write the names in a directory to the disk, so that a renamed file is found after a power cut."""
     handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(handle)
@@ -67,7 +67,7 @@ def sync_directory(directory: Path) -> None:
 
 
 def sync_tree(directory: Path) -> None:
-    """Put every file below a directory on the disk, for what other libraries wrote there. A link's target is not followed."""
+    """Write every file below a directory to the disk, since other libraries do not. Links are not followed."""
     for path in sorted(directory.rglob("*")):
         with suppress(FileNotFoundError):  # a tracker may be tidying up its logs
             if path.is_symlink():
@@ -81,19 +81,19 @@ def sync_tree(directory: Path) -> None:
 
 
 def remove_partial(directory: Path) -> None:
-    """Remove what killed writers left below a directory. No other process may be writing there."""
+    """Remove the half-written files that killed processes left below a directory. No other process may be writing there."""
     for path in directory.rglob(f"*{PARTIAL}"):
         path.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write UTF-8 with Unix line ends. Half of a surrogate pair, which has no UTF-8, is written as ``\\udXXX``: in JSON that is itself."""
+    """Write UTF-8 with Unix line ends. Half of a surrogate pair, which UTF-8 can't encode, becomes ``\\udXXX``, which JSON reads back."""
     with replacing(path) as handle:
         handle.write(text.encode("utf-8", "backslashreplace"))
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write one JSON value, keys in order."""
+    """Write one JSON value, with sorted keys."""
     write_text(path, json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False))
 
 
@@ -105,7 +105,7 @@ def write_jsonl(path: Path, rows: Iterable[Any]) -> None:
 
 
 def read_json(path: Path, error: type[TdistillError], advice: str = "") -> Any:
-    """Read one JSON value back.
+    """Read the JSON value of a file.
 
     Raises:
         error: the file is missing, can't be read, or is not JSON; ``advice`` says what to do.
@@ -118,7 +118,7 @@ def read_json(path: Path, error: type[TdistillError], advice: str = "") -> Any:
 
 
 def read_jsonl(path: Path, error: type[TdistillError] = OutputError, advice: str = "") -> list[Any]:
-    """Read JSON lines back.
+    """Read the JSON value of every line of a file.
 
     Raises:
         error: the file is missing, can't be read, or a line is not JSON; ``advice`` says what to do.

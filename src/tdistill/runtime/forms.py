@@ -1,4 +1,4 @@
-"""Check that a value read from a file has the form that its readers rely on, and say where it has not."""
+"""Check that a value from a file has the types that its readers need, and name the place where it does not."""
 
 import reprlib
 from pathlib import Path
@@ -17,7 +17,7 @@ Name = Annotated[str, Field(min_length=1)]
 
 
 class Form(BaseModel):
-    """Declare the keys that a reader needs, with their types. Other keys may stand beside them: a newer version may write more."""
+    """Declare the keys that a reader needs, with their types. Other keys are allowed, since a newer version may write more."""
 
     model_config = ConfigDict(extra="allow", strict=True, frozen=True, allow_inf_nan=False)
 
@@ -48,7 +48,7 @@ def read_form(path: Path, form: Any, error: type[TdistillError], advice: str = "
     """Read a JSON file and check its form.
 
     Returns:
-        What the file holds, as plain values, with all keys that it has.
+        The value of the file, as plain dictionaries and lists, with all its keys.
 
     Raises:
         error: the file is missing, can't be read, is not JSON, or has another form.

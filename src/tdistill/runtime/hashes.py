@@ -1,4 +1,4 @@
-"""Hash files: all of them, or an even sample where they are weights of many gigabytes."""
+"""Hash files: the whole file, or an even sample of the blocks of weights that have many gigabytes."""
 
 import hashlib
 from pathlib import Path

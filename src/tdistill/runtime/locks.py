@@ -1,4 +1,4 @@
-"""Let one process at a time write into a directory. The kernel holds the lock, so a killed process leaves none behind."""
+"""Let one process at a time write into a directory. The kernel holds the lock, so it ends when its process is killed."""
 
 import errno
 import fcntl
@@ -51,11 +51,11 @@ class Lock:
 
 
 def hold(path: Path, what: str) -> Lock:
-    """Lock a file, which is made if need be, and describe this process in it for those who come next.
+    """Lock a file, and write into it which process holds it. A missing file is made.
 
     Args:
         path: the lock file. Its directory exists. Two names of one file are one lock.
-        what: what it protects, for the message.
+        what: what the lock protects, for the message.
 
     Returns:
         The lock. This process may hold it several times. Forked children do not inherit it.
@@ -78,7 +78,7 @@ def hold(path: Path, what: str) -> Lock:
 
 
 def release_all() -> None:
-    """Give every lock of this process back."""
+    """Release every lock of this process."""
     with _guard:
         for held in list(_held.values()):
             _give_back(held)

@@ -1,4 +1,4 @@
-"""Claim an output directory that is no run's, for one command at a time."""
+"""Claim an output directory for one command at a time. Runs of recipes have locks of their own."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,13 +13,13 @@ from tdistill.runtime.stops import keeping
 
 @contextmanager
 def claimed(directory: Path, argument: str, mark: str | None, command: str) -> Iterator[None]:
-    """Make a directory and keep other processes out of it inside the block.
+    """Make a directory, and lock out other processes inside the block.
 
     Args:
         directory: where the command writes.
-        argument: how the command line calls it.
+        argument: the name of the directory on the command line.
         mark: a file that an earlier run of the command left there. None: the directory may hold anything.
-        command: what is said of it after a stop.
+        command: the name of the command, for the message after a stop.
 
     Raises:
         ConfigError: the directory holds something else.

@@ -1,7 +1,7 @@
-"""Parse text that somebody else wrote: the one place where foreign JSON and gzip turn into values, or into an error that says where.
+"""Parse JSON and gzip files that other programs wrote. An error names the file and the line.
 
 Python's own parsers raise errors of several kinds (``RecursionError`` on deep nesting, ``ValueError`` on an integer of 4,300 digits,
-``zlib.error``), take ``NaN`` and repeated keys without a word, and inflate any amount of data. Here each of these is one error.
+``zlib.error``), take ``NaN`` and repeated keys without a word, and inflate any amount of data. Here each of these raises one kind of error.
 """
 
 import gzip
@@ -33,7 +33,7 @@ def parse_json(content: str | bytes, where: str, error: type[TdistillError], *, 
         where: file and line, for the message.
         error: the class to raise.
         advice: what to do, the end of the message.
-        own: the file is one that tdistill wrote: ``NaN``, infinities and halves of surrogate pairs may stand in it.
+        own: tdistill wrote the file: it may hold ``NaN``, infinities and halves of surrogate pairs.
 
     Raises:
         error: the text is not UTF-8, not JSON, nested too deeply, holds an integer of more than 4,300 digits, a number too large for a

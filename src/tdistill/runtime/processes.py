@@ -1,4 +1,4 @@
-"""Coordinate several processes on one run (`accelerate launch`, `torchrun`): who writes, who waits, and on what all must agree."""
+"""Coordinate the processes of one run (`accelerate launch`, `torchrun`): one writes, all wait for each other, all read the same."""
 
 import os
 from typing import TypeVar
@@ -38,26 +38,26 @@ def is_main_process() -> bool:
 
 
 def process_label() -> str:
-    """Return which process an error comes from, to be put behind the word error; nothing for the first one. It raises nothing."""
+    """Return " in process 2 of 4", to follow the word "error"; an empty text in the first process. It never raises."""
     index, count = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
     return "" if index == "0" or not index.isdecimal() else f" in process {index} of {count}"
 
 
 def wait_for_everyone() -> None:
-    """Go on when every process has come here."""
+    """Wait until every process has reached this call."""
     if process_count() > 1:
         _join().wait_for_everyone()
 
 
 def agreed(what: str, value: Value) -> Value:
-    """Return ``value`` where every process has the same.
+    """Return ``value`` if it is the same in every process.
 
     Args:
-        what: names it in the error.
-        value: read by every process from its own files.
+        what: name of the value, for the message.
+        value: what this process read from its own files.
 
     Raises:
-        ConfigError: this process has another value than the first one, so they read different files.
+        ConfigError: this process has another value than the first one, so the two read different files.
     """
     if process_count() == 1:
         return value

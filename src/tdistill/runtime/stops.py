@@ -29,7 +29,7 @@ _watching: "_Watcher | None" = None
 
 @contextmanager
 def keeping(describe: Callable[[], str]) -> Iterator[None]:
-    """Let a stop inside the block say ``describe()``: what is kept, and what the same command does, as whole sentences.
+    """Let a stop inside the block print ``describe()``: whole sentences on what is kept and what the same command does next.
 
     It is called on another thread. It may read the disk.
     """
@@ -119,7 +119,7 @@ class _Watcher:
 
 
 def end(signum: int) -> None:
-    """Say what is kept, remove half-written files, and end this process with status 128 + ``signum``, come what may."""
+    """Say what is kept, remove half-written files, and end this process with status 128 + ``signum`` in every case."""
     try:
         if signum != signal.SIGHUP and is_main_process():  # after SIGHUP there is no terminal
             cursor = SHOW_CURSOR if sys.stderr is not None and os.isatty(2) else ""

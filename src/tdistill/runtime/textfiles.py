@@ -1,11 +1,11 @@
-"""Read text files that somebody else wrote: their path, their compression, their encoding."""
+"""Read text files that other people wrote: inflate them, decode them, and say which line is wrong."""
 
 import re
 from pathlib import Path
 from reprlib import repr as short
 from typing import Any
 
-from tdistill.runtime.errors import DataError, TdistillError
+from tdistill.runtime.errors import DataError
 from tdistill.runtime.parse import read_maybe_gzip
 
 # First bytes of what is often given under a text file's name. UTF-32 stands before UTF-16, whose mark its own begins with.
@@ -24,20 +24,6 @@ SIGNATURES = {
 
 
 _NOT_TEXT = re.compile("[\x00\ud800-\udfff]")
-
-
-def local_path(source: str, error: type[TdistillError] = DataError) -> Path:
-    """Return the path that a recipe, a model's file or the command line names, with ``~`` expanded.
-
-    Raises:
-        error: the user in ``~user`` does not exist, or the name can't be a path.
-    """
-    try:
-        path = Path(source).expanduser()
-        path.exists()  # raises on a name that is too long, or below a directory that can't be read
-    except (RuntimeError, OSError, ValueError) as cause:
-        raise error(f"{source!r:.200} can't be read as a path: {cause!s:.200}") from cause
-    return path
 
 
 def inner_suffix(path: Path) -> str:

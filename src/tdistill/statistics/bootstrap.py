@@ -141,7 +141,7 @@ def variance_of_difference(groups: Sequence[np.ndarray]) -> tuple[float, float]:
     variance = max(r + c - e, r, c)
     if variance == 0.0:
         return 0.0, 1.0
-    return variance, max(1.0, variance**2 / sum(v**2 / f for v, f in (*rows, *columns, *residuals)))
+    return variance, max(1.0, 1.0 / sum((v / variance) ** 2 / f for v, f in (*rows, *columns, *residuals)))
 
 
 def _two_sided(means: np.ndarray) -> float:

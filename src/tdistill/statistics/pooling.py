@@ -2,18 +2,17 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from tdistill.runtime.errors import DataError
 from tdistill.statistics.bootstrap import ScoresBySeed, hierarchical_bootstrap, variance_of_difference
 from tdistill.statistics.estimate import Estimate
 
 
 @dataclass(frozen=True)
 class Compared:
-    """Hold the difference of two methods' means, a − b, and its uncertainty."""
+    """Hold the difference of two methods' means, a − b, and its uncertainty; NaN where there is none."""
 
     difference: Estimate  # n: prompts
     low: float  # of the 95 % interval
@@ -32,21 +31,23 @@ def pooled(values: ScoresBySeed) -> Estimate:
 
 
 def compared(a: ScoresBySeed, b: ScoresBySeed) -> Compared | None:
-    """Estimate a − b by ``hierarchical_bootstrap``; None if there are too few seeds and prompts.
+    """Estimate a − b by ``hierarchical_bootstrap``; None if no prompt has a value in all seeds of both.
 
-    Students of one seed have the order of their data and the teacher's text in common, so seeds are paired where both have them.
+    Students of one seed have the order of their data and the teacher's text in common, so seeds are paired where both have them. The interval
+    and the p-value are NaN where the values have no finite spread, as with one seed and one prompt.
     """
     both = [seed for seed in a if seed in b]
     if both:
         a, b = ({seed: of[seed] for seed in both} for of in (a, b))
-    try:
-        found = hierarchical_bootstrap(a, b)
-    except DataError:  # no prompt in common, or one seed and one prompt
-        return None
     prompts = _shared({**{(0, s): v for s, v in a.items()}, **{(1, s): v for s, v in b.items()}})
+    if not prompts or not a or not b:
+        return None
     one, other = _table(a, prompts), _table(b, prompts)
-    stderr = _stderr([one - other] if both else [one, -other])
-    return Compared(Estimate(found.difference, stderr, found.prompts), found.low, found.high, found.p_value, found.seeds, bool(both))
+    difference = Estimate(float(one.mean() - other.mean()), _stderr([one - other] if both else [one, -other]), len(prompts))
+    if not (math.isfinite(difference.mean) and math.isfinite(difference.stderr)):
+        return Compared(difference, math.nan, math.nan, math.nan, (len(a), len(b)), bool(both))
+    found = hierarchical_bootstrap(a, b)
+    return Compared(replace(difference, mean=found.difference), found.low, found.high, found.p_value, found.seeds, bool(both))
 
 
 def _stderr(groups: list[np.ndarray]) -> float:

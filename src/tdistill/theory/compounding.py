@@ -86,7 +86,7 @@ def roll_out(g: Generator, road: Road, logp: Tensor, horizon: int, n_paths: int)
 
 @dataclass(frozen=True)
 class Student:
-    """Compute logits and value linearly from the features of a state. Fewer features than states are what makes it too small."""
+    """Compute logits and value linearly from the features of a state. It has fewer features than there are states, so it is too small."""
 
     weight: Tensor  # [E, D, A]
     value_weight: Tensor  # [E, D, 1]

@@ -30,7 +30,7 @@ Last = Literal["cut_off", "end", "any"]
 
 @dataclass(frozen=True)
 class Forest:
-    """Hold E trees. A state is a prefix that the teacher can write; ``tree`` says whose."""
+    """Hold E trees. A state is a prefix that the teacher can write; ``tree`` is the number of its tree."""
 
     tree: Tensor  # [S]
     length: Tensor  # [S] tokens of the prefix
@@ -138,7 +138,7 @@ class Reading:
         )
 
     def rows(self, student: Student) -> Student:
-        """Return the rows of the table that each text reads. A text meets a state at most once, so its rows are its own."""
+        """Return the rows of the table that each text reads. A text visits a state at most once, so each of its steps has a row of its own."""
         return Student(student.logits[self.texts.state], student.value[self.texts.state])
 
     def per_tree(self, of_text: Tensor) -> Tensor:

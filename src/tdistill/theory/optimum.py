@@ -8,7 +8,7 @@ from torch import Tensor
 
 from tdistill.mdp.bellman import project, soft_value
 from tdistill.objectives.contract import BoundObjective
-from tdistill.objectives.parts.support import kl
+from tdistill.objectives.parts.divergence import kl
 from tdistill.theory.estimators import Forest, Reading, Student, sum_by, text_loss
 
 GRADIENT_TOLERANCE = 1e-6  # of a minimum: per state, given that it is visited, times the root of its visits

@@ -13,8 +13,8 @@ from transformers import Trainer, TrainingArguments, get_scheduler
 from transformers.integrations import get_reporting_integration_callbacks
 from transformers.trainer_utils import SchedulerType
 
-from tdistill.recipe.plain import describe_hint, fits, hints_of
 from tdistill.runtime.errors import ConfigError, brief, nearest
+from tdistill.runtime.hints import describe_hint, fits, hints_of
 from tdistill.training.arguments import METRICS, OWNED_ARGUMENTS, REFUSED_IN_RECIPES, training_arguments
 
 # The optimizer steps inside the backward pass: an update by a gradient that is no number could not be stopped.

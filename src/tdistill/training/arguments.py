@@ -1,5 +1,7 @@
 """Fill ``TrainingArguments`` with tdistill's defaults, and check them. What would be ignored, or fail after hours, is refused at once."""
 
+import enum
+import typing
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -8,6 +10,7 @@ import torch
 from transformers import TrainingArguments
 
 from tdistill.runtime.errors import ConfigError
+from tdistill.runtime.hints import hints_of
 
 # Ours where transformers' own default does not fit; a recipe overrides any of them.
 DEFAULT_ARGUMENTS: dict[str, Any] = {
@@ -71,13 +74,81 @@ REFUSED_IN_RECIPES: dict[str, str] = UNUSED_ARGUMENTS | {
 }
 
 
-def training_arguments(arguments: Mapping[str, Any], output_dir: str | Path, seed: int) -> TrainingArguments:
-    """Return ``TrainingArguments`` made of tdistill's defaults, the recipe's arguments, and what the run owns."""
+_LOG = "it says what is logged, and where"
+_LOADER = "it says how batches are loaded, not which"
+# Arguments that watch a run or place it, and leave every weight of the student as it is.
+WATCHING_ARGUMENTS: dict[str, str] = {
+    **dict.fromkeys(("logging_strategy", "logging_steps", "logging_first_step", "log_on_each_node", "log_level", "log_level_replica"), _LOG),
+    **dict.fromkeys(("disable_tqdm", "report_to", "run_name", "project"), _LOG),
+    **dict.fromkeys(("trackio_space_id", "trackio_bucket_id", "trackio_static_space_id"), _LOG),
+    "include_num_input_tokens_seen": _LOG,
+    "skip_memory_metrics": _LOG,
+    "debug": "it looks for overflows, and changes no number",
+    "eval_on_start": "it validates the start, which is no checkpoint to choose",
+    "per_device_eval_batch_size": "validation sums over examples, however many are read at once",
+    "save_total_limit": "the best and the newest checkpoint are kept in any case",
+    "dataloader_num_workers": _LOADER,
+    "dataloader_pin_memory": _LOADER,
+    "dataloader_persistent_workers": _LOADER,
+    "dataloader_prefetch_factor": _LOADER,
+    "dataloader_multiprocessing_context": _LOADER,
+    "ddp_timeout": "it says how long processes wait for each other",
+    "torch_empty_cache_steps": "it frees memory that nothing uses",
+    "use_cpu": "it says where the run computes, as the machine does",
+}
+# Arguments that can change a weight of the student, if only its last digit; or which checkpoint is chosen.
+SHAPING_ARGUMENTS = frozenset(
+    {
+        *("per_device_train_batch_size", "gradient_accumulation_steps", "average_tokens_across_devices"),
+        *("num_train_epochs", "max_steps", "dataloader_drop_last", "dataloader_in_order", "train_sampling_strategy"),
+        *("learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "max_grad_norm"),
+        *("optim", "optim_args", "optim_target_modules", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon"),
+        *("bf16", "fp16", "tf32", "torch_compile", "torch_compile_backend", "torch_compile_mode", "full_determinism", "use_cache"),
+        *("activation_checkpointing", "activation_checkpointing_kwargs", "gradient_checkpointing", "gradient_checkpointing_kwargs"),
+        *("ddp_find_unused_parameters", "ddp_bucket_cap_mb", "ddp_broadcast_buffers", "ddp_static_graph"),
+        *("eval_strategy", "eval_steps", "eval_delay", "save_strategy", "save_steps", "restore_callback_states_from_checkpoint"),
+        *("load_best_model_at_end", "metric_for_best_model", "greater_is_better"),
+    }
+)
+
+
+def shaping_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Return all arguments of a training run that can change the student, with the defaults of tdistill and of transformers filled in.
+
+    Two runs whose results are equal train the same student from the same start, data, objective and seed. Whole numbers are floats
+    where the argument is one, so that ``4`` and ``4.0`` are equal.
+
+    Args:
+        arguments: the arguments of a recipe, which may be empty.
+    """
+    merged, hints = _merged(arguments), hints_of(TrainingArguments)
+    fields = TrainingArguments.__dataclass_fields__
+    found = {name: merged.get(name, fields[name].default) for name in SHAPING_ARGUMENTS}
+    if merged["eval_strategy"] == "steps" and not found["eval_steps"]:
+        found["eval_steps"] = merged["logging_steps"]  # as TrainingArguments does
+    return {name: _normal(found[name], hints[name]) for name in sorted(found)}
+
+
+def _normal(value: Any, hint: Any) -> Any:
+    if isinstance(value, enum.Enum):
+        return value.value
+    is_whole = isinstance(value, int) and not isinstance(value, bool)
+    return float(value) if is_whole and float in (hint, *typing.get_args(hint)) else value
+
+
+def _merged(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Return tdistill's defaults with a recipe's arguments over them, and what follows from both."""
     merged = {**DEFAULT_ARGUMENTS, **arguments}
     if merged["eval_strategy"] == "no" or merged["save_strategy"] == "no":
         merged["load_best_model_at_end"] = False
     if "greater_is_better" not in arguments:
         merged["greater_is_better"] = bool(METRICS.get(str(merged["metric_for_best_model"]).removeprefix("eval_")))
+    return merged
+
+
+def training_arguments(arguments: Mapping[str, Any], output_dir: str | Path, seed: int) -> TrainingArguments:
+    """Return ``TrainingArguments`` made of tdistill's defaults, the recipe's arguments, and what the run owns."""
+    merged = _merged(arguments)
     merged["report_to"] = merged["report_to"] or "none"  # transformers would look for a tracker called None
     if not torch.cuda.is_available():
         merged.setdefault("use_cpu", True)

@@ -1,6 +1,5 @@
 """Refuse checkpoints that are not whole: a manifest with the SHA-256 of every file is written last, and a resume verifies each file."""
 
-import hashlib
 import re
 import shutil
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import Any
 
 from tdistill.runtime.errors import TrainingError
 from tdistill.runtime.files import read_json, sync_tree, write_json
+from tdistill.runtime.hashes import file_sha256
 
 # Written last into a checkpoint: one without it was cut short and is not resumed from.
 MANIFEST = "tdistill.complete"
@@ -64,7 +64,7 @@ def seal(checkpoint: Path, run: dict[str, Any]) -> None:
         run: what a run must share with this one to go on from the checkpoint, as JSON values.
     """
     sync_tree(checkpoint)
-    files = {name: _sha256(checkpoint / name) for name in _files(checkpoint)}
+    files = {name: file_sha256(checkpoint / name) for name in _files(checkpoint)}
     write_json(checkpoint / MANIFEST, {"step": step_of(checkpoint), "run": run, "files": files})
 
 
@@ -83,7 +83,7 @@ def verify(checkpoint: Path, run: dict[str, Any]) -> None:
     if added := sorted(name for name in there - files.keys() if _READ.fullmatch(name)):
         raise TrainingError(f"{checkpoint} is damaged: {added[0]} was not in it when it was written. {_advice(checkpoint)}")
     for name, digest in files.items():
-        if _sha256(checkpoint / name) != digest:
+        if file_sha256(checkpoint / name) != digest:
             raise TrainingError(f"{checkpoint} is damaged: {name} is not as it was written. {_advice(checkpoint)}")
     for key in run.keys() | manifest["run"].keys():
         if (got := manifest["run"].get(key)) != run.get(key):
@@ -114,8 +114,3 @@ def _advice(checkpoint: Path) -> str:
 def _files(checkpoint: Path) -> list[str]:
     found = (path.relative_to(checkpoint).as_posix() for path in checkpoint.rglob("*") if path.is_file())
     return sorted(name for name in found if name != MANIFEST)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()

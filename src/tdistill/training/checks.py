@@ -8,20 +8,17 @@ from transformers import EarlyStoppingCallback, TrainerCallback, TrainingArgumen
 
 from tdistill.data.dataset import RolloutDataset
 from tdistill.data.mixed import MixedDataset
-from tdistill.models.student import VALUES
+from tdistill.models.student import VALUES, StudentModel
+from tdistill.objectives import BoundObjective
 from tdistill.recipe.schema import LmConfig, ValueConfig
 from tdistill.runtime.errors import ConfigError
+from tdistill.training.arguments import refuse_unused
+from tdistill.training.finite import check_start
 from tdistill.training.on_policy import check_in_order
 from tdistill.training.schedule import examples_per_step, total_steps
 
 # Arguments of the Trainer's constructor for losses and metrics of one's own: both are the objective's here.
 NOT_TAKEN = ("compute_metrics", "compute_loss_func", "preprocess_logits_for_metrics")
-_OFF = {
-    "label_smoothing_factor": "the objective defines the loss",
-    "auto_find_batch_size": "it changes the number of steps while training; set per_device_train_batch_size",
-    "bf16_full_eval": "validation computes as training does; set bf16",
-    "fp16_full_eval": "validation computes as training does; set fp16",
-}
 
 
 def own_arguments(args: TrainingArguments, train_dataset: RolloutDataset | MixedDataset | None) -> TrainingArguments:
@@ -32,9 +29,7 @@ def own_arguments(args: TrainingArguments, train_dataset: RolloutDataset | Mixed
     Raises:
         ConfigError: an argument has no effect here, or contradicts the data set.
     """
-    for name, why in _OFF.items():
-        if getattr(args, name):
-            raise ConfigError(f"{name}={getattr(args, name)} has no place here: {why}.")
+    refuse_unused(args)
     if args.save_only_model and args.save_strategy != "no":
         raise ConfigError("save_only_model=True writes checkpoints that no run can go on from: leave it out, or set save_strategy to 'no'.")
     own = copy.copy(args)
@@ -79,12 +74,48 @@ def check_constructor(given: Mapping[str, Any]) -> None:
             raise ConfigError(f"DistillTrainer takes no {name}: the objective defines the loss, and evaluate() its own metrics. Leave it out.")
 
 
-def check_windows(lm: LmConfig | None, train_dataset: RolloutDataset | MixedDataset | None) -> None:
-    """Check that a language-modelling term has text, and that text has a term.
+def reads_every_logit(objective: BoundObjective, *datasets: RolloutDataset | MixedDataset | None) -> bool:
+    """Return whether the teacher must run while the student trains: the objective is dense, or a data set has p = 1."""
+    return "dense" in objective.needs or any(data is not None and data.teacher_top_p >= 1.0 for data in datasets)
+
+
+def check_student(student: StudentModel, objective: BoundObjective, value: ValueConfig | None) -> None:
+    """Check that a student has the value head that the objective needs, made as ``value`` says, and finite weights.
+
+    Args:
+        student: the student before training.
+        objective: what it is trained by.
+        value: settings of the value head, or None where nobody gave any.
 
     Raises:
-        ConfigError: one is there without the other.
+        ConfigError: the value head is missing or was made otherwise, or the objective reads no setting of it.
+        ModelError: a weight is not finite.
     """
+    if value is not None and (unused := unused_value_settings(value, objective.needs)):
+        raise ConfigError(f"{objective.name} has no value head or target network that would read {', '.join(unused)}: leave it out of value.")
+    if not student.offers(objective.needs):
+        raise ConfigError(f"{objective.name} needs a value head: pass StudentModel.for_needs(lm, objective.needs).")
+    if value is not None and student.detach_value != value.detach:
+        raise ConfigError(f"value.detach is {value.detach}, but the StudentModel was made with {student.detach_value}: make them equal.")
+    check_start(student, "student")
+
+
+def check_training_data(objective: BoundObjective, lm: LmConfig | None, train_dataset: RolloutDataset | MixedDataset | None) -> None:
+    """Check that the training data have the steps that the objective learns from, and windows of text where a term reads some.
+
+    Raises:
+        ConfigError: they don't; or they have windows that no term reads.
+    """
+    _check_windows(lm, train_dataset)
+    if "other" in objective.needs and train_dataset is not None and not train_dataset.has_other:
+        raise ConfigError(
+            f"{objective.name} learns from steps that are not the expert's, and the training data have none: mix in the student's "
+            "roll-outs (train.on_policy in a recipe, MixedDataset in Python), or choose other='untaken' where the objective has it."
+        )
+
+
+def _check_windows(lm: LmConfig | None, train_dataset: RolloutDataset | MixedDataset | None) -> None:
+    """Raise ``ConfigError`` if a language-modelling term has no text, or text has no term."""
     has_windows = isinstance(train_dataset, MixedDataset) and train_dataset.has_windows
     if lm is not None and train_dataset is not None and not has_windows:
         raise ConfigError("The language-modelling term (lm) reads a corpus, and the training data have none: give a MixedDataset with corpus=.")

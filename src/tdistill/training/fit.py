@@ -28,7 +28,7 @@ from tdistill.runtime.processes import agreed, is_main_process, wait_for_everyon
 from tdistill.runtime.progress import say
 from tdistill.training.arguments import training_arguments
 from tdistill.training.checkpoints import drop_checkpoints, drop_unfinished, last_checkpoint
-from tdistill.training.checks import check_early_stopping, unused_value_settings
+from tdistill.training.checks import check_early_stopping, reads_every_logit, unused_value_settings
 from tdistill.training.clock import Clock
 from tdistill.training.completions import COMPLETIONS, LogCompletions
 from tdistill.training.inputs import FitInputs
@@ -149,7 +149,7 @@ def _trainer(
     args: TrainingArguments,
     data: RolloutDataset | MixedDataset,
 ) -> DistillTrainer:
-    online = "dense" in objective.needs or inputs.train.teacher_top_p >= 1.0 or (method.lm is not None and method.lm.reads_teacher)
+    online = reads_every_logit(objective, inputs.train, inputs.valid) or (method.lm is not None and method.lm.reads_teacher)
     return DistillTrainer(
         student,
         args,

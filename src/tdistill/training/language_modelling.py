@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from tdistill.models.forward import step_logp
-from tdistill.objectives.parts.support import kl
+from tdistill.objectives.parts.divergence import kl
 from tdistill.recipe.schema import LmConfig
 
 

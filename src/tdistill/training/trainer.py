@@ -19,10 +19,9 @@ from tdistill.models.vocabulary import vocabulary_size
 from tdistill.objectives import BoundObjective, bind
 from tdistill.recipe.schema import LmConfig, ValueConfig
 from tdistill.runtime.errors import ConfigError, NonFiniteLossError
-from tdistill.training.arguments import refuse_unused
 from tdistill.training.batch import build_steps, student_inputs, teacher_online
-from tdistill.training.checks import check_constructor, check_windows, own_arguments, unused_value_settings
-from tdistill.training.finite import check_start, non_finite_metric
+from tdistill.training.checks import check_constructor, check_student, check_training_data, own_arguments, reads_every_logit
+from tdistill.training.finite import non_finite_metric
 from tdistill.training.language_modelling import window_losses
 from tdistill.training.metrics import MetricSums, overlap_ratio, support_metrics
 from tdistill.training.resumable import ResumableTrainer
@@ -58,6 +57,7 @@ class DistillTrainer(ResumableTrainer):
 
     # The loss is divided by the global count of valid steps here, so the Trainer must not divide it again.
     loss_is_scaled_for_ga = True
+    _last_batch: dict[str, Any] | None = None
 
     def __init__(
         self,
@@ -68,60 +68,41 @@ class DistillTrainer(ResumableTrainer):
         eval_dataset: RolloutDataset | None = None,
         processing_class: Any = None,
         teacher_model: PreTrainedModel | None = None,
+        *,
         value: ValueConfig | None = None,
         lm: LmConfig | None = None,
         vocab_size: int | None = None,
         **kwargs: Any,
     ):
         check_constructor(kwargs)
-        check_windows(lm, train_dataset)
         args = own_arguments(args, train_dataset)
-        self.value = value or ValueConfig()
-        if unused := unused_value_settings(self.value, objective.needs):
-            raise ConfigError(
-                f"{objective.name} has no value head or target network that would read {', '.join(unused)}: leave it out of value."
-            )
+        self.objective, self.value, self.lm = objective, value or ValueConfig(), lm
         student = model if isinstance(model, StudentModel) else StudentModel.for_needs(model, objective.needs, self.value.detach)
-        if not student.offers(objective.needs):
-            raise ConfigError(f"{objective.name} needs a value head: pass StudentModel.for_needs(lm, objective.needs).")
-        if value is not None and student.detach_value != value.detach:
-            raise ConfigError(f"value.detach is {value.detach}, but the StudentModel was made with {student.detach_value}: make them equal.")
-        if "other" in objective.needs and train_dataset is not None and not train_dataset.has_other:
-            raise ConfigError(
-                f"{objective.name} learns from steps that are not the expert's, and the training data have none: mix in the student's "
-                "roll-outs (train.on_policy in a recipe, MixedDataset in Python), or choose other='untaken' where the objective has it."
-            )
-        refuse_unused(args)
-        check_start(student, "student")
-        self.objective = objective
-        self._online = "dense" in objective.needs or any(d is not None and d.teacher_top_p >= 1.0 for d in (train_dataset, eval_dataset))
-        self.lm = lm
+        check_student(student, objective, value)
+        self._online = reads_every_logit(objective, train_dataset, eval_dataset)
+        check_training_data(objective, lm, train_dataset)
         if (self._online or (lm is not None and lm.reads_teacher)) and teacher_model is None:
             raise ConfigError(f"{objective.name} on this data needs the teacher online: pass teacher_model.")
         models = {"student": student.lm} | ({"teacher": teacher_model} if teacher_model is not None else {})
         self.vocab_size = vocab_size or vocabulary_size(processing_class, models)
         self._metrics = MetricSums()
-        self._last_batch: dict[str, Any] | None = None
-        super().__init__(
-            model=student,
-            args=args,
-            train_dataset=train_dataset,
-            eval_dataset=eval_dataset,
-            processing_class=processing_class,
-            data_collator=kwargs.pop("data_collator", DistillCollator()),
-            **kwargs,
-        )
+        collator = kwargs.pop("data_collator", DistillCollator())
+        super().__init__(student, args, collator, train_dataset, eval_dataset, processing_class, **kwargs)
+        self._set_up(student, teacher_model)
+
+    def _set_up(self, student: StudentModel, teacher: PreTrainedModel | None) -> None:
+        """Check how processes share the student, and place the networks beside it."""
         check_devices(self.args)
         check_sharding(self.accelerator, student)
         if self.is_fsdp_enabled:
             keep_float32(self.accelerator.state.fsdp_plugin)
-        self._head_groups: list[dict[str, Any]] = []  # of the optimizer, while accelerate shards the student
-        # Makes the Trainer count the labels over all micro-batches and processes of a step.
-        self.model_accepts_loss_kwargs = True
-        self.target = self._make_target(self.value.target_tau) if "target" in objective.needs else None
         if self.value.warmup_steps and self.is_deepspeed_enabled:
             raise ConfigError("value.warmup_steps needs gradients that DeepSpeed keeps to itself: set it to 0, or use DDP or FSDP.")
-        self.teacher_model = teacher_model.to(self.args.device).requires_grad_(False).eval() if teacher_model is not None else None
+        # Makes the Trainer count the labels over all micro-batches and processes of a step.
+        self.model_accepts_loss_kwargs = True
+        self._head_groups: list[dict[str, Any]] = []  # of the optimizer, while accelerate shards the student
+        self.target = self._make_target(self.value.target_tau) if "target" in self.objective.needs else None
+        self.teacher_model = teacher.to(self.args.device).requires_grad_(False).eval() if teacher is not None else None
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
         data = train_dataset if train_dataset is not None else self.train_dataset

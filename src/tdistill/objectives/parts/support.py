@@ -1,11 +1,10 @@
-"""Build the distributions that the divergences compare: A_p with a tail bucket, projected onto A_p, or over the whole vocabulary."""
+"""Build the distributions that the divergences compare: over A_p and a tail bucket, projected onto A_p, or over the whole vocabulary."""
 
 from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from tdistill.mdp.bellman import log_tail, masked, project, soft_value
 from tdistill.mdp.steps import Steps
@@ -55,7 +54,7 @@ def distributions(
     if support in ("uniform", "dense"):
         every = steps.uniform if support == "uniform" else steps.dense
         assert every is not None
-        # Every token of a state is legal: nothing to mask, and over a vocabulary each further pass is felt.
+        # Every token of a state is legal, so that there is nothing to mask: each further pass over a vocabulary costs time.
         if loss_temperature == 1.0:
             return every.teacher_logp_t, every.q_t.log_softmax(-1), every.legal_t
         teacher, student = ((x / loss_temperature).log_softmax(-1) for x in (every.teacher_logp_t, every.q_t))
@@ -74,37 +73,3 @@ def distributions(
 def with_tail(logp: Float[Tensor, "B T K"], legal: Bool[Tensor, "B T K"]) -> Float[Tensor, "B T J"]:
     """Append log(1 − Σ_{A_p} exp logp) as one more slot."""
     return torch.cat([masked(logp, legal), log_tail(soft_value(logp, legal)).unsqueeze(-1)], -1)
-
-
-def kl(p: Float[Tensor, "*B J"], q: Float[Tensor, "*B J"], legal: Bool[Tensor, "*B J"], skew: float = 0.0) -> Float[Tensor, "*B"]:
-    """Return KL(p‖m) = Σ p·(log p − log m) over legal slots, from log-probs, m = λp + (1−λ)q with λ = ``skew`` in [0, 1), by default q itself.
-
-    A slot that p gives 0 contributes 0.
-    """
-    return _Divergence.apply(p, q, legal, skew)
-
-
-class _Divergence(torch.autograd.Function):
-    """Compute ``kl`` with its derivatives written out: by log p it is p·(log p − log m) + p·s, by log q it is −p·s, with s = (1−λ)q/m, which is
-    1 at λ = 0. For each that needs a gradient it keeps one tensor: over a vocabulary what is kept is felt.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, p: Tensor, q: Tensor, legal: Tensor, skew: float) -> Tensor:
-        weight = p.exp().masked_fill_(~legal, 0.0)
-        empty = weight == 0.0
-        if skew:
-            other = q.exp() * (1.0 - skew)
-            mixture = (weight * skew).add_(other).clamp_(min=torch.finfo(p.dtype).tiny)  # it may underflow where p does not
-            gap, moved = p - mixture.log(), other.div_(mixture).mul_(weight).masked_fill_(empty, 0.0)
-        else:
-            gap, moved = p - q, weight
-        paid = gap.masked_fill_(empty, 0.0).mul_(weight)
-        ctx.save_for_backward(paid + moved if ctx.needs_input_grad[0] else None, moved if ctx.needs_input_grad[1] else None)
-        return paid.sum(-1)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        grad, (by_p, by_q) = grads[0].unsqueeze(-1), ctx.saved_tensors
-        return None if by_p is None else by_p * grad, None if by_q is None else by_q * -grad, None, None
