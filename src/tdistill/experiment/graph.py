@@ -1,5 +1,6 @@
 """List the stages, and make what a stage lacks."""
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -158,8 +159,11 @@ def _check_processes(name: str) -> None:
 
 
 def _places(artefacts: Sequence[Artefact]) -> str:
-    places = list(dict.fromkeys(a.directory for a in artefacts))
-    return str(places[0]) if len(places) == 1 else f"{len(places)} in {places[0].parent}"
+    places = {a.directory: a for a in artefacts}
+    if len(places) == 1:
+        return str(artefacts[0].directory)
+    counts = Counter(artefact.kind for artefact in places.values())
+    return f"{artefacts[0].root}: " + ", ".join(f"{count} in {kind}" for kind, count in counts.items())
 
 
 def _command(name: str) -> str:

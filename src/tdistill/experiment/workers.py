@@ -2,12 +2,13 @@
 
 import multiprocessing
 import os
+import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
 
 from tdistill.experiment.artefact import Artefact
 from tdistill.experiment.experiment import Experiment
@@ -30,7 +31,7 @@ def make_side_by_side(experiment: Experiment, artefacts: Sequence[Artefact], wor
     Raises:
         TrainingError: some could not be made; the message names them and says what their logs end with.
     """
-    todo, failed = list(artefacts), list[Artefact]()
+    todo, failed = list(artefacts), dict[Artefact, int]()
     running: dict[Artefact, BaseProcess] = {}
     with bar("students", len(artefacts), "students") as progress:
         try:
@@ -40,31 +41,38 @@ def make_side_by_side(experiment: Experiment, artefacts: Sequence[Artefact], wor
                     running[artefact] = _start(work, experiment.recipe, artefact, workers)
                 time.sleep(POLL_SECONDS)
                 for artefact in [a for a, process in running.items() if not process.is_alive()]:
-                    failed += [artefact] if running.pop(artefact).exitcode else []
+                    status = running.pop(artefact).exitcode
+                    failed |= {artefact: status} if status else {}
                     progress.advance(1)
         finally:
             for process in running.values():
                 process.terminate()
     if failed:
-        lines = [f"{a.title}: {_last_line(a.directory / LOG)} (log: {a.directory / LOG})" for a in failed]
+        lines = [f"{a.title}: {_reason(status, a.directory / LOG)} (log: {a.directory / LOG})" for a, status in failed.items()]
         raise TrainingError(f"{len(failed)} of {len(artefacts)} were not made.\n" + "\n".join(lines))
 
 
 def _start(work: Work, recipe: Recipe, artefact: Artefact, workers: int) -> BaseProcess:
-    """Start a process with its share of the cores: a worker's small matrix products gain nothing from more threads."""
+    """Start a process with its share of the cores: a worker's small matrix products gain nothing from more threads.
+
+    Ctrl-C reaches every process of a terminal. A worker does not hear it: this process ends it.
+    """
     artefact.directory.mkdir(parents=True, exist_ok=True)
-    before = {name: os.environ.get(name) for name in THREADS}
-    os.environ.update(dict.fromkeys(THREADS, str(max(1, (os.cpu_count() or 1) // workers))))
+    share = {name: str(max(1, (os.cpu_count() or 1) // workers)) for name in THREADS if name not in os.environ}
+    os.environ.update(share)
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # a new process inherits it
     try:
         process = multiprocessing.get_context("spawn").Process(target=_run, args=(work, recipe, artefact.directory), name=artefact.title)
         process.start()
     finally:
-        for name, value in before.items():
-            os.environ.pop(name) if value is None else os.environ.update({name: value})
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        for name in share:
+            del os.environ[name]
     return process
 
 
 def _run(work: Work, recipe: Recipe, directory: Path) -> None:
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     handle = os.open(directory / LOG, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
     for stream in (1, 2):
         os.dup2(handle, stream)
@@ -75,6 +83,17 @@ def _run(work: Work, recipe: Recipe, directory: Path) -> None:
         sys.exit(FAILED)
 
 
-def _last_line(log: Path) -> Any:
+def _end_with_parent() -> None:
+    """End this process when its parent is gone, even if that was killed: the same command would wait for the artefact's lock."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(FAILED)
+
+
+def _reason(status: int, log: Path) -> str:
+    """Return why a worker failed: its last words, or the signal that ended it."""
+    if status < 0:
+        return f"its process was ended by {signal.Signals(-status).name}"
     lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines() if log.exists() else []
     return lines[-1] if lines else "it ended without a word"
