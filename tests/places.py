@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tdistill.experiment import models, rollouts, students
+from tdistill.experiment.artefact import MANIFEST
 from tdistill.experiment.experiment import Experiment
 from tdistill.experiment.graph import execute
 from tdistill.experiment.recipe_checks import open_recipe
@@ -46,6 +47,12 @@ def start(recipe: Path | str | Experiment, overrides: Sequence[str] = ()) -> Pat
 
 def teacher(recipe: Path | str | Experiment, overrides: Sequence[str] = ()) -> Path:
     return models.teacher(found(recipe, overrides)).directory
+
+
+def titles(root: Path) -> dict[str, Path]:
+    """Find the complete artefacts below an output directory by their titles. The paths are KIND/KEY: equal in every output directory."""
+    read = [json.loads(path.read_text()) for path in root.glob(f"*/*/{MANIFEST}")]
+    return {manifest["title"]: Path(manifest["kind"]) / manifest["key"] for manifest in read}
 
 
 def rollout(recipe: Path | str | Experiment, split: str = "train", overrides: Sequence[str] = ()) -> Path:

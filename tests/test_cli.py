@@ -1,3 +1,4 @@
+import hashlib
 import json
 import os
 import resource
@@ -9,11 +10,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import places
 import pytest
-from tdistill.experiment.pipeline import Run
 
 from tdistill.cli import main
-from tdistill.experiment.recipe_checks import open_recipe
+from tdistill.experiment.artefact import MANIFEST
 
 
 def call(monkeypatch, capsys, *argv: str) -> tuple[int, str, str]:
@@ -151,17 +152,19 @@ def test_run_makes_everything_and_a_rerun_skips_everything(tiny_recipe, monkeypa
     code, out, err = call(monkeypatch, capsys, "run", tiny_recipe)
     assert code == 0, out + err
     root = tiny_recipe.parent / "run"
-    for stage in ("models", "rollout", "sft", "train", "evaluate", "report"):
-        (record,) = (root / stage).glob("*/stage.json")
-        for before, key in json.loads(record.read_text())["after"].items():
-            assert (root / before / key / "stage.json").is_file(), "a stage names what it read"
-    for pattern in ("sft/*/model.safetensors", "train/*/distilled/model.safetensors", "report/*/report.html", "report/*/report.md"):
-        assert len(list(root.glob(pattern))) == 1, pattern
+    found = places.titles(root)
+    systems = {"teacher", "start", "sft", "sft_continued", "distilled"}
+    rollouts = {f"roll-outs of {split}" for split in ("train", "valid", "test")}
+    measured = {f"{what} of {system}" for what in ("answers", "divergences") for system in systems}
+    assert found.keys() == systems | rollouts | measured | {"the teacher's concentration", "evaluation", "report"}
+    for directory in found.values():
+        for place in json.loads((root / directory / MANIFEST).read_text())["inputs"].values():
+            assert (root / place / MANIFEST).is_file(), "an artefact names what it read"
+    for title, name in (("sft", "model.safetensors"), ("distilled", "model.safetensors"), ("report", "report.html"), ("report", "report.md")):
+        assert (root / found[title] / name).is_file()
     for name, steps in {"distilled": 4, "sft_continued": 3}.items():
-        history = json.loads(next(root.glob(f"train/*/{name}/log_history.json")).read_text())["history"]
+        history = json.loads((root / found[name] / "log_history.json").read_text())["history"]
         assert max(entry["step"] for entry in history) == steps
-    scores = {p.stem for p in root.glob("evaluate/*/scores/*.json")}
-    assert scores == {"teacher", "start", "sft", "sft_continued", "distilled"}
     before = files_of(root)
     code, out, err = call(monkeypatch, capsys, "run", tiny_recipe)
     assert code == 0, out + err
@@ -181,12 +184,12 @@ def no_file_over(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-# Command, a file it writes, the share of that file that still fits, and what must not be there afterwards.
+# Command, the artefact that it makes, a file of it, the share of that file that still fits, and what must not be there afterwards.
 FULL_DISKS = (
-    ("rollout", "rollout/*/train/shard-00000.parquet", 0.9, "rollout/*/train/*"),
-    ("sft", "sft/*/model.safetensors", 0.9, "sft/*/checkpoints/*/tdistill.complete"),
-    ("sft", "sft/*/model.safetensors", 1.5, "sft/*/checkpoints/*/tdistill.complete"),  # the optimizer's state is twice the model
-    ("report", "report/*/report.html", 0.9, "report/*/report.html"),
+    ("rollout", "roll-outs of train", "shard-00000.parquet", 0.9, "*"),
+    ("sft", "sft", "model.safetensors", 0.9, "checkpoints/*/tdistill.complete"),
+    ("sft", "sft", "model.safetensors", 1.5, "checkpoints/*/tdistill.complete"),  # the optimizer's state is twice the model
+    ("report", "report", "report.html", 0.9, "report.html"),
 )
 
 
@@ -194,20 +197,19 @@ FULL_DISKS = (
 def test_a_full_disk_stops_with_an_error_and_nothing_half_written_counts(tiny_recipe, monkeypatch, capsys):
     root, undisturbed = tiny_recipe.parent / "run", tiny_recipe.parent / "undisturbed"
     assert call(monkeypatch, capsys, "run", tiny_recipe, f"output_dir={undisturbed}")[0] == 0
-    for command, written, share, forbidden in FULL_DISKS:
+    titles = places.titles(undisturbed)
+    for command, title, written, share, forbidden in FULL_DISKS:
         if command == "rollout":  # its models are larger than its shards: make them first, without a prompt answered
-            run = Run(open_recipe(tiny_recipe))
-            run.prepare()
-            run.execute("models")
+            places.made(tiny_recipe)
         if command == "report":
             for before in ("sft", "train", "evaluate"):
                 assert call(monkeypatch, capsys, before, tiny_recipe)[0] == 0
-        with no_file_over(int(share * next(undisturbed.glob(written)).stat().st_size)):
+        with no_file_over(int(share * (undisturbed / titles[title] / written).stat().st_size)):
             code, _, errors = call(monkeypatch, capsys, command, tiny_recipe)
         assert (code, "Traceback" in errors) == (2, False), (command, share)
         assert "tdistill: error: The disk is full" in flat(errors), (command, share)
-        assert not list(root.glob(forbidden)), (command, share)
-        assert not list(root.glob(f"{command}/*/stage.json")), (command, share)
+        assert not list((root / titles[title]).glob(forbidden)), (command, share)
+        assert not (root / titles[title] / MANIFEST).exists(), (command, share)
         if command == "rollout":
             assert call(monkeypatch, capsys, command, tiny_recipe)[0] == 0
     assert call(monkeypatch, capsys, "run", tiny_recipe)[0] == 0
@@ -234,11 +236,15 @@ def kill_once(recipe: Path, output: Path, pattern: str) -> bool:
 
 
 def results(root: Path) -> dict[str, object]:
+    """Everything that a run found out, by the titles of its artefacts: shards, scores, and the weights of the students."""
     found: dict[str, object] = {}
-    for path in root.glob("rollout/*/*/manifest.json"):
-        found["/".join(path.parts[-3:])] = json.loads(path.read_text())["shards"]
-    for path in root.glob("evaluate/*/scores/*.json"):
-        found["/".join(path.parts[-3:])] = json.loads(path.read_text())
+    for title, directory in places.titles(root).items():
+        if (root / directory / "manifest.json").exists():
+            found[title] = json.loads((root / directory / "manifest.json").read_text())["shards"]
+        if (root / directory / "scores.json").exists():
+            found[title] = json.loads((root / directory / "scores.json").read_text())
+        if directory.parts[0] == "students":
+            found[title] = hashlib.sha256((root / directory / "model.safetensors").read_bytes()).hexdigest()
     return found
 
 
@@ -248,24 +254,25 @@ def test_a_run_killed_at_any_moment_ends_with_the_undisturbed_runs_results(tiny_
     process = shell(tiny_recipe, undisturbed)
     _, errors = process.communicate()
     assert process.returncode == 0, errors.decode()
+    titles = places.titles(undisturbed)
     moments = (
-        "models/*/start/model.safetensors",
-        "rollout/*/train/shard-*.parquet",
-        "rollout/*/test/*.partial",
-        "sft/*/checkpoints/checkpoint-2",
-        "train/*/sft_continued/checkpoints/checkpoint-2/tdistill.complete",
-        "train/*/distilled/checkpoints/checkpoint-*",
-        "evaluate/*/answers/*.jsonl",
-        "evaluate/*/scores/*.json",
+        "start/*/model.safetensors",
+        f"{titles['roll-outs of train']}/shard-*.parquet",
+        f"{titles['roll-outs of test']}/*.partial",
+        f"{titles['sft']}/checkpoints/checkpoint-2",
+        f"{titles['sft_continued']}/checkpoints/checkpoint-2/tdistill.complete",
+        f"{titles['distilled']}/checkpoints/checkpoint-*",
+        "answers/*/answers.jsonl",
+        "divergences/*/scores.json",
         "report/*",
     )
     kills = [moment.split("/")[0] for moment in moments if kill_once(tiny_recipe, killed, moment)]
-    assert set(kills) == {"models", "rollout", "sft", "train", "evaluate", "report"}
+    assert set(kills) == {"start", "rollouts", "students", "answers", "divergences", "report"}
     process = shell(tiny_recipe, killed)
     _, errors = process.communicate()
     assert process.returncode == 0, errors.decode()
     expected = results(undisturbed)
-    assert len(expected) == 3 + 5
+    assert len(expected) == 3 + 3 + 2 * 5
     assert results(killed) == expected
 
 
@@ -278,9 +285,10 @@ def test_a_student_learns_from_its_own_rollouts_too(tiny_recipe, monkeypatch, ca
     )
     code, _, err = call(monkeypatch, capsys, "run", tiny_recipe, *mixed)
     assert code == 0, err
-    students = Run(open_recipe(tiny_recipe, list(mixed))).directory("train")
+    run = places.experiment(tiny_recipe, mixed)
     rounds = {
-        name: json.loads((students / name / "log_history.json").read_text())["rollouts"] for name in ("distilled", "own_text", "sft_continued")
+        name: json.loads((places.student(run, name=name) / "log_history.json").read_text())["rollouts"]
+        for name in ("distilled", "own_text", "sft_continued")
     }
     assert [r["round"] for r in rounds["distilled"]] == [0, 1]
     assert sum(r["responses"] for r in rounds["own_text"]) >= 4, "four steps of two, each response used about twice"

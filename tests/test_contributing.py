@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import places
 import pytest
 
 from tdistill.objectives import OBJECTIVES
@@ -47,7 +48,8 @@ def test_a_toy_algorithm_takes_one_file_and_one_line(tiny_recipe, tmp_path):
     command = [sys.executable, "-m", "tdistill", "run", str(tiny_recipe), "train.objective={name: toy, scale: 0.5}"]
     done = subprocess.run(command, env=os.environ | {"PYTHONPATH": str(source)}, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    log = json.loads(next((tiny_recipe.parent / "run").glob("train/*/distilled/log_history.json")).read_text())
+    output = tiny_recipe.parent / "run"
+    log = json.loads((output / places.titles(output)["distilled"] / "log_history.json").read_text())
     assert log["objective"] == "toy(scale=0.5)"
     assert any("toy/ratio" in entry for entry in log["history"])
 

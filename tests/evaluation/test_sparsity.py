@@ -79,4 +79,4 @@ def test_the_command_writes_its_pages_and_recommends(tiny_recipe, monkeypatch, c
     sizes = [row["size"] for row in rows[1:5]]
     assert sizes == sorted(sizes)
     assert (directory / "sparsity.html").read_text().count("<figure") == 3
-    assert not list((tiny_recipe.parent / "run").glob("train"))
+    assert not list((tiny_recipe.parent / "run").glob("students"))

@@ -7,9 +7,10 @@ import pytest
 import yaml
 from conftest import tiny_recipe_dict
 from fuzz.mutate import HOSTILE
-from tdistill.experiment.pipeline import Run, provenance, resolved_yaml
 
+from tdistill.experiment.experiment import Experiment
 from tdistill.experiment.model_card import write_model_card
+from tdistill.experiment.provenance import provenance, resolved_yaml
 from tdistill.pages.text import escape_markdown
 from tdistill.recipe.schema import Recipe
 from tdistill.runtime.errors import visible
@@ -31,7 +32,7 @@ TEXTS = [
 def card_of(directory: Path, text: str, name: str = "distilled") -> str:
     raw = tiny_recipe_dict(directory / "teacher", directory)
     raw["title"] = raw["teacher"]["teacher_model_name_or_path"] = raw["data"]["train"] = raw["data"]["valid"] = text
-    write_model_card(directory, Run(Recipe.model_validate(raw)), name, f"nll({text})", {"eval_loss": 1.5, f"eval_{text}": 2.0})
+    write_model_card(directory, Experiment(Recipe.model_validate(raw)), (name, 3), f"nll({text})", {"eval_loss": 1.5, f"eval_{text}": 2.0})
     return (directory / "README.md").read_text(encoding="utf-8")
 
 
@@ -56,7 +57,7 @@ def test_secrets_are_written_nowhere(tmp_path: Path) -> None:
     raw = tiny_recipe_dict(tmp_path / "teacher", tmp_path)
     raw["train"]["arguments"]["hub_token"] = raw["train"]["baselines"]["sft_continued"]["arguments"]["api_key"] = "hf_secret"
     recipe = Recipe.model_validate(raw)
-    write_model_card(tmp_path, Run(recipe), "distilled", "nll", {})
+    write_model_card(tmp_path, Experiment(recipe), ("distilled", 3), "nll", {})
     for text in ((tmp_path / "README.md").read_text(), resolved_yaml(recipe), str(provenance(recipe))):
         assert "hf_secret" not in text
         assert HIDDEN in text

@@ -4,16 +4,17 @@ import json
 from pathlib import Path
 from typing import Any
 
+import places
 import pytest
 import yaml
 from conftest import command, save_tiny_model, tiny_recipe_dict
-from tdistill.experiment.pipeline import Run
 
 from tdistill.data.overlap import conversation_key, held_out_prompts
-from tdistill.data.prompts import Prompt
+from tdistill.data.prompts import Prompt, prompt_set_key
 from tdistill.experiment.context import context_length
+from tdistill.experiment.experiment import Experiment
 from tdistill.experiment.preflight import preflight
-from tdistill.experiment.recipe_checks import open_recipe
+from tdistill.experiment.rollouts import rollouts
 from tdistill.runtime.errors import DataError, ModelError, TdistillError
 
 
@@ -24,8 +25,8 @@ def recipe(tiny_teacher: Path, tmp_path: Path) -> Path:
     return path
 
 
-def looked_at(recipe: Path, *overrides: str) -> Run:
-    run = Run(open_recipe(recipe, list(overrides)))
+def looked_at(recipe: Path, *overrides: str) -> Experiment:
+    run = places.experiment(recipe, overrides)
     preflight(run)
     return run
 
@@ -118,8 +119,8 @@ def test_prompts_that_are_trained_on_are_dropped_or_counted_as_asked(recipe: Pat
     assert "left out (data.overlap: drop)" in said
     assert "kept and counted (data.overlap: count)" in said
     assert [len(held_out_prompts(run.recipe, "test")) for run in (dropped, counted)] == [6, 7]
-    assert dropped.key("rollout") != counted.key("rollout")
-    assert counted.key("rollout") == Run(open_recipe(recipe)).key("rollout"), "to count changes no prompt"
+    keys = [prompt_set_key(run.prompts("test"), with_references=False) for run in (dropped, counted, places.experiment(recipe))]
+    assert keys[0] != keys[1] == keys[2], "to count changes no prompt"
 
 
 def test_the_report_says_that_test_prompts_were_trained_on(recipe: Path, capsys: pytest.CaptureFixture) -> None:
@@ -128,9 +129,8 @@ def test_the_report_says_that_test_prompts_were_trained_on(recipe: Path, capsys:
     (report,) = (recipe.parent / "run").glob("report/*/report.md")
     assert "1 of them also trained on" in report.read_text()
     assert "never trained on" not in report.read_text()
-    (stage,) = (recipe.parent / "run").glob("rollout/*/stage.json")
-    notes = json.loads(stage.read_text())["notes"]
-    assert (notes["valid"]["also_in_train"], notes["test"]["also_in_train"]) == (0, 1)
+    run = places.experiment(recipe, ["data.overlap=count"])
+    assert [run.notes(rollouts(run)[split])["also_in_train"] for split in ("valid", "test")] == [0, 1]
     # The roll-outs are complete, and now it is asked to refuse.
     assert command("run", recipe, "train.baselines={}") == 2
     assert "are also in train" in " ".join(capsys.readouterr().err.split())
@@ -193,7 +193,7 @@ def test_what_can_not_work_is_refused_before_anything_is_written(
 
 def test_a_home_directory_is_meant_by_a_tilde(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert Run(open_recipe(recipe, ["output_dir=~/there"])).root == tmp_path / "there"
+    assert places.experiment(recipe, ["output_dir=~/there"]).root == tmp_path / "there"
 
 
 def test_a_teacher_without_weights_is_a_message(recipe: Path, tmp_path: Path) -> None:

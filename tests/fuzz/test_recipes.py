@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 import yaml
 from conftest import tiny_recipe_dict
-from tdistill.experiment.pipeline import Run, resolved_yaml
 
 from fuzz.mutate import HOSTILE, mutated_bytes, mutated_values, places, put
+from tdistill.experiment.experiment import Experiment
 from tdistill.experiment.preflight import preflight
+from tdistill.experiment.provenance import resolved_yaml
 from tdistill.experiment.recipe_checks import open_recipe
 from tdistill.recipe.schema import Recipe
 from tdistill.recipe.text import dump_yaml, parse_yaml
@@ -197,7 +198,7 @@ def check_preflight(valid: dict[str, Any], directory: Path, outcomes: Outcomes, 
 
     def attempt(raw: Any) -> Recipe:
         recipe = load(raw)
-        preflight(Run(recipe))
+        preflight(Experiment(recipe))
         return recipe
 
     outcomes("recipes: preflight", mutated_values(valid, seed, count), attempt, is_read_as_written)
@@ -215,7 +216,7 @@ def test_preflight_of_hundreds_of_recipes(valid: dict[str, Any], tmp_path: Path,
 
 def test_the_undamaged_recipe_is_accepted(valid: dict[str, Any], tmp_path: Path) -> None:
     recipe = load_values(tmp_path)(valid)
-    preflight(Run(recipe))
+    preflight(Experiment(recipe))
     assert is_read_as_written(valid, recipe)
     with pytest.raises(TdistillError):
         load_values(tmp_path)(valid | {"seed": "x"})

@@ -1,4 +1,4 @@
-"""`torchrun fsdp_precision.py START ROLLOUT`: what a student under FSDP2 in bfloat16 returns, against float64 from its gathered weights."""
+"""`torchrun fsdp_precision.py START TRAIN VALID`: what a student under FSDP2 in bfloat16 returns, against float64 from its gathered weights."""
 
 import sys
 from pathlib import Path
@@ -18,7 +18,7 @@ from tdistill.training.trainer import DistillTrainer
 NEEDS = frozenset({"value", "action_value", "log_z", "max", "taken"})
 
 
-def trained(start: Path, rollout: Path) -> DistillTrainer:
+def trained(start: Path, *rollouts: Path) -> DistillTrainer:
     """Train two steps, so that everything is sharded and the value head is not 0."""
     tokenizer = AutoTokenizer.from_pretrained(start)
     student = StudentModel(AutoModelForCausalLM.from_pretrained(start), action_values=True)
@@ -30,7 +30,7 @@ def trained(start: Path, rollout: Path) -> DistillTrainer:
     args = TrainingArguments(
         "unused", bf16=True, use_cpu=True, max_steps=2, per_device_train_batch_size=4, report_to="none", save_strategy="no", disable_tqdm=True
     )
-    data = (RolloutDataset(rollout / split, 0.8, ("teacher",)) for split in ("train", "valid"))
+    data = (RolloutDataset(directory, 0.8, ("teacher",)) for directory in rollouts)
     trainer = DistillTrainer(student, args, bind("mean_actor_critic"), *data, tokenizer)
     trainer.train()
     return trainer
@@ -73,4 +73,4 @@ def close(got: torch.Tensor, want: torch.Tensor, within: float) -> None:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     shard_on_cpu()
-    check(trained(Path(sys.argv[1]), Path(sys.argv[2])))
+    check(trained(*map(Path, sys.argv[1:])))

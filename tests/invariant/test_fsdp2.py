@@ -8,14 +8,12 @@ from typing import Any
 
 import conftest
 import launching
+import places
 import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
-from tdistill.experiment.pipeline import Run
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
-
-from tdistill.experiment.recipe_checks import open_recipe
 
 FIVE_DIGITS = 1e-5
 WHOLE, HALF = (f"train.arguments.per_device_train_batch_size={size}" for size in (8, 4))
@@ -41,7 +39,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory, tiny_teacher: Path) -> Path
 
 
 def distilled(recipe: Path, overrides: list[str]) -> Path:
-    return Run(open_recipe(recipe, overrides)).directory("train") / "distilled"
+    return places.student(recipe, overrides)
 
 
 def in_one_process(recipe: Path, *overrides: str) -> Path:
@@ -54,7 +52,7 @@ def in_one_process(recipe: Path, *overrides: str) -> Path:
 def sharded(recipe: Path, tmp_path: Path, *overrides: str, **changes: str) -> tuple[Path, list[dict[str, Any]]]:
     """Train with half batches in two processes; the student, and what FSDP2 made of it in each process."""
     asked, facts = [HALF, *overrides], tmp_path / "facts.jsonl"
-    shutil.rmtree(distilled(recipe, asked).parent, ignore_errors=True)
+    shutil.rmtree(distilled(recipe, asked), ignore_errors=True)
     launching.with_fsdp2("train", recipe, *asked, SHARDING_FACTS=str(facts), **changes)
     return distilled(recipe, asked), [json.loads(line) for line in facts.read_text().splitlines()]
 
@@ -207,7 +205,7 @@ def test_a_run_under_fsdp2_that_was_killed_ends_bit_by_bit_as_one_that_was_not(f
     overrides += ["train.value={learning_rate: 0.01}"]
     changes = {"FSDP_STATE_DICT_TYPE": files}
     found, _ = sharded(recipe, tmp_path, *overrides, **changes)
-    whole = found.parent.rename(tmp_path / "whole") / "distilled"
+    whole = found.rename(tmp_path / "whole")
     # What a kill after the second step leaves.
     shutil.copytree(whole / "checkpoints" / "checkpoint-2", found / "checkpoints" / "checkpoint-2")
     launching.with_fsdp2("train", recipe, HALF, *overrides, **changes)
@@ -219,10 +217,9 @@ def test_a_run_under_fsdp2_that_was_killed_ends_bit_by_bit_as_one_that_was_not(f
 
 @pytest.mark.slow
 def test_outputs_and_value_head_are_float32_under_fsdp2_in_bfloat16(recipe: Path) -> None:
-    run = Run(open_recipe(recipe))
     program = str(Path(__file__).with_name("fsdp_precision.py"))
     env = launching.environment("fsdp2", ACCELERATE_MIXED_PRECISION="bf16")
-    done = launching.launch([program, str(run.directory("models") / "start"), str(run.directory("rollout"))], env)
+    done = launching.launch([program, *map(str, (places.start(recipe), places.rollout(recipe), places.rollout(recipe, "valid")))], env)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "every output is float32" in done.stdout
 

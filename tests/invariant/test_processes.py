@@ -7,15 +7,14 @@ from pathlib import Path
 
 import conftest
 import launching
+import places
 import pytest
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 from safetensors.torch import load_file
-from tdistill.experiment.pipeline import Run
 
 from tdistill.cli import main
 from tdistill.data.dataset import RolloutDataset
-from tdistill.experiment.recipe_checks import open_recipe
 
 CONFIGS = Path(__file__).parents[2] / "recipes" / "accelerate"
 FIVE_DIGITS = 1e-5
@@ -60,7 +59,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory, tiny_teacher: Path) -> Path
     path.write_text(yaml.safe_dump(content))
     for stage in ("rollout", "sft"):
         command(stage, path)
-    data = RolloutDataset(Run(open_recipe(path)).directory("rollout") / "train")
+    data = RolloutDataset(places.rollout(path))
     assert len({len(data[i]["response_ids"]) for i in range(16)}) > 1, "equal lengths would hide a mean of means"
     return path
 
@@ -76,7 +75,7 @@ def command(*argv: object) -> None:
 
 
 def student(recipe: Path, overrides: list[str]) -> Path:
-    return Run(open_recipe(recipe, overrides)).directory("train") / "distilled"
+    return places.student(recipe, overrides)
 
 
 def trajectory(directory: Path) -> list[tuple[float, float]]:

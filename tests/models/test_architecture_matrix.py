@@ -2,17 +2,16 @@
 
 from pathlib import Path
 
+import places
 import pytest
 import torch
 import yaml
 from architectures import CONFIGS, LAYERS
 from conftest import command, save_tiny_model, tiny_recipe_dict
-from tdistill.experiment.pipeline import Run
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedModel, TrainingArguments
 
 from tdistill.data.dataset import RolloutDataset
 from tdistill.data.prompts import Prompt, tokenize_prompts
-from tdistill.experiment.recipe_checks import open_recipe
 from tdistill.models.find import find_model
 from tdistill.models.load import load_model
 from tdistill.models.probe import probe
@@ -157,5 +156,5 @@ def test_a_composite_configuration_goes_through_a_whole_run(architecture, tmp_pa
     path = tmp_path / "recipe.yaml"
     path.write_text(yaml.safe_dump(recipe))
     assert command("run", path) == 0
-    student = load_model(find_model(str(Run(open_recipe(path)).directory("train") / "distilled")))
+    student = load_model(find_model(str(places.student(path))))
     assert student.config.get_text_config().num_hidden_layers == 1

@@ -3,8 +3,8 @@
 import gguf
 import pytest
 from conftest import tiny_recipe_dict
-from tdistill.experiment.pipeline import Run
 
+from tdistill.experiment.experiment import Experiment
 from tdistill.experiment.preflight import preflight
 from tdistill.models.gguf import gguf_config, read_scalars
 from tdistill.recipe.schema import Recipe
@@ -74,4 +74,4 @@ def test_a_gguf_teachers_layers_and_context_are_checked_before_it_is_loaded(file
     for section, values in change.items():
         settings[section] = ({} if section == "student" else settings[section]) | values
     with pytest.raises(error, match=message):
-        preflight(Run(Recipe(**settings)))
+        preflight(Experiment(Recipe(**settings)))

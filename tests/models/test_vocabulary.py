@@ -3,24 +3,25 @@
 import json
 from pathlib import Path
 
+import places
 import pytest
 import torch
 import yaml
 from conftest import EOS, command, save_tiny_model, tiny_recipe_dict
-from tdistill.experiment.pipeline import Run
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from tdistill.data.dataset import RolloutDataset
 from tdistill.data.prompts import Prompt, TokenizedPrompt
+from tdistill.experiment.artefact import MANIFEST
+from tdistill.experiment.experiment import Experiment
 from tdistill.experiment.models import vocab_size
-from tdistill.experiment.recipe_checks import open_recipe
-from tdistill.experiment.rollouts import cache
 from tdistill.experiment.sample import answer
 from tdistill.models.find import find_model
 from tdistill.models.load import load_model
 from tdistill.models.tokenizer import eos_token_ids, load_tokenizer
 from tdistill.models.vocabulary import Vocabulary, vocabulary_size
 from tdistill.recipe.schema import ActionSpace, Sampling
-from tdistill.runtime.errors import ModelError
+from tdistill.runtime.errors import ModelError, OutputError
 from tdistill.teachers.transformers import generate_batch, score_batch
 from tdistill.training.trainer import DistillTrainer
 
@@ -103,7 +104,7 @@ def test_the_trainer_takes_the_same_bound(gap, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def run_with_gap(gap, tmp_path_factory) -> Run:
+def run_with_gap(gap, tmp_path_factory) -> Experiment:
     """A whole run, with on-policy text, completions and a loss over the whole vocabulary."""
     directory = tmp_path_factory.mktemp("run")
     recipe = tiny_recipe_dict(gap, directory)
@@ -113,16 +114,16 @@ def run_with_gap(gap, tmp_path_factory) -> Run:
     path = directory / "recipe.yaml"
     path.write_text(yaml.safe_dump(recipe))
     assert command("run", path) == 0
-    return Run(open_recipe(path))
+    return places.experiment(path)
 
 
 def test_texts_end_where_the_ids_have_gaps(run_with_gap):
     run = run_with_gap
     assert vocab_size(run) == 297
-    caches = [cache(run, split) for split in ("train", "valid", "test")]
+    caches = [RolloutDataset(places.rollout(run, split)) for split in ("train", "valid", "test")]
     last = [data[i]["response_ids"].tolist()[-1] for data in caches for i in range(len(data))]
     assert last.count(296) == sum(data.manifest.counts["finished"] for data in caches) > 0, "the end-of-text row is not sliced off"
-    answers = [json.loads(line) for path in (run.directory("evaluate") / "answers").iterdir() for line in path.read_text().splitlines()]
+    answers = [json.loads(line) for path in run.root.glob("answers/*/answers.jsonl") for line in path.read_text().splitlines()]
     assert any(record["finished"] and record["tokens"][-1] == 296 for record in answers)
 
 
@@ -131,15 +132,15 @@ def test_a_sampled_answer_ends_where_the_ids_have_gaps(gap):
     assert min(lengths) < 200
 
 
-def test_an_old_models_stage_says_what_to_do(run_with_gap):
-    path = run_with_gap.directory("models") / "models.json"
-    content = json.loads(path.read_text())
+def test_a_start_that_notes_no_vocabulary_says_what_to_do(run_with_gap):
+    path = places.start(run_with_gap) / MANIFEST
+    content = path.read_text()
     try:
-        path.write_text(json.dumps({k: v for k, v in content.items() if k != "vocab_size"}))
-        with pytest.raises(ModelError, match=r"has no vocab_size: an older tdistill wrote it\. Delete .* and run again"):
-            vocab_size(run_with_gap)
+        places.altered(path.parent, lambda manifest: manifest["notes"].pop("vocab_size"))
+        with pytest.raises(OutputError, match=r"vocab_size.*Delete .* and run again"):
+            vocab_size(Experiment(run_with_gap.recipe))
     finally:
-        path.write_text(json.dumps(content))
+        path.write_text(content)
 
 
 def test_a_prompt_with_a_token_that_has_no_embedding_is_named(tiny_teacher):

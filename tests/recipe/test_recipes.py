@@ -8,13 +8,17 @@ import sys
 from itertools import pairwise
 from pathlib import Path
 
+import places
 import pytest
 from models.test_architectures import ROWS, save_tiny
-from tdistill.experiment.pipeline import Run
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tdistill.cli import main
 from tdistill.data.prompts import load_prompts
+from tdistill.evaluation.answer_files import SCORES
+from tdistill.experiment.artefact import MANIFEST
+from tdistill.experiment.experiment import Experiment
+from tdistill.experiment.graph import execute, missing
 from tdistill.experiment.preflight import BFLOAT16, preflight, slow_bfloat16
 from tdistill.experiment.recipe_checks import open_recipe
 
@@ -53,7 +57,7 @@ def test_every_recipe_runs_two_steps_on_a_tiny_model(recipe, tiny_teacher, tmp_p
     output = tmp_path / "run"
     small = [f"teacher.teacher_model_name_or_path={tiny_teacher}", "teacher.dtype=float32", "student.keep_layers=[0, 3]"]
     run(monkeypatch, recipe, output, *small, "data.max_prompt_length=190", "evaluation.dtype=float32")
-    history = json.loads(only(output, "train/*/distilled/log_history.json").read_text())["history"]
+    history = json.loads((output / places.titles(output)["distilled"] / "log_history.json").read_text())["history"]
     assert max(entry["step"] for entry in history) == 2
     assert only(output, "report/*/report.html").stat().st_size > 10_000
 
@@ -136,7 +140,7 @@ def tiny_data(tmp_path_factory):
     return root
 
 
-def tiny_pair(name: str, models: dict, data: Path, output: Path, *overrides: str) -> Run:
+def tiny_pair(name: str, models: dict, data: Path, output: Path, *overrides: str) -> Experiment:
     teacher, student = PAPER[name]
     small = [
         f"output_dir={output}",
@@ -152,19 +156,20 @@ def tiny_pair(name: str, models: dict, data: Path, output: Path, *overrides: str
         *(f"{stage}.arguments.bf16=false" for stage in ("sft", "train")),
         *("train.arguments.warmup_steps=0", "train.arguments.learning_rate=1e-3", "train.arguments.logging_steps=1"),
     ]
-    run = Run(open_recipe(ROOT / f"recipes/paper/{name}.yaml", [*small, *TWO_STEPS, *overrides]))
+    run = Experiment(open_recipe(ROOT / f"recipes/paper/{name}.yaml", [*small, *TWO_STEPS, *overrides]))
     preflight(run)
     run.prepare()
     for stage in ("models", "rollout", "sft", "train"):
-        assert run.execute(stage)
+        assert missing(run, stage)
+        execute(run, stage)
     return run
 
 
 @pytest.mark.parametrize("name", PAPER)
 def test_a_pair_of_the_paper_runs_two_steps_on_tiny_models(name, tiny_models, tiny_data, tmp_path):
     run = tiny_pair(name, tiny_models, tiny_data, tmp_path / "run")
-    start, sft, student = run.directory("models") / "start", run.directory("sft"), run.directory("train") / "distilled"
-    assert (run.directory("rollout") / "train-human").is_dir()
+    start, sft, student = places.start(run), places.sft(run), places.student(run)
+    assert places.rollout(run, "train-human").is_dir()
     weights = [AutoModelForCausalLM.from_pretrained(directory).state_dict() for directory in (start, sft, student)]
     assert weights[0].keys() == weights[1].keys() == weights[2].keys()
     for before, after in pairwise(weights):
@@ -172,7 +177,7 @@ def test_a_pair_of_the_paper_runs_two_steps_on_tiny_models(name, tiny_models, ti
     assert AutoModelForCausalLM.from_pretrained(student).get_output_embeddings().weight.shape[0] == ROWS
     assert AutoTokenizer.from_pretrained(student).get_vocab() == AutoTokenizer.from_pretrained(tiny_models[PAPER[name][0], True]).get_vocab()
     for system in ("distilled", "seq_kd"):
-        history = json.loads((run.directory("train") / system / "log_history.json").read_text())["history"]
+        history = json.loads((places.student(run, name=system) / "log_history.json").read_text())["history"]
         assert max(entry["step"] for entry in history) == 2
         losses = [entry["loss"] for entry in history if "loss" in entry]
         assert len(losses) == 2
@@ -186,8 +191,8 @@ def test_what_their_headers_recommend_and_a_value_head_run_too(name, tiny_models
     learned = "{name: iq_learn, alpha: 100.0, gauge: learned, estimator: expected, anchor: tail, q_min: null}"
     run = tiny_pair(name, tiny_models, tiny_data, tmp_path / "run", RECOMMENDED, f"train.baselines={{held: {learned}}}", "train.lm=null")
     for system in ("distilled", "held"):
-        assert (run.directory("train") / system / "done.json").is_file()
-    assert (run.directory("train") / "held/value_head.safetensors").is_file()
+        assert (places.student(run, name=system) / MANIFEST).is_file()
+    assert (places.student(run, name="held") / "value_head.safetensors").is_file()
 
 
 @pytest.mark.slow
@@ -195,13 +200,15 @@ def test_what_their_headers_recommend_and_a_value_head_run_too(name, tiny_models
 def test_the_quickstart_distils_the_real_model(tmp_path, monkeypatch):
     output = tmp_path / "run"
     run(monkeypatch, ROOT / "recipes/quickstart.yaml", output)
-    student_directory = only(output, "train/*/distilled")
+    made = places.titles(output)
+    student_directory = output / made["distilled"]
     assert "quantization_config" not in json.loads((student_directory / "config.json").read_text())
     student = AutoModelForCausalLM.from_pretrained(student_directory)
     tokenizer = AutoTokenizer.from_pretrained(student_directory)
     assert student.config.num_hidden_layers == 20
     assert len(tokenizer) == 49_152
-    scores = {path.stem: json.loads(path.read_text())["scores"] for path in output.glob("evaluate/*/scores/*.json")}
+    systems = ("teacher", "start", "sft", "sft_continued", "distilled")
+    scores = {name: json.loads((output / made[f"divergences of {name}"] / SCORES).read_text()) for name in systems}
     mean = {name: sum(s["teacher_nll"].values()) / len(s["teacher_nll"]) for name, s in scores.items()}
     # The teacher finds its own text far likelier than that of a student cut down to 20 layers.
     assert mean["teacher"] < mean["start"] - 1.0

@@ -1,17 +1,22 @@
 import os
 import shutil
 import signal
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
+import places
 import pytest
 import torch
 from processes_under_test import start, wait_for
 from safetensors.torch import save_file
-from tdistill.experiment.pipeline import Run
 from test_cli import call, flat, no_file_over
 
-from tdistill.experiment import pipeline
+from tdistill.experiment import provenance
+from tdistill.experiment.artefact import MANIFEST, build
+from tdistill.experiment.experiment import Experiment
+from tdistill.experiment.graph import execute, is_complete
+from tdistill.experiment.models import teacher
 from tdistill.experiment.recipe_checks import open_recipe
 from tdistill.runtime.disk import disk_errors
 from tdistill.runtime.errors import ConfigError, OutputError
@@ -94,7 +99,7 @@ def test_an_output_directory_that_can_not_be_is_refused(name, tiny_recipe, tmp_p
     (tmp_path / "file").write_text("mine")
     (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
     with pytest.raises(ConfigError, match=message):
-        Run(open_recipe(tiny_recipe).model_copy(update={"output_dir": place.format(tmp=tmp_path)})).prepare()
+        Experiment(open_recipe(tiny_recipe).model_copy(update={"output_dir": place.format(tmp=tmp_path)})).prepare()
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
@@ -103,43 +108,42 @@ def test_a_directory_without_permissions_is_refused(mode, tiny_recipe, tmp_path)
     locked = tmp_path / "locked"
     locked.mkdir(mode=mode)
     with pytest.raises(ConfigError, match="Permission denied"):
-        Run(open_recipe(tiny_recipe).model_copy(update={"output_dir": str(locked)})).prepare()
+        Experiment(open_recipe(tiny_recipe).model_copy(update={"output_dir": str(locked)})).prepare()
 
 
 def test_the_home_directory_is_meant_by_a_tilde(tiny_recipe, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    Run(open_recipe(tiny_recipe, ["output_dir=~/runs/a"])).prepare()
+    places.experiment(tiny_recipe, ["output_dir=~/runs/a"]).prepare()
     assert (tmp_path / "home" / "runs" / "a" / ".tdistill").exists()
 
 
-@pytest.mark.parametrize("deleted", ["root", "stage"])
-def test_a_stage_whose_directory_was_replaced_while_it_ran_is_not_complete(deleted, tiny_recipe):
-    run = Run(open_recipe(tiny_recipe))
+@pytest.mark.parametrize("deleted", ["root", "artefact"])
+def test_an_artefact_whose_directory_was_replaced_while_it_was_made_is_not_complete(deleted, tiny_recipe):
+    run = places.experiment(tiny_recipe)
     run.prepare()
 
-    def replaced_meanwhile(run: Run, directory: Path) -> dict:
+    def replaced_meanwhile(directory: Path) -> dict:
         shutil.rmtree(run.root if deleted == "root" else directory)
         directory.mkdir(parents=True)  # as a library that makes what is missing
         return {}
 
-    run.stages["models"] = replace(run.stages["models"], work=replaced_meanwhile)
     with pytest.raises(OutputError, match="deleted or replaced while"):
-        run.execute("models")
-    assert not run.is_complete("models")
+        build(replace(teacher(run), make=replaced_meanwhile), {}, nullcontext())
+    assert not is_complete(run, "models")
 
 
-def test_a_stage_begins_without_the_files_that_a_kill_left(tiny_recipe):
-    run = Run(open_recipe(tiny_recipe))
+def test_an_artefact_begins_without_the_files_that_a_kill_left(tiny_recipe):
+    left = places.teacher(tiny_recipe) / "tokenizer.json.0123456789ab.partial"
+    run = places.experiment(tiny_recipe)
     run.prepare()
-    left = run.directory("models") / "models.json.0123456789ab.partial"
     left.parent.mkdir(parents=True)
     left.write_text("half")
-    run.execute("models")
+    execute(run, "models")
     assert not left.exists()
 
 
-def test_a_stage_is_marked_complete_after_its_files_are_on_the_disk(tiny_recipe, monkeypatch):
-    run, order = Run(open_recipe(tiny_recipe)), []
+def test_an_artefact_is_marked_complete_after_its_files_are_on_the_disk(tiny_recipe, monkeypatch):
+    order = []
     fsync = os.fsync
 
     def recorded(handle: int) -> None:
@@ -147,11 +151,9 @@ def test_a_stage_is_marked_complete_after_its_files_are_on_the_disk(tiny_recipe,
         fsync(handle)
 
     monkeypatch.setattr(os, "fsync", recorded)
-    run.prepare()
-    run.execute("models")
-    directory = run.directory("models")
-    (mark,) = [i for i, name in enumerate(order) if "stage.json" in name]
-    for file in (p for p in directory.rglob("*") if p.is_file() and p.name != "stage.json"):
+    directory = places.start(places.made(tiny_recipe))
+    (mark,) = [i for i, name in enumerate(order) if name.startswith(f"{directory}/{MANIFEST}")]
+    for file in (p for p in directory.rglob("*") if p.is_file() and p.name != MANIFEST):
         assert str(file) in order[:mark], file
 
 
@@ -162,8 +164,8 @@ def test_a_git_that_fails_costs_no_training(failure, tmp_path, monkeypatch):
     git.write_text(f"#!/bin/sh\n{script}\n")
     git.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    monkeypatch.setattr(pipeline, "GIT_SECONDS", 0.3)
-    assert pipeline._git_commit() == {"slow": "unknown", "none": "unknown", "garbled": "v\ufffd"}[failure]
+    monkeypatch.setattr(provenance, "GIT_SECONDS", 0.3)
+    assert provenance._git_commit() == {"slow": "unknown", "none": "unknown", "garbled": "v\ufffd"}[failure]
 
 
 def test_a_file_that_vanishes_while_it_is_synchronised_is_no_error(tmp_path):
@@ -188,7 +190,7 @@ def test_an_error_while_writing_leaves_nothing(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("pattern", ["rollout/*/train/shard-*.parquet", "sft/*/checkpoints/checkpoint-*", "train/*/*/checkpoints/checkpoint-*"])
+@pytest.mark.parametrize("pattern", ["rollouts/*/shard-*.parquet", "students/*/checkpoints/checkpoint-*", "answers/*"])
 def test_an_output_directory_deleted_while_a_run_writes_there_ends_it_with_an_error(pattern, tiny_recipe):
     root = tiny_recipe.parent / "run"
     process = start("run", tiny_recipe)
@@ -202,10 +204,10 @@ def test_an_output_directory_deleted_while_a_run_writes_there_ends_it_with_an_er
     assert "was deleted or replaced" in flat(errors)
 
 
-def test_a_file_in_the_place_of_a_stage_is_named(tiny_recipe, monkeypatch, capsys):
-    directory = Run(open_recipe(tiny_recipe)).directory("models")
+def test_a_file_in_the_place_of_an_artefact_is_named(tiny_recipe, monkeypatch, capsys):
+    directory = places.teacher(tiny_recipe)
     directory.parent.mkdir(parents=True)
-    directory.write_text("a file in the place of a stage")
+    directory.write_text("a file in the place of an artefact")
     (directory.parent.parent / ".tdistill").write_text("")
     code, _, errors = call(monkeypatch, capsys, "rollout", tiny_recipe)
     assert code == 2

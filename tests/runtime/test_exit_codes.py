@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import places
 import pytest
 from processes_under_test import start
 from test_cli import flat
@@ -24,7 +25,7 @@ def bad_prompts(recipe: Path) -> list[str]:
 
 def truncated_shard(recipe: Path) -> list[str]:
     run("rollout", str(recipe))
-    shard = next((recipe.parent / "run").glob("rollout/*/train/shard-00000.parquet"))
+    shard = places.rollout(recipe) / "shard-00000.parquet"
     shard.write_bytes(shard.read_bytes()[:-100])
     return ["sft", str(recipe)]
 
@@ -32,7 +33,7 @@ def truncated_shard(recipe: Path) -> list[str]:
 def file_as_stage(recipe: Path) -> list[str]:
     (recipe.parent / "run").mkdir()
     (recipe.parent / "run" / ".tdistill").write_text("")
-    (recipe.parent / "run" / "models").write_text("")
+    (recipe.parent / "run" / "teacher").write_text("")
     return ["rollout", str(recipe)]
 
 

@@ -6,13 +6,12 @@ import signal
 import time
 from pathlib import Path
 
+import places
 import pytest
 import yaml
 from processes_under_test import finish, matches, script, start, wait_for
-from tdistill.experiment.pipeline import Run
 from test_cli import flat, refused, results
 
-from tdistill.experiment.recipe_checks import open_recipe
 from tdistill.runtime.errors import OutputError
 from tdistill.runtime.locks import LOCK, gone_directory, hold, release_all
 
@@ -86,7 +85,7 @@ def test_one_process_may_hold_a_directory_twice_and_keeps_it_until_both_are_over
 
 
 def test_the_claim_of_a_run_ends_with_the_run(tiny_recipe):
-    run = Run(open_recipe(tiny_recipe))
+    run = places.experiment(tiny_recipe)
     run.prepare()
     assert (run.root / LOCK).exists()
     del run
@@ -138,7 +137,7 @@ def test_a_directory_whose_first_process_was_killed_before_its_marker_is_taken(l
     root.mkdir()
     for name in left:
         (root / name).write_text("")
-    Run(open_recipe(tiny_recipe)).prepare()
+    places.experiment(tiny_recipe).prepare()
     assert (root / ".tdistill").exists()
 
 
@@ -157,7 +156,8 @@ def test_two_runs_at_once_do_not_disturb_each_other(tiny_recipe):
     tiny_recipe.write_text(yaml.safe_dump(recipe))
     root, undisturbed = tiny_recipe.parent / "run", tiny_recipe.parent / "undisturbed"
     finish("run", tiny_recipe, f"output_dir={undisturbed}")
-    for pattern in ("rollout/*/train/shard-00000.parquet", "sft/*/checkpoints/checkpoint-50/tdistill.complete"):
+    titles = places.titles(undisturbed)
+    for pattern in (f"{titles['roll-outs of train']}/shard-00000.parquet", f"{titles['sft']}/checkpoints/checkpoint-50/tdistill.complete"):
         first = start("run", tiny_recipe)
         wait_for(first, matches(root, pattern))
         first.send_signal(signal.SIGSTOP)  # so that it holds the lock for as long as the test likes

@@ -5,12 +5,14 @@ import sys
 import time
 from pathlib import Path
 
+import places
 import pytest
 import yaml
 from processes_under_test import finish, matches, script, start, stop, wait_for
 from test_cli import results
 
-from tdistill.experiment.kept import kept_of_stage
+from tdistill.experiment.artefact import MANIFEST, Artefact
+from tdistill.experiment.kept import kept_of_artefact
 from tdistill.runtime.stops import keeping, stop_line
 
 AT_ONCE_S = 3.0  # on a machine with other work
@@ -147,27 +149,31 @@ def test_only_the_first_process_of_a_launch_speaks():
 
 
 def test_what_is_kept_is_said_by_the_whole_files(tmp_path):
-    directory = tmp_path / "train" / "key"
-    assert "nothing of `train` was yet" in kept_of_stage("train", tmp_path, directory)
-    for name, step in (("first", 4), ("second", 2), ("second", 6), ("second", 8)):
-        checkpoint = directory / name / "checkpoints" / f"checkpoint-{step}"
+    student = Artefact(tmp_path, "students", "distilled, seed 3", {"seed": 3}, lambda _: {})
+    assert "nothing of `distilled, seed 3` was yet" in kept_of_artefact(student, tmp_path)
+    for step in (2, 6, 8, 10):
+        checkpoint = student.directory / "checkpoints" / f"checkpoint-{step}"
         checkpoint.mkdir(parents=True)
         (checkpoint / "trainer_state.json").write_text('{"max_steps": 20}')
-        if step != 8:
+        if step != 10:
             (checkpoint / "tdistill.complete").write_text("")
-    (directory / "first" / "done.json").write_text("{}")
-    assert "of `train` 1 finished student, the checkpoint of second at step 6 of 20." in kept_of_stage("train", tmp_path, directory)
+    assert "of `distilled, seed 3` the checkpoint at step 8 of 20." in kept_of_artefact(student, tmp_path)
+    shards = Artefact(tmp_path, "rollouts", "roll-outs of train", {}, lambda _: {})
+    shards.directory.mkdir(parents=True)
+    for name in ("shard-00000.parquet", "shard-00001.parquet", "shard-00002.parquet.0123456789ab.partial"):
+        (shards.directory / name).write_text("")
+    assert "of `roll-outs of train` 2 shards of roll-outs." in kept_of_artefact(shards, tmp_path)
 
 
-# What is there when the signal is sent, the signal, and what the line names.
+# The artefact that is made and the file of it that is there when the signal is sent, the signal, and what the line names.
 MOMENTS = (
-    ("models/*", signal.SIGINT, "the same command"),
-    ("rollout/*/train/shard-*.parquet", signal.SIGTERM, "of `rollout`"),
-    ("sft/*/checkpoints/checkpoint-2/tdistill.complete", signal.SIGINT, "of 200"),
-    ("train/*/sft_continued/checkpoints/checkpoint-2/tdistill.complete", signal.SIGTERM, "of sft_continued at step"),
-    ("train/*/distilled/checkpoints/checkpoint-2/tdistill.complete", signal.SIGINT, "1 finished student, the checkpoint of distilled at step"),
-    ("evaluate/*/answers/*.jsonl", signal.SIGTERM, "of answers"),
-    ("report/*", signal.SIGINT, "the same command"),
+    ("teacher", "*", signal.SIGINT, "the same command"),
+    ("roll-outs of train", "shard-*.parquet", signal.SIGTERM, "of `roll-outs of train` "),
+    ("sft", "checkpoints/checkpoint-2/tdistill.complete", signal.SIGINT, "of 200"),
+    ("sft_continued", "checkpoints/checkpoint-2/tdistill.complete", signal.SIGTERM, "of `sft_continued` the checkpoint at step"),
+    ("distilled", "checkpoints/checkpoint-2/tdistill.complete", signal.SIGINT, "of `distilled` the checkpoint at step"),
+    ("answers of start", "answers.*", signal.SIGTERM, "what was complete in"),
+    ("report", "*", signal.SIGINT, "the same command"),
 )
 
 
@@ -180,11 +186,11 @@ def test_a_run_stopped_in_every_stage_ends_with_the_undisturbed_runs_results(tin
     tiny_recipe.write_text(yaml.safe_dump(recipe))
     undisturbed, stopped_often = tiny_recipe.parent / "undisturbed", tiny_recipe.parent / "stopped"
     finish("run", tiny_recipe, f"output_dir={undisturbed}")
-    stops = 0
-    for pattern, signum, words in MOMENTS:
+    stops, titles = 0, places.titles(undisturbed)
+    for title, pattern, signum, words in MOMENTS:
         process = start("run", tiny_recipe, f"output_dir={stopped_often}")
         try:
-            wait_for(process, matches(stopped_often, pattern))
+            wait_for(process, matches(stopped_often, f"{titles[title]}/{pattern}"))
         except AssertionError:
             assert process.returncode == 0, "only a stage that is over in no time may be missed"
             continue
@@ -206,7 +212,7 @@ def test_a_run_stopped_in_every_stage_ends_with_the_undisturbed_runs_results(tin
 def test_every_command_stops_in_one_line(tiny_recipe, tmp_path):
     finish("run", tiny_recipe)
     root = tiny_recipe.parent / "run"
-    student = next(root.glob("train/*/distilled"))
+    student = root / places.titles(root)["distilled"]
     commands = {
         "theory": (["theory", tmp_path / "theory"], matches(tmp_path, "theory/.tdistill.lock"), "Give it again."),
         "sample": (["sample", student, "hello"], None, "before anything was written"),
@@ -214,8 +220,8 @@ def test_every_command_stops_in_one_line(tiny_recipe, tmp_path):
         "sparsity": (["sparsity", tiny_recipe], matches(root, ".tdistill.lock"), "What was complete"),
         "evaluate": (
             ["evaluate", tiny_recipe, "--temperatures", ",".join(f"{0.3 + i / 50:g}" for i in range(40))],
-            matches(root, "temperatures/*/*/scores/*.json"),
-            "of `temperatures`",
+            lambda: len(list(root.glob("answers/*/scores.json"))) > 6,
+            "answers of ",
         ),
     }
     for name, (argv, ready, words) in commands.items():
@@ -242,11 +248,11 @@ def test_two_processes_of_a_launcher_say_it_once(tiny_recipe):
         finish(stage, tiny_recipe)
     launcher = ("-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29651", "-m", "tdistill")
     process = start("train", tiny_recipe, python=launcher)
-    wait_for(process, matches(tiny_recipe.parent / "run", "train/*/distilled"))
+    wait_for(process, places.student(tiny_recipe).exists)
     time.sleep(3.0)
     stopped = stop(process, signal.SIGINT, group=True)
     assert stopped.status != 0
-    assert "of `train`" in stopped.line
+    assert "of `distilled`" in stopped.line
 
 
 @pytest.mark.slow
@@ -260,7 +266,7 @@ def test_a_result_that_can_not_be_printed_costs_no_work(closed, tiny_recipe):
     assert "Traceback" not in done.stderr
     if closed == "full":
         assert "Can't write to standard output: No space left on device" in done.stderr
-    assert matches(tiny_recipe.parent / "run", "report/*/stage.json")()
+    assert matches(tiny_recipe.parent / "run", f"report/*/{MANIFEST}")()
 
 
 @pytest.mark.slow
@@ -268,4 +274,4 @@ def test_progress_that_nobody_reads_costs_no_work(tiny_recipe):
     command = f"{sys.executable} -m tdistill run {tiny_recipe} 2>&1 >/dev/null | head -c 10 >/dev/null; echo ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
     assert done.stdout.strip() == "0", done.stderr
-    assert Path(next((tiny_recipe.parent / "run").glob("report/*/stage.json"))).is_file()
+    assert Path(next((tiny_recipe.parent / "run").glob(f"report/*/{MANIFEST}"))).is_file()

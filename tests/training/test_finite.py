@@ -1,19 +1,22 @@
 """A student that is not finite is never saved, and a number that is none is never a result."""
 
-import json
+import shutil
 from pathlib import Path
 from typing import Any
 
+import places
 import pytest
 import small_runs
 import torch
 import yaml
 from conftest import command
-from tdistill.experiment.pipeline import Run
 from transformers import TrainerCallback
 
-from tdistill.experiment.evaluation import check_finite
-from tdistill.experiment.recipe_checks import open_recipe
+from tdistill.evaluation.answer_files import SCORES
+from tdistill.evaluation.answers import check_finite
+from tdistill.experiment.answers import answers
+from tdistill.experiment.graph import is_complete
+from tdistill.experiment.systems import systems
 from tdistill.models.find import find_model
 from tdistill.models.load import load_model
 from tdistill.models.tokenizer import load_tokenizer
@@ -59,9 +62,8 @@ def test_the_command_line_ends_with_status_2_and_the_stage_is_not_complete(tiny_
     for _ in range(2):
         assert command("train", tiny_recipe) == 2
         assert "not finite" in (error := capsys.readouterr().err) or "is nan" in error
-    run = Run(open_recipe(tiny_recipe))
-    assert not run.is_complete("train")
-    assert not (run.directory("train") / "distilled" / "model.safetensors").exists()
+    assert not is_complete(places.experiment(tiny_recipe), "train")
+    assert not (places.student(tiny_recipe) / "model.safetensors").exists()
 
 
 class Poison(TrainerCallback):
@@ -161,19 +163,18 @@ def test_scores_of_a_model_with_a_weight_that_is_none_are_not_written(tiny_recip
 
     for stage in ("rollout", "sft", "train", "evaluate"):
         assert command(stage, tiny_recipe) == 0
-    run = Run(open_recipe(tiny_recipe))
-    path, measured = run.directory("train") / "distilled" / "model.safetensors", run.directory("evaluate")
+    run = places.experiment(tiny_recipe)
+    path = places.student(run) / "model.safetensors"
+    measured = next(answers(run, system) for system in systems(run) if system.name == "distilled")
     weights = load_file(path)
     weights["lm_head.weight"][:, 0] = torch.inf
     save_file(weights, path, {"format": "pt"})
-    stage = run.directory("train") / "stage.json"  # as an earlier version wrote it, which took no checksums
-    stage.write_text(json.dumps({k: v for k, v in json.loads(stage.read_text()).items() if k not in ("files", "checksum")}))
-    (measured / "scores" / "distilled.json").unlink()
-    (measured / "stage.json").unlink()
+    places.altered(path.parent, lambda manifest: manifest["files"].update({path.name: places.checksum(path)}))  # as if training had saved it
+    shutil.rmtree(measured.directory)
     assert command("evaluate", tiny_recipe) == 2
     assert "logits are not finite on" in capsys.readouterr().err
-    assert not (measured / "scores" / "distilled.json").exists()
-    assert not run.is_complete("evaluate")
+    assert not (measured.directory / SCORES).exists()
+    assert not is_complete(places.experiment(tiny_recipe), "evaluate")
 
 
 @pytest.mark.parametrize("row", [65, 300])  # a token that the probe may not draw, and a row of padding
@@ -191,7 +192,8 @@ def test_a_start_that_could_never_be_saved_is_refused_before_the_roll_outs(
     assert command("rollout", tiny_recipe) == 2
     assert "embed_tokens.weight of the student" in (error := capsys.readouterr().err)
     assert "before any training" in error
-    assert not Run(open_recipe(tiny_recipe)).is_complete("rollout")
+    assert not is_complete(places.experiment(tiny_recipe), "models")
+    assert not (tiny_recipe.parent / "run" / "rollouts").exists()
 
 
 def test_a_trainer_takes_no_student_that_could_never_be_saved(world: small_runs.World, tmp_path: Path) -> None:

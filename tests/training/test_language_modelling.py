@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import places
 import pytest
 import torch
 import yaml
-from tdistill.experiment.pipeline import Run
 
 from tdistill.cli import main
 from tdistill.data.corpus import PackedCorpus, read_documents
@@ -96,7 +96,7 @@ def trained(recipe: Path, monkeypatch: pytest.MonkeyPatch, *overrides: str) -> l
         with pytest.raises(SystemExit) as stop:
             main()
         assert not stop.value.code
-    directory = Run(open_recipe(recipe, list(overrides))).directory("train") / "distilled"
+    directory = places.student(recipe, overrides)
     return [h for h in json.loads((directory / "log_history.json").read_text())["history"] if "loss" in h]
 
 

@@ -3,11 +3,11 @@
 import json
 from pathlib import Path
 
+import places
 import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
-from tdistill.experiment.pipeline import Run
 from transformers import AutoModelForCausalLM
 
 from tdistill.cli import main
@@ -40,8 +40,7 @@ def call(monkeypatch: pytest.MonkeyPatch, *argv: object) -> None:
 def test_a_run_with_adapters(merge: bool, recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     overrides = [f"train.peft.merge={str(merge).lower()}", "train.arguments.activation_checkpointing=true"]
     call(monkeypatch, "run", recipe, *overrides)
-    run = Run(open_recipe(recipe, overrides))
-    student, start = run.directory("train") / "distilled", run.directory("sft")
+    student, start = places.student(recipe, overrides), places.sft(recipe, overrides)
     assert (student / ADAPTER_CONFIG).exists() is not merge
     assert (student / "value_head.safetensors").exists()
     whole, before = load_model(find_model(str(student))), load_model(find_model(str(start)))

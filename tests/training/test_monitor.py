@@ -3,11 +3,10 @@
 import json
 from pathlib import Path
 
+import places
 import pytest
-from tdistill.experiment.pipeline import Run
 
 from tdistill.cli import main
-from tdistill.experiment.recipe_checks import open_recipe
 from tdistill.runtime.files import read_jsonl
 from tdistill.training.checkpoints import drop_checkpoints
 
@@ -18,7 +17,7 @@ def trained(recipe: Path, monkeypatch: pytest.MonkeyPatch, *overrides: str) -> P
         with pytest.raises(SystemExit) as stop:
             main()
         assert not stop.value.code
-    return Run(open_recipe(recipe, list(overrides))).directory("train") / "distilled"
+    return places.student(recipe, overrides)
 
 
 def test_completions_are_shown_at_every_validation(tiny_recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:

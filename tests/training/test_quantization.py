@@ -4,15 +4,16 @@ import importlib.util
 import json
 from pathlib import Path
 
+import places
 import pytest
 import torch
 import yaml
-from tdistill.experiment.pipeline import Run
 
+from tdistill.data.dataset import RolloutDataset
+from tdistill.experiment.experiment import Experiment
 from tdistill.experiment.models import load_teacher
 from tdistill.experiment.preflight import preflight
 from tdistill.experiment.recipe_checks import open_recipe
-from tdistill.experiment.rollouts import cache
 from tdistill.models.find import find_model
 from tdistill.models.load import check_quantization, load_model
 from tdistill.runtime.errors import ModelError
@@ -43,15 +44,12 @@ def test_an_eight_bit_teacher_is_near_the_whole_one_and_not_the_same(tiny_teache
 
 @needs_bitsandbytes
 def test_roll_outs_come_from_the_quantised_teacher(recipe: Path) -> None:
-    plain = open_recipe(recipe, ["teacher.quantization=null"])
-    runs = [Run(plain), Run(open_recipe(recipe))]
-    assert runs[0].key("models") == runs[1].key("models")
-    assert runs[0].key("rollout") != runs[1].key("rollout")
-    for run in runs:
-        for stage in ("models", "rollout"):
-            run.execute(stage)
+    runs = [places.made(recipe, overrides, stages=("models", "rollout")) for overrides in (["teacher.quantization=null"], [])]
+    assert places.start(runs[0]) == places.start(runs[1])
+    assert places.rollout(runs[0]) != places.rollout(runs[1])
     assert load_teacher(runs[1]).model.layers[0].mlp.up_proj.weight.dtype == torch.int8
-    texts = [[cache(run, "train").text(i) for i in range(len(cache(run, "train")))] for run in runs]
+    caches = [RolloutDataset(places.rollout(run)) for run in runs]
+    texts = [[data.text(i) for i in range(len(data))] for data in caches]
     assert texts[0] != texts[1]
 
 
@@ -60,4 +58,4 @@ def test_what_can_not_be_used_is_refused_before_anything_starts(config: dict, re
     with pytest.raises(ModelError, match="can't be used here"):
         check_quantization(config)
     with pytest.raises(ModelError, match="can't be used here"):
-        preflight(Run(open_recipe(recipe, [f"teacher.quantization={json.dumps(config)}"])))
+        preflight(Experiment(open_recipe(recipe, [f"teacher.quantization={json.dumps(config)}"])))

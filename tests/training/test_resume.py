@@ -5,15 +5,16 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import places
 import pytest
 import small_runs
 import torch
 from conftest import command
-from tdistill.experiment.pipeline import Run
 from transformers import EarlyStoppingCallback, TrainerCallback
 
-from tdistill.experiment import students as train_stage
-from tdistill.experiment.recipe_checks import open_recipe
+from tdistill.experiment import artefact
+from tdistill.experiment.graph import make
+from tdistill.experiment.students import sft, students
 from tdistill.recipe.schema import MonitorConfig
 from tdistill.runtime.errors import TrainingError
 from tdistill.training.checkpoints import find_checkpoints, last_checkpoint
@@ -208,30 +209,29 @@ def test_there_is_a_whole_checkpoint_at_every_moment(limit: int, world: small_ru
 @pytest.mark.parametrize("stage", ["sft", "train"])
 def test_a_student_keeps_its_checkpoints_until_it_has_its_mark(stage: str, tiny_recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A kill between the last file of a student and its mark costs no step."""
-    run = Run(open_recipe(tiny_recipe))
     for before in ("rollout", "sft")[: 1 if stage == "sft" else 2]:
         assert command(before, tiny_recipe) == 0
-    student = run.directory("sft") if stage == "sft" else run.directory("train") / "sft_continued"
+    run = places.experiment(tiny_recipe)
+    trained = sft(run) if stage == "sft" else students(run)[0]
+    assert trained is not None
+    student = trained.artefact.directory
     last = student / "checkpoints" / ("checkpoint-4" if stage == "sft" else "checkpoint-3")
 
     def killed(path: Path, *_: object) -> None:
         raise KeyboardInterrupt(path)
 
     with monkeypatch.context() as patch:
-        patch.setattr(train_stage, "write_json", killed)
+        patch.setattr(artefact, "write_json", killed)
         with pytest.raises(KeyboardInterrupt):
-            run.execute(stage)
+            make(run, trained.artefact)
     assert last.is_dir()
     assert (student / "model.safetensors").is_file()
-    assert not (student / "done.json").exists()
+    assert not (student / artefact.MANIFEST).exists()
     with monkeypatch.context() as patch:
         patch.setattr(DistillTrainer, "training_step", None)  # a step would fail
-        if stage == "sft":
-            assert run.execute(stage)
-        else:
-            patch.setattr(train_stage, "train_systems", lambda _: {"sft_continued": run.recipe.train.methods()["sft_continued"]})
-            train_stage.make_students(run, run.directory("train"))
-    assert (student / "done.json").is_file()
+        make(run, trained.artefact)
+        trained.artefact.after(student)
+    assert (student / artefact.MANIFEST).is_file()
     assert not last.exists()
 
 

@@ -7,18 +7,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import places
 import pytest
 import small_runs
 import yaml
 from accelerate.data_loader import BatchSamplerShard
 from conftest import command
-from tdistill.experiment.pipeline import Run
 from torch.utils.data import BatchSampler
 from transformers import TrainingArguments
 
 from tdistill.data.collate import DistillCollator
 from tdistill.data.mixed import MixedDataset, RunLength
-from tdistill.experiment.recipe_checks import open_recipe
 from tdistill.recipe.schema import LmConfig, OnPolicyConfig
 from tdistill.runtime.errors import ConfigError
 from tdistill.runtime.progress import console
@@ -201,6 +200,6 @@ def test_two_processes_train_a_mixture_as_long_as_the_plain_run(tiny_recipe: Pat
     for lm in ("train.lm=null", f"train.lm={{corpus: {corpus}, window: 16}}"):
         done = subprocess.run([*launcher, "train", tiny_recipe, lm], env=environment, capture_output=True, text=True, timeout=300, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
-        found.append(course(Run(open_recipe(tiny_recipe, [lm])).directory("train") / "distilled"))
+        found.append(course(places.student(tiny_recipe, [lm])))
     assert found[0] == found[1]
     assert found[0][0][-1][0] == 9

@@ -3,14 +3,13 @@
 from pathlib import Path
 from typing import Any
 
+import places
 import pytest
 import torch
-from tdistill.experiment.pipeline import Run
 from transformers import TrainingArguments
 
 from tdistill import DistillTrainer
 from tdistill.cli import main
-from tdistill.experiment.recipe_checks import open_recipe
 from tdistill.models.find import find_model
 from tdistill.models.load import load_model
 from tdistill.models.prune import prune_layers
@@ -39,10 +38,9 @@ def trained(recipe: Path, monkeypatch: pytest.MonkeyPatch, *overrides: str) -> t
         with pytest.raises(SystemExit) as stop:
             main()
         assert not stop.value.code
-    run = Run(open_recipe(recipe, list(overrides)))
-    directory = run.directory("train") / "distilled"
+    directory = places.student(recipe, overrides)
     head = load_file(directory / "value_head.safetensors")["state.weight"]
-    return load_model(find_model(str(run.directory("sft")))), load_model(find_model(str(directory))), head
+    return load_model(find_model(str(places.sft(recipe, overrides)))), load_model(find_model(str(directory))), head
 
 
 def test_a_head_start_leaves_the_student_alone(tiny_recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -181,10 +181,12 @@ def build(artefact: Artefact, provenance: Mapping[str, Any], watching: AbstractC
         if is_main_process():
             remove_partial(directory)
         started = time.perf_counter()
-        with watching, staying(directory, artefact.title):
-            notes = artefact.make(directory)
+        with watching:
+            with staying(directory, artefact.title):
+                notes = artefact.make(directory)
+                if is_main_process():
+                    sync_tree(directory)
             if is_main_process():
-                sync_tree(directory)
                 write_json(directory / MANIFEST, _sealed(artefact, notes, time.perf_counter() - started, provenance))
     finally:
         if lock is not None:
