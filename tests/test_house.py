@@ -57,9 +57,6 @@ UNPLAIN: set[str] = {
     "tdistill.objectives.minillm:minillm",
     "tdistill.objectives.tvd:",
     "tdistill.teachers.rollouts:_human_plan",
-    "tdistill.training.clock:on_train_begin",
-    "tdistill.training.clock:on_train_end",
-    "tdistill.training.resumable:train",
 }
 
 

@@ -259,12 +259,14 @@ def test_the_advice_of_a_damaged_file_works(finished, tmp_path, capsys):
     for pattern in ("evaluate/*/scores/distilled.json", "train/*/distilled/log_history.json", "models/*/models.json"):
         (path,) = files(output, [pattern])
         path.write_text("{}")
-        assert command("report", recipe, f"output_dir={output}") == 2
-        error = capsys.readouterr().err
-        advice = re.search(r"[dD]elete (.*?),? and run again", error)[1]
-        for victim in advice.replace(" and ", ", ").split(", "):
-            shutil.rmtree(victim) if Path(victim).is_dir() else Path(victim).unlink()
-        assert command("run", recipe, f"output_dir={output}") == 0
+        stages = ["report", "run"]  # a damaged student is refused by its own files, then by its stage's
+        while command(stages[0], recipe, f"output_dir={output}") == 2:
+            advice = re.search(r"[dD]elete (.*?),? and run again", capsys.readouterr().err)[1]
+            victims = [Path(victim) for victim in advice.replace(" and ", ", ").split(", ")]
+            for victim in victims:
+                shutil.rmtree(victim) if victim.is_dir() else victim.unlink(missing_ok=len(victims) > 1)
+            stages = ["run"]
+        assert stages == ["run"]
         again = files(output, [pattern])[0].read_bytes()
         assert json.loads(again).keys() == json.loads(valid[pattern]).keys()
 

@@ -1,4 +1,4 @@
-"""Refuse what a ``DistillTrainer`` is asked for and can't do: nothing that somebody set is left out without a word."""
+"""Refuse settings that a ``DistillTrainer`` can't follow, so that none is ignored without a word."""
 
 import copy
 from collections.abc import Mapping, Sequence

@@ -38,17 +38,17 @@ class DistillTrainer(ResumableTrainer):
     """Train a student on roll-outs by any objective.
 
     Args:
-        model: a causal LM, or a ``StudentModel`` around one (which is what ``trainer.model`` is afterwards).
+        model: a causal LM, or a ``StudentModel`` around one. ``trainer.model`` is a ``StudentModel`` in both cases.
         args: ``TrainingArguments``. The trainer works on a copy. A non-finite loss, gradient, metric or weight stops the run.
         objective: from ``bind``.
         train_dataset: a ``RolloutDataset``; or a ``MixedDataset``, which is read in order, by one process without workers, and says
             how many steps the run has, whatever ``num_train_epochs`` is.
         eval_dataset: a ``RolloutDataset``.
         processing_class: the tokenizer; saved with checkpoints.
-        teacher_model: needed if the objective or a data set with p = 1 wants every logit; never under autograd.
+        teacher_model: needed if the objective or a data set with p = 1 reads every logit of the teacher. It runs without gradient.
         lm: the language-modelling term, on the windows that a ``MixedDataset`` with a corpus adds.
         value: how the value head learns, and how fast a target network follows.
-        vocab_size: V, as the roll-outs have it; by default from ``vocabulary.vocabulary_size``, or the head's rows without a tokenizer.
+        vocab_size: V of the roll-outs; by default from ``models.vocabulary.vocabulary_size``.
 
     Raises:
         ConfigError: the objective needs what model, teacher or data do not offer, or something was asked for that has no effect.
@@ -182,7 +182,7 @@ class DistillTrainer(ResumableTrainer):
         return self.lm.lm_coef * mixed.mean(-1).sum() / windows_per_step
 
     def _logs_this_step(self) -> bool:
-        """Tell whether the Trainer logs after the optimizer step that this micro-batch belongs to: then diagnostics are worth their time."""
+        """Return whether the Trainer logs after the optimizer step of this micro-batch: only then diagnostics are computed."""
         step, strategy = self.state.global_step + 1, self.args.logging_strategy
         if step == 1 and self.args.logging_first_step:
             return True
@@ -235,7 +235,7 @@ class DistillTrainer(ResumableTrainer):
         return super()._clip_grad_norm(model)
 
     def _hold_language_model(self, model: nn.Module) -> None:
-        """Remove the language model's gradient while the value head has its head start, before the norm is measured and clipped."""
+        """Remove the language model's gradient in the first ``value.warmup_steps`` steps, before the norm is measured and clipped."""
         student = self.accelerator.unwrap_model(model)
         if student.value_head is not None and self.state.global_step < self.value.warmup_steps:
             clear_gradients(student.lm)
@@ -302,7 +302,7 @@ class DistillTrainer(ResumableTrainer):
 
     @torch.no_grad()
     def _check_student(self) -> None:
-        """Check the weights, and the loss that they give on the last batch: after the last step nobody else looks at either."""
+        """Check the weights, and the loss that they give on the last batch: after the last step nothing else reads either."""
         super()._check_student()
         if self._last_batch is None:
             return
