@@ -47,7 +47,6 @@ UNPLAIN: set[str] = {
     "tdistill.experiment.models:check_training",
     "tdistill.experiment.rollouts:check_inputs",
     "tdistill.cli:train",
-    "tdistill.compare.comparing:compare",
     "tdistill.data.collate:__call__",
     "tdistill.data.corpus:read_documents",
     "tdistill.experiment.lm_eval:report",
