@@ -13,11 +13,11 @@ from tdistill.experiment.run_files import read_run_file, remedy
 from tdistill.experiment.run_forms import ModelsForm
 from tdistill.models.find import ModelSource, find_model
 from tdistill.models.fingerprint import weights_fingerprint
+from tdistill.models.head import VALUES
 from tdistill.models.load import compute_device, load_model
 from tdistill.models.lora import add_lora
 from tdistill.models.probe import probe
 from tdistill.models.prune import check_layer_count, outer_layers, prune_layers
-from tdistill.models.student import VALUES
 from tdistill.models.tokenizer import check_same_vocabulary, eos_token_ids, load_tokenizer, tokenizer_fingerprint
 from tdistill.models.vocabulary import vocabulary_size
 from tdistill.objectives import bind

@@ -8,7 +8,8 @@ from transformers import EarlyStoppingCallback, TrainerCallback, TrainingArgumen
 
 from tdistill.data.dataset import RolloutDataset
 from tdistill.data.mixed import MixedDataset
-from tdistill.models.student import VALUES, StudentModel
+from tdistill.models.head import VALUES
+from tdistill.models.student import StudentModel
 from tdistill.objectives import BoundObjective
 from tdistill.recipe.schema import LmConfig, ValueConfig
 from tdistill.runtime.errors import ConfigError
