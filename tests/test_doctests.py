@@ -1,4 +1,4 @@
-"""Every example in a docstring of the mathematics gives what it says."""
+"""Every example in a docstring of the mathematics, the statistics, the metrics and the pages gives what it says."""
 
 import doctest
 import importlib
@@ -6,15 +6,22 @@ import pkgutil
 
 import pytest
 
+import tdistill.evaluation
 import tdistill.mdp
 import tdistill.objectives
+import tdistill.pages
+import tdistill.statistics
 
-MODULES = [m.name for room in (tdistill.mdp, tdistill.objectives) for m in pkgutil.walk_packages(room.__path__, room.__name__ + ".")]
+ROOMS = (tdistill.mdp, tdistill.objectives, tdistill.statistics, tdistill.evaluation, tdistill.pages)
+MODULES = [m.name for room in ROOMS for m in pkgutil.walk_packages(room.__path__, room.__name__ + ".")]
 WITH_EXAMPLES = {
+    "tdistill.evaluation.metrics",
     "tdistill.mdp.bellman",
     "tdistill.mdp.candidates",
     "tdistill.mdp.steps",
     "tdistill.objectives.bind",
+    "tdistill.pages.tables",
+    "tdistill.statistics.estimate",
 }  # modules whose examples must not go
 
 

@@ -214,7 +214,7 @@ def test_a_run_from_before_the_clock_has_quality_and_steps_only(runs: list[Path]
     assert command("compare", old, "--output", tmp_path / "out") == 0
     out = capsys.readouterr().out
     assert "Note: Trained before wall-clock was recorded, so without it: sft_continued, distilled.\n" in out
-    assert f"alone as its error.\n\npage: {tmp_path / 'out' / 'compare.html'}\n" in out
+    assert f"its ± is over prompts only.\n\npage: {tmp_path / 'out' / 'compare.html'}\n" in out
     assert not (tmp_path / "out/figures/validation.svg").exists()
     assert "optimizer steps" in (tmp_path / "out/figures/cost.svg").read_text()
     (row,) = (r for r in of_kind(tmp_path / "out", "method") if r["method"] == "distilled")

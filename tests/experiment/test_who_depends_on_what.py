@@ -15,6 +15,7 @@ from conftest import tiny_recipe_dict
 from safetensors.torch import load_file, save_file
 
 from tdistill.experiment.graph import STAGES
+from tdistill.experiment.models import load_own_tokenizer
 from tdistill.objectives import registry
 
 EVERYTHING = {"teacher", "start", "train", "valid", "test", "sft", "sft_continued", "distilled", "evaluation", "report"}
@@ -218,3 +219,19 @@ def test_one_more_test_prompt_leaves_the_answers_of_no_student_but_their_roll_ou
     edit_answer("train")(place, None)
     after = keys(place.recipe())
     assert {name for name in after if after[name] != before[name]} == {"train-human"}
+
+
+CLOCK = "{% for m in messages %}{{ strftime_now('%Y-%m-%d %H:%M:%S.%f') }} {{ m['content'] }}{% endfor %}"
+
+
+def test_a_template_that_reads_the_clock_is_pinned_once(place):
+    (place.teacher / "chat_template.jinja").write_text(CLOCK)
+    before = keys(place.recipe())
+    assert keys(place.recipe()) == before, "another moment, the same prompts"
+    experiment = places.experiment(place.recipe())
+    first, second = (load_own_tokenizer(experiment).apply_chat_template([{"role": "user", "content": "x"}], tokenize=False) for _ in range(2))
+    assert first == second
+    shutil.rmtree(places.teacher(place.recipe()))
+    after = keys(place.recipe())
+    assert after["teacher"] == before["teacher"]
+    assert after["train"] != before["train"], "a teacher that was made anew at another moment has other prompts"

@@ -44,7 +44,7 @@ def check(trainer: DistillTrainer) -> None:
     student.value_head.state.register_forward_hook(lambda _, inputs, __: seen.update(hidden=inputs[0].detach()))
     inputs = trainer._prepare_inputs(next(iter(trainer.get_eval_dataloader())))
     given: dict[str, Any] = {**student_inputs(inputs), "needs": NEEDS, "vocab_size": trainer.vocab_size}
-    given |= {"candidate_ids": None, "legal": None}  # every token is a candidate
+    given |= {"candidate_ids": None}  # every token is a candidate
     with trainer.compute_loss_context_manager():
         out = {key: value.detach() for key, value in student(**given).items()}
     assert {value.dtype for value in out.values()} == {torch.float32}, {key: value.dtype for key, value in out.items()}

@@ -101,7 +101,7 @@ def test_the_value_of_a_token_is_the_states_and_what_its_embedding_adds(model):
     ids = torch.tensor([[[3, 9], [200, 0], [1, 2], [TOKENS - 1, 5], [7, 7]]])
     with torch.no_grad():
         hidden = model(inputs, attention_mask=attention, output_hidden_states=True).hidden_states[-1][:, -taken.shape[1] :]
-        out = student(inputs, attention, taken, candidate_ids=ids, legal=torch.ones_like(ids, dtype=torch.bool), needs=NEEDS)
+        out = student(inputs, attention, taken, candidate_ids=ids, needs=NEEDS)
     head, embeddings = student.value_head, model.get_output_embeddings().weight
     for t, row in enumerate(ids[0].tolist()):
         for k, token in enumerate(row):

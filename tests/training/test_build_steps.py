@@ -35,7 +35,7 @@ from tdistill.training.target import TargetNetwork
 VOCAB, P = 257, 0.9
 FLOAT16 = 2.0**-10  # relative spacing: a candidate's log-prob is off by half of it, and by as much again when the mass is restored
 FORWARD = 2e-4  # nats: the float32 forward of these models against float64
-NEEDS = frozenset({"log_z", "max", "taken", "value", "action_value", "behaviour", "expert", "uniform"})
+NEEDS = frozenset({"log_z", "max", "taken", "entropy", "value", "action_value", "behaviour", "expert", "uniform"})
 
 
 @dataclass(frozen=True)
@@ -175,6 +175,7 @@ def assert_step(steps: Steps, b: int, t: int, truth: Reference, inside: list[int
     scalars = {
         "log_z_t": z,
         "max_t": max(student.tolist()),
+        "entropy_t": sum(math.exp(x - z) * (z - x) for x in student.tolist()),
         "taken_logit_t": student[token].item(),
         "teacher_taken_logp_t": teacher[token].item(),
         "behaviour_logp_t": truth.behaviour[t],

@@ -9,14 +9,17 @@ import pytest
 import torch
 from torch import Tensor
 
+from tdistill.mdp.steps import Steps
 from tdistill.models.find import find_model
+from tdistill.models.head import entropy
 from tdistill.models.load import load_model
 from tdistill.models.prune import prune_layers
-from tdistill.models.student import StudentModel, full_vocabulary_metrics
+from tdistill.models.student import StudentModel
 from tdistill.models.value_head import ValueHead
 from tdistill.objectives import OBJECTIVES, bind
 from tdistill.recipe.schema import LmConfig
 from tdistill.training.language_modelling import window_losses
+from tdistill.training.metrics import diagnostics
 from tdistill.training.target import TargetNetwork
 
 HALF = [torch.bfloat16, torch.float16]
@@ -86,10 +89,8 @@ def batch() -> dict[str, Any]:
         "attention_mask": torch.ones_like(ids),
         "taken_ids": taken,
         "candidate_ids": candidates,
-        "legal": torch.ones_like(candidates, dtype=torch.bool),
-        "needs": NEEDS | {"dense"},
+        "needs": NEEDS | {"dense", "entropy"},
         "vocab_size": VOCAB,
-        "diagnostics": True,
     }
 
 
@@ -112,8 +113,7 @@ def assert_is_float32(out: dict[str, Tensor], student: StudentModel, hidden: Ten
         "max_t": l64.amax(-1),
         "taken_logit_t": l64.gather(-1, given["taken_ids"].unsqueeze(-1)).squeeze(-1),
         "logits_t": l64,
-        "student_mass": p.exp().gather(-1, ids).sum(-1),
-        "entropy": -(p.exp() * p).sum(-1),
+        "entropy_t": -(p.exp() * p).sum(-1),
     }
     assert out.keys() == truth.keys()
     for name, want in truth.items():
@@ -199,7 +199,12 @@ def test_the_language_modelling_term_is_float32_under_autocast(half: torch.dtype
 def test_a_logit_of_minus_infinity_leaves_the_metrics_finite() -> None:
     """Some models write −inf at tokens that may never come."""
     logits = torch.tensor([[[1.0, 2.0, -torch.inf, 0.0]]])
-    out = full_vocabulary_metrics(logits, logits[..., :2], None)
+    legal, taken = torch.tensor([[[True, True, False]]]), torch.zeros(1, 1, dtype=torch.long)
+    state = legal.any(-1)
+    # The third slot is padding: it may hold the logit of any token.
+    q, zero = logits[..., [0, 1, 1]], torch.zeros(1, 1, 3)
+    steps = Steps(q, zero, legal, taken, state, state, log_z_t=logits.logsumexp(-1), entropy_t=entropy(logits))
+    out = diagnostics(steps)
     p = torch.tensor([1.0, 2.0, 0.0]).softmax(-1)
     assert out["entropy"].item() == pytest.approx(-(p * p.log()).sum().item(), rel=1e-6)
     assert out["student_mass"].item() == pytest.approx(p[:2].sum().item(), rel=1e-6)

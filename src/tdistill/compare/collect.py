@@ -83,7 +83,7 @@ def _evaluations(run: Path, notes: list[str]) -> list[Evaluation]:
         return [_read_evaluation(run, run.parent.parent)]
     if not (run / MARKER).is_file():
         raise ConfigError(f"{run} is no output directory of `tdistill run`: name the output_dir of a recipe that ran.")
-    complete = sorted(run.glob(f"{EVALUATION}/*/{MANIFEST}"), key=lambda p: p.lstat().st_mtime, reverse=True)
+    complete = sorted(_complete(run, EVALUATION), key=lambda place: (place / MANIFEST).lstat().st_mtime, reverse=True)
     if not complete and any(next(run.glob(pattern), None) for pattern in OLD):
         raise ConfigError(
             f"{run} was made by an earlier tdistill, whose results this version can't read: compare it with that version, or run its "
@@ -93,10 +93,15 @@ def _evaluations(run: Path, notes: list[str]) -> list[Evaluation]:
     command = f"`tdistill run {run / RECIPE_FILE}{'' if Path(last['output_dir']) == run else f' output_dir={run}'}`"
     if not complete:
         raise ConfigError(f"{run} has no complete evaluation: {command} first.")
-    found = [_read_evaluation(path.parent, run) for path in complete]
+    found = [_read_evaluation(place, run) for place in complete]
     if all(_shaping(e.recipe) != _shaping(last) for e in found):
         notes.append(f"The recipe that ran last in {run} is not evaluated, only earlier ones are: {command}.")
     return found
+
+
+def _complete(run: Path, kind: str) -> list[Path]:
+    """Return the directories of a kind that have a manifest, whatever is in it."""
+    return [place for place in sorted(run.glob(f"{kind}/*")) if has_manifest(place)]
 
 
 def _shaping(recipe: Mapping[str, Any]) -> dict[str, Any]:
@@ -177,8 +182,8 @@ def _manifest(run: Path, place: str) -> Manifest:
 def _answers_by_temperature(run: Path) -> dict[str, list[Manifest]]:
     """Return the answers of a run, those together that differ by their temperature alone."""
     found: dict[str, list[Manifest]] = {}
-    for path in sorted(run.glob(f"{ANSWERS_KIND}/*/{MANIFEST}")):
-        manifest = read_manifest(path.parent, copied=True)
+    for place in _complete(run, ANSWERS_KIND):
+        manifest = read_manifest(place, copied=True)
         found.setdefault(_but_temperature(manifest), []).append(manifest)
     return found
 

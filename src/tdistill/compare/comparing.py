@@ -41,14 +41,14 @@ class Comparison:
 
 
 def compare(runs: Sequence[Path], baseline: str | None = None) -> Comparison:
-    """Read and pool.
+    """Read runs, and pool their students by method.
 
     Args:
         runs: output directories of ``tdistill run``, or single evaluations in them, as RUN/evaluation/KEY.
-        baseline: what differences are taken to, by its name in the table; by default ``sft_continued`` where there is one.
+        baseline: the method that the others are compared with, by its name in the table; by default ``sft_continued`` if there is one.
 
     Raises:
-        ConfigError: see ``collect``; or there is no such baseline.
+        ConfigError: see ``collect``; or no method has the baseline's name.
     """
     collected = collect(runs)
     found = methods(collected.students)
@@ -86,7 +86,7 @@ def _differences(found: Sequence[Method], baseline: Method) -> Iterator[Differen
 
 
 def _notes(found: Sequence[Method], baseline: Method | None) -> list[str]:
-    """Return the limits of the comparison that a reader should know."""
+    """Return what a reader should know about the limits of the comparison."""
     own, notes = trained(found), []
     if baseline is None:
         several = sum(m.first.name == DEFAULT_BASELINE for m in own)
@@ -98,12 +98,12 @@ def _notes(found: Sequence[Method], baseline: Method | None) -> list[str]:
             notes.append(f"No seed in common with {baseline.label}, so not paired by seed: {', '.join(apart)}.")
     shared = {_of(m.first, ("start", "train", "valid")) for m in own}
     if len(shared) > 1:
-        notes.append("Not all methods start from the same student and learn from the same data: differences are not of the objective alone.")
+        notes.append("Not all methods have the same start and the same data: their differences do not come from the objective alone.")
     if any(len(m.curve) < 2 for m in own):
         command = "`tdistill evaluate RECIPE --temperatures 0.5,0.7,1`"
         notes.append(
-            f"Not all methods were decoded at several temperatures. At one, a sharper student writes likelier text; {command} for every run "
-            "compares them at equal entropy."
+            f"Not all methods were decoded at several temperatures. At a single temperature a sharper student writes likelier text. Run "
+            f"{command} for every run to compare them at equal entropy."
         )
     machines = sorted({s.machine for m in own for s in m.students})
     if len(machines) > 1:
@@ -113,9 +113,9 @@ def _notes(found: Sequence[Method], baseline: Method | None) -> list[str]:
         notes.append(f"Trained before wall-clock was recorded, so without it: {', '.join(untimed)}.")
     fewest = min((len(m.seeds) for m in own), default=0)
     if fewest == 1:
-        notes.append("A method of one seed has the spread over prompts alone as its error.")
+        notes.append("A method with one training seed: its ± is over prompts only.")
     elif fewest < FEW_SEEDS:
-        notes.append(f"With {fewest} seeds, standard errors are rough, and intervals, which allow for that, wide.")
+        notes.append(f"With only {fewest} seeds, standard errors are rough. The intervals allow for that, and are wide.")
     return notes
 
 

@@ -1,4 +1,4 @@
-"""Hold what is compared as plain values: students, and methods, which are students that differ only by their seed."""
+"""Hold what is compared as plain values: students, and methods. A method is a group of students that differ only by their seed."""
 
 import math
 from collections.abc import Sequence
@@ -57,14 +57,14 @@ class Student:
 
 @dataclass(frozen=True)
 class Method:
-    """Hold the students that differ only by their seed, under a name that no other method has."""
+    """Hold the students that differ only by their seed, under a label that no other method has."""
 
     label: str
     students: list[Student]  # by seed
 
     @property
     def first(self) -> Student:
-        """Return the first student, for what all share: name, objective, settings."""
+        """Return the first student; all students share its name, objective and settings."""
         return self.students[0]
 
     @property
@@ -78,7 +78,7 @@ class Method:
         return temperature_curve({s.seed: s.by_temperature for s in self.students})
 
     def cost(self, which: str, key: str) -> float:
-        """Return the mean over seeds of the cost ``key``, of the ``best`` checkpoint or in ``total``; NaN unless all seeds have it."""
+        """Return the mean over seeds of the cost ``key``, up to the ``best`` checkpoint or in ``total``; NaN unless all seeds have it."""
         return sum(getattr(getattr(s, which), key) for s in self.students) / len(self.students)
 
 

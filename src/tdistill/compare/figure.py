@@ -38,16 +38,16 @@ def trained(methods: Sequence[Method]) -> list[Method]:
 
 
 def cost_plot(methods: Sequence[Method], quality: Quality) -> Plot | None:
-    """Plot every metric by every cost. A method has a point at the cost of its saved checkpoint, and a line on to the end of training."""
+    """Plot every metric against every cost. A method has a point at the cost of its saved checkpoint, and a line to the end of training."""
     drawn = lines(methods)
     shown = [(metric, key) for metric in METRICS for key in COSTS if _known(trained(methods), quality, metric, key)]
     panels = [_cost_panel(metric, key, methods, quality, drawn) for metric, key in shown]
     if not panels:
         return None
     caption = (
-        "Quality on the test prompts by what training took until the checkpoint that was saved, the best by validation; the thin line goes "
-        "on to the end of training. Bars are ±1 standard error over seeds and prompts; points at the same place are moved apart. "
-        "Dashed: the teacher; dotted: where training started; either only where it is near."
+        "Quality on the test prompts (vertical) against the cost of training (horizontal) up to the checkpoint that was saved, the best by "
+        "validation. The thin line goes on to the end of training. Bars are ±1 standard error over seeds and prompts; points at the same place "
+        "are moved apart. Dashed: the teacher; dotted: the start of training; each is drawn only if it is near the methods."
     )
     return Plot("cost", caption, panels, columns=3, size=(330, 210), legend=list(drawn.values()))
 
@@ -100,7 +100,7 @@ def _levels(methods: Sequence[Method], quality: Quality, metric: str, shown: Seq
 
 
 def _shifts(at: Mapping[str, float], log: bool) -> dict[str, float]:
-    """Return by how many points each label is moved, so that labels at about the same place can be told apart."""
+    """Return the distance in points by which each label is moved, so that labels at about the same place can be told apart."""
     places = {label: math.log(x) if log else x for label, x in at.items()}
     width = max(places.values()) - min(places.values()) or 1.0
     groups: list[list[str]] = []
@@ -122,7 +122,10 @@ def validation_plot(methods: Sequence[Method]) -> Plot | None:
             panels.append(_validation_panel(f"loss of {objective}, validation", OWN_LOSS, same, drawn))
     if not panels:
         return None
-    caption = "Validation by seconds of training: the mean over seeds, each seed as a pale line. A star is a checkpoint that was saved."
+    caption = (
+        "Validation by seconds of training. Strong lines are means over seeds, pale lines single seeds; a star is the checkpoint that was "
+        "saved."
+    )
     return Plot("validation", caption, panels, columns=2, size=(420, 260), legend=[drawn[m.label] for m in timed])
 
 

@@ -1,4 +1,4 @@
-"""Compare methods at equal entropy: each is read at the temperature where its entropy equals the baseline's at one of its temperatures."""
+"""Compare methods at equal entropy: read each method at the temperature at which its entropy equals the baseline's."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -33,12 +33,14 @@ class AtBaseline:
 
 
 def at_baseline(curves: Mapping[str, TemperatureCurve], baseline: str, metrics: Sequence[str] = READ) -> list[AtBaseline]:
-    """Read every method at the entropy of each of the baseline's temperatures, best first by the first metric: see ``evaluation.frontier``.
+    """Read every method at the entropy of each of the baseline's temperatures, best first by the first metric.
+
+    ``statistics.equal_entropy`` says how a method is read at an entropy.
 
     Args:
         curves: method's name → curve; the baseline's has at least two temperatures.
         baseline: the method whose mean entropy is the level.
-        metrics: what is read there.
+        metrics: the metrics to read there.
     """
     found = []
     for temperature in sorted(curves[baseline]):
@@ -77,19 +79,19 @@ def frontier_table(rows: Sequence[AtBaseline], metrics: Sequence[str] = READ) ->
             Cell(f"{r.level:.2f} (T = {r.baseline_temperature:g})"),
             Cell(r.method),
             Cell(MISSING if r.temperature is None else f"{r.temperature:.2f}"),
-            *(cell for m in metrics for cell in (Cell(format_estimate(r.values.get(m))), difference_cell(r, m))),
+            *(cell for m in metrics for cell in (Cell(format_estimate(r.values.get(m))), _difference_cell(r, m))),
         ]
         for r in rows
     ]
     caption = (
-        f"At equal {METRICS[ENTROPY][0]}: every method at the temperature T, interpolated between those measured, at which its texts are as "
-        f"spread as those of {rows[0].baseline} at the temperature in brackets. Mean over seeds and prompts ± standard error; Δ to "
-        f"{rows[0].baseline}, paired by seed and prompt. A dash: the temperatures measured do not reach that."
+        f"Every method at equal {METRICS[ENTROPY][0]}: at the temperature T, interpolated between those measured, at which its texts have the "
+        f"entropy of {rows[0].baseline} at the temperature in brackets. Mean over seeds and prompts ± standard error. Δ: difference to "
+        f"{rows[0].baseline}, paired by seed and prompt, with its p-value. A dash: the measured temperatures do not reach this entropy."
     )
     return Table(caption, header, lines, right_aligned(len(header), left=2), terminal=True)
 
 
-def difference_cell(row: AtBaseline, metric: str) -> Cell:
+def _difference_cell(row: AtBaseline, metric: str) -> Cell:
     """Format mean ± standard error and p, or a dash."""
     found = row.differences.get(metric)
     if found is None:
@@ -98,10 +100,10 @@ def difference_cell(row: AtBaseline, metric: str) -> Cell:
 
 
 def frontier_plot(key: str, caption: str, curves: Mapping[str, TemperatureCurve]) -> Plot:
-    """Plot quality against entropy, one line for each method through its temperatures. Where one line is better, that method is better at this
-    entropy.
+    """Plot quality against entropy, one line for each method through its temperatures.
 
-    Teacher NLL rises with the entropy nat by nat, which would hide what lies between two lines: so its excess is drawn.
+    Where a line is better, its method is better at that entropy. Teacher NLL grows with the entropy, nat by nat, which would hide the
+    distance of two lines: so teacher NLL minus entropy is drawn.
     """
     styles = lines_of([name for name in curves if name != TEACHER])
     styles |= {TEACHER: Line(TEACHER, REFERENCE_COLOUR, "--")} if TEACHER in curves else {}

@@ -49,8 +49,8 @@ def _frontier(comparison: Comparison) -> Plot | None:
     if not comparison.curves:
         return None
     caption = (
-        "Each method through its decoding temperatures: of two lines the better one is better at any. Mean ± 1 standard error over seeds and "
-        "prompts; dashed grey: the teacher."
+        "Quality (vertical) against the entropy of the texts (horizontal): each line joins a method's decoding temperatures. Mean ± 1 standard "
+        "error over seeds and prompts; dashed grey: the teacher. Of two lines, the better one is better at every temperature."
     )
     return frontier_plot("frontier", caption, comparison.curves)
 
@@ -87,7 +87,14 @@ def _drawn(plot: Plot | None) -> list[Part]:
 def _where(found: Sequence[Method]) -> list[Table]:
     header = ["method", "what it is", "checkpoint picked by", "seeds", "runs"]
     rows = [[Cell(m.label), Cell(m.first.objective), Cell(_picked_by(m)), *map(Cell, _origin(m))] for m in found]
-    return [Table("What each method is, and where it was read.", header, rows, ["left"] * len(header))]
+    return [
+        Table(
+            "What each method is: its objective, the validation metric that picked its checkpoint, its training seeds, its runs.",
+            header,
+            rows,
+            ["left"] * len(header),
+        )
+    ]
 
 
 def _picked_by(method: Method) -> str:
@@ -101,7 +108,7 @@ def _origin(method: Method) -> tuple[str, str]:
 
 
 def rows(comparison: Comparison) -> Iterator[dict[str, Any]]:
-    """Yield one row for the comparison, then one for each student, method, difference, and method at equal entropy. Each has a ``kind``."""
+    """Yield one row for the comparison, then one for each student, method, difference, and method at equal entropy. Its ``kind`` says which."""
     collected = comparison.collected
     protocol = collected.evaluations[0].protocol | {"test prompts": len(collected.evaluations[0].prompts)}
     places = [str(e.directory) for e in collected.evaluations]

@@ -14,7 +14,7 @@ Quality = Mapping[str, Mapping[str, Estimate]]  # method's label → metric → 
 
 
 def methods_table(methods: Sequence[Method], quality: Quality) -> Table:
-    """Build the table of all methods: quality and cost."""
+    """Build the table of all methods, with their quality and cost."""
     best = {metric: best_of({m.label: quality[m.label][metric].mean for m in methods}, metric) for metric in METRICS}
     rows = [
         [
@@ -27,8 +27,8 @@ def methods_table(methods: Sequence[Method], quality: Quality) -> Table:
     ]
     header = ["method", "seeds", *map(title, METRICS), "time", "tokens", "steps"]
     caption = (
-        "Mean over seeds and prompts ± standard error; arrows point to better, bold is the best student. Time, tokens and steps: until the "
-        "checkpoint that was saved, of all; one number where that is the last."
+        "Mean over seeds and prompts ± standard error. ↑: higher is better; ↓: lower is better; bold is the best student. Time, response "
+        "tokens and optimizer steps of training: “A of B” is A up to the checkpoint that was saved, B in total; one number if it is the last."
     )
     return Table(caption, header, rows, right_aligned(len(header)), terminal=True)
 

@@ -1,6 +1,7 @@
 """Make what all students share: the teacher's fast form, its tokenizer and facts, and the student's start."""
 
 from collections.abc import Mapping
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,12 @@ from tdistill.experiment.artefact import Artefact
 from tdistill.experiment.experiment import Experiment, once
 from tdistill.models.find import ModelSource, find_model
 from tdistill.models.fingerprint import model_identity, weights_fingerprint
+from tdistill.models.head import VALUES
 from tdistill.models.load import compute_device, load_model
 from tdistill.models.lora import add_lora
 from tdistill.models.probe import probe
 from tdistill.models.prune import check_layer_count, outer_layers, prune_layers
-from tdistill.models.student import VALUES
+from tdistill.models.templates import pin_clock
 from tdistill.models.tokenizer import check_same_vocabulary, eos_token_ids, load_tokenizer, tokenizer_fingerprint
 from tdistill.models.vocabulary import vocabulary_size
 from tdistill.objectives import bind
@@ -85,6 +87,10 @@ def _make_teacher(experiment: Experiment, directory: Path) -> dict[str, Any]:
     """
     source, trust = experiment.teacher_source, experiment.recipe.teacher.trust_remote_code
     model, tokenizer = load_model(source, "float32", trust), load_tokenizer(source, trust)
+    template = tokenizer.chat_template
+    pin_clock(tokenizer, datetime.now())
+    if tokenizer.chat_template != template:
+        say("The chat template writes the date: it is pinned to today's, so that every prompt of this run is rendered alike.")
     eos_ids = eos_token_ids(model, tokenizer)
     vocab = vocabulary_size(tokenizer, {"teacher": model}, eos_ids)
     probe(model, f"teacher {source.name}", vocab, avoid=[*eos_ids, *tokenizer.all_special_ids])

@@ -59,7 +59,7 @@ def _of_split(experiment: Experiment, split: str, human: bool) -> Artefact:
         "origin": "human" if human else "teacher",
         "dtype": recipe.teacher.dtype,
         "quantization": recipe.teacher.quantization,
-        "template_moment": teacher_notes(experiment).get("template_moment"),  # of a template that reads the clock
+        "template": teacher_notes(experiment)["template"],  # with its clock pinned to when the teacher's artefact was made
         **config.model_dump(exclude=FREE | (SAMPLING if human else set())),
     }
     make = partial(_make, experiment, split, human)

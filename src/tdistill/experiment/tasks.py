@@ -82,7 +82,7 @@ class TaskRun:
             "task": task.name,
             "sha256": task.sha256,
             "vocab_size": vocab_size(self.experiment),
-            "template_moment": teacher_notes(self.experiment).get("template_moment"),
+            "template": teacher_notes(self.experiment)["template"],
         }
         inputs = {"system": system.artefact, "teacher": teacher(self.experiment)}
         make = partial(self._make, task, system)

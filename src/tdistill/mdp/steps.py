@@ -39,6 +39,7 @@ class Steps:
     log_z_t: Float[Tensor, "B T"] | None = answers("log_z")  # log Σ_V exp(logit) of the student
     max_t: Float[Tensor, "B T"] | None = answers("max")  # largest student logit over V
     taken_logit_t: Float[Tensor, "B T"] | None = answers("taken")  # student logit of the token taken, on A_p or not
+    entropy_t: Float[Tensor, "B T"] | None = answers("entropy")  # of the student over V, in nats, without gradient: for logs
     value_t: Float[Tensor, "B T"] | None = answers("value")  # value of the state, from the value head
     action_value_t: Float[Tensor, "B T K"] | None = answers("action_value")  # value of each candidate, from the value head
     behaviour_logp_t: Float[Tensor, "B T"] | None = answers("behaviour")  # of the token taken, under the policy that sampled it; or NaN

@@ -3,14 +3,14 @@
 from pathlib import Path
 from typing import Any
 
-import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Int
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from tdistill.models.forward import step_outputs
+from tdistill.models.head import VALUES, HeadInput, fields
 from tdistill.models.lora import bare_model, is_adapted, load_adapter_weights
 from tdistill.models.precision import at_least_float32
 from tdistill.models.value_head import ValueHead
@@ -18,7 +18,6 @@ from tdistill.models.weights import load_whole
 from tdistill.runtime.errors import ModelError
 
 VALUE_HEAD_FILE = "value_head.safetensors"
-VALUES = frozenset({"value", "action_value"})  # needs that the value head answers
 
 
 class StudentModel(nn.Module):
@@ -92,58 +91,40 @@ class StudentModel(nn.Module):
         attention_mask: Int[Tensor, "B L"],
         taken_ids: Int[Tensor, "B T"],
         candidate_ids: Int[Tensor, "B T K"] | None = None,
-        legal: Bool[Tensor, "B T K"] | None = None,
         needs: frozenset[str] = frozenset(),
         vocab_size: int | None = None,
-        diagnostics: bool = False,
     ) -> dict[str, Tensor]:
-        """Return the logits at the candidates, and what ``needs`` asks for beside them: in float32 whatever the model computes in.
+        """Return the student's fields of ``Steps``: the logits at the candidates, and what ``needs`` asks for beside them.
 
-        A model in float64 gives float64.
+        They are float32, whatever the model computes in. A model in float64 gives float64.
 
         Args:
             input_ids: [B, L] the prompt and all response tokens but the last; the last T columns score the T steps.
             attention_mask: [B, L] 1 at real tokens.
             taken_ids: [B, T] token ids of the response, 0 past its end.
             candidate_ids: [B, T, K] token ids of A_p(s_t), 0 where not legal; None: every token is one, K = V.
-            legal: [B, T, K] real candidates; only the diagnostics read it.
-            needs: a subset of ``objectives.contract.NEEDS``.
+            needs: a subset of ``objectives.contract.NEEDS``. Those that the head does not answer are left out.
             vocab_size: rows of the head that are real tokens; padding rows beyond it are sliced off.
-            diagnostics: add ``student_mass`` and ``entropy`` [B, T], without gradient.
+
+        Raises:
+            ModelError: a value is needed, and there is no value head.
         """
+        if not self.offers(needs):
+            raise ModelError("The objective needs a value head: build the student with StudentModel.for_needs(lm, objective.needs).")
         logits, hidden = step_outputs(self.lm, input_ids, attention_mask, taken_ids.shape[1], bool(VALUES & needs))
-        logits = at_least_float32(logits[..., :vocab_size])
-        out = {"q_t": logits if candidate_ids is None else logits.gather(-1, candidate_ids)}
-        if "log_z" in needs:
-            out["log_z_t"] = logits.logsumexp(-1)
-        if "max" in needs:
-            out["max_t"] = logits.amax(-1)
-        if "taken" in needs:
-            out["taken_logit_t"] = logits.gather(-1, taken_ids.unsqueeze(-1)).squeeze(-1)
-        if hidden is not None:
-            values = self._values(hidden.detach() if self.detach_value else hidden, needs)
-            if "action_value_t" in values:
-                every = values["action_value_t"][..., :vocab_size]
-                values["action_value_t"] = every if candidate_ids is None else every.gather(-1, candidate_ids)
-            out |= values
-        if needs & {"dense", "uniform"}:
-            out["logits_t"] = logits
-        if diagnostics:
-            out |= full_vocabulary_metrics(logits.detach(), out["q_t"].detach(), legal)
-        return out
+        given = HeadInput(
+            lm=self.lm,
+            value_head=self.value_head,
+            logits=at_least_float32(logits[..., :vocab_size]),
+            hidden=hidden.detach() if hidden is not None and self.detach_value else hidden,
+            taken_ids=taken_ids,
+            candidate_ids=candidate_ids,
+        )
+        return fields(given, needs)
 
     def run_lm(self, **inputs: Any) -> Any:
         """Run the language model alone. FSDP2 gathers the weights around it as around ``forward``."""
         return self.lm(**inputs)
-
-    def _values(self, hidden: Float[Tensor, "B T D"], needs: frozenset[str]) -> dict[str, Tensor]:
-        if not self.offers(needs):
-            raise ModelError("The objective needs a value head: build the student with StudentModel.for_needs(lm, objective.needs).")
-        assert self.value_head is not None
-        values = {"value_t": self.value_head(hidden)} if "value" in needs else {}
-        if "action_value" in needs:
-            values["action_value_t"] = self.value_head.of_actions(hidden, self.lm.get_output_embeddings().weight)
-        return values
 
     def save_pretrained(self, directory: str | Path, state_dict: dict[str, Tensor] | None = None) -> None:
         """Save an ordinary safetensors model that ``AutoModelForCausalLM`` loads, and the value head beside it.
@@ -201,14 +182,3 @@ def _hidden_width(lm: PreTrainedModel) -> int:
     if head is None:
         raise ModelError(f"{type(lm).__name__} has no language-model head, which a value head reads beside: use a causal language model.")
     return head.weight.shape[-1]
-
-
-@torch.no_grad()
-def full_vocabulary_metrics(
-    logits: Float[Tensor, "B T V"], q_t: Float[Tensor, "B T K"], legal: Bool[Tensor, "B T K"] | None
-) -> dict[str, Tensor]:
-    """Return the student's mass on A_p, and its entropy in nats, per step. A logit of −inf counts as a probability of 0."""
-    log_z = logits.logsumexp(-1, keepdim=True)
-    in_support = (q_t - log_z).exp()
-    mass = (in_support if legal is None else torch.where(legal, in_support, 0.0)).sum(-1)
-    return {"student_mass": mass, "entropy": torch.special.entr((logits - log_z).exp()).sum(-1)}

@@ -1,1 +1,1 @@
-"""Draw tables, figures and pages. Knows no run."""
+"""Draw tables, figures and pages. Nothing here knows what a run is."""

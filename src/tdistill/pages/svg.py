@@ -48,7 +48,7 @@ _NO_METADATA = dict.fromkeys(("Date", "Creator", "Format", "Type"))
 
 @dataclass(frozen=True)
 class Panel:
-    """Describe one pair of axes: how to draw it, and a sentence for those who cannot see it."""
+    """Describe one pair of axes: how to draw it, and a sentence that says the same to readers who cannot see it."""
 
     description: str
     draw: Callable[[Axes], None]
@@ -65,7 +65,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Plot:
-    """Describe a figure: panels of one size (in CSS pixels), laid out in at most ``columns``."""
+    """Describe a figure: panels of one size (in CSS pixels), in at most ``columns`` columns."""
 
     key: str
     caption: str
@@ -76,12 +76,12 @@ class Plot:
 
 
 def panel_svgs(plot: Plot) -> list[str]:
-    """Render each panel as its own SVG, for a page to lay out as its width allows."""
+    """Render each panel as its own SVG, so that a page can place them as its width allows."""
     return [_svg([panel], 1, plot.size, [], f"{plot.key}-{i}") for i, panel in enumerate(plot.panels)]
 
 
 def plot_file(plot: Plot) -> str:
-    """Render the whole figure, with its legend, as an SVG file on white."""
+    """Render the whole figure with its legend as an SVG file with a white background."""
     svg = _svg(plot.panels, min(plot.columns, len(plot.panels)), plot.size, plot.legend, plot.key)
     head, rest = svg.split(">", 1)
     width, height = re.findall(r"[\d.]+", head.split('viewBox="')[1])[2:4]
@@ -96,7 +96,7 @@ def short(name: str, length: int) -> str:
 
 
 def set_scale(ax: Axes, name: Literal["x", "y"], *, log: bool = False) -> None:
-    """Set a linear or logarithmic scale with a few ticks as plain numbers."""
+    """Set a linear or logarithmic scale with few ticks, labelled by plain numbers."""
     axis = ax.xaxis if name == "x" else ax.yaxis
     if not log:
         axis.set_major_locator(MaxNLocator(nbins=5, steps=[1, 2, 2.5, 5, 10]))
@@ -139,7 +139,7 @@ def _svg(panels: Sequence[Panel], columns: int, size: tuple[int, int], legend: S
 
 
 def _for_page(svg: str, prefix: str, label: str) -> str:
-    """Turn matplotlib's file into an element of a page: no prologue, its own ids, the page's colour and font, a label."""
+    """Turn matplotlib's file into an element of a page: without prologue, with ids of its own, in the page's colour and font, with a label."""
     svg = svg[svg.index("<svg") :].replace(INK, "currentColor")
     used = set(re.findall(r'(?:url\(#|href="#)([^)"]+)', svg))
     svg = re.sub(r' id="([^"]+)"', lambda m: f' id="{prefix}-{m[1]}"' if m[1] in used else "", svg)

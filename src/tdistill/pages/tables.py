@@ -25,7 +25,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Table:
-    """Hold a table that knows nothing of its rendering; the first cell of a row names the row."""
+    """Hold a table as plain values, however it is rendered; the first cell of a row names the row."""
 
     caption: str
     header: list[str]
@@ -45,7 +45,12 @@ def right_aligned(columns: int, left: int = 1) -> list[Align]:
 
 
 def format_number(value: float, decimals: int | None = None) -> str:
-    """Format ``value`` with grouped thousands and a true minus sign; three significant digits unless ``decimals`` says otherwise."""
+    """Format a number with grouped thousands and a true minus sign, with three significant digits unless ``decimals`` is given.
+
+    Examples:
+        >>> format_number(-1234.5678), format_number(0.012345), format_number(2.0, 3)
+        ('−1,235', '0.0123', '2.000')
+    """
     if not math.isfinite(value):
         return MISSING
     text = f"{value:,.{_decimals(value, 3) if decimals is None else decimals}f}"
@@ -53,7 +58,14 @@ def format_number(value: float, decimals: int | None = None) -> str:
 
 
 def format_estimate(estimate: Estimate | None, *, signed: bool = False) -> str:
-    """Format ``mean ± stderr``, to two digits of a standard error that begins with 1 or 2, else to one; an en dash without a mean."""
+    """Format an estimate as ``mean ± stderr``; an en dash if there is no mean.
+
+    The standard error has two digits if it begins with 1 or 2, otherwise one; the mean has the same decimals.
+
+    Examples:
+        >>> format_estimate(Estimate(23.4567, 0.1321, 10)), format_estimate(Estimate(23.4567, 0.4321, 10), signed=True)
+        ('23.46 ± 0.13', '+23.5 ± 0.4')
+    """
     if estimate is None or not math.isfinite(estimate.mean):
         return MISSING
     mean, stderr = estimate.mean, estimate.stderr
@@ -72,7 +84,7 @@ def format_count(count: int) -> str:
 
 
 def format_seconds(seconds: float) -> str:
-    """Format a duration in the two units that matter: ``12.3 s``, ``4 min 05 s``, ``2 h 10 min``."""
+    """Format a duration in its two largest units: ``12.3 s``, ``4 min 05 s``, ``2 h 10 min``."""
     if not math.isfinite(seconds):
         return MISSING
     if round(seconds, 1) < 60:
@@ -82,7 +94,7 @@ def format_seconds(seconds: float) -> str:
 
 
 def format_bytes(size: float) -> str:
-    """Format a size in binary units; an en dash for nothing."""
+    """Format a size in binary units: ``3.9 GiB``; an en dash if it is 0."""
     if size <= 0:
         return MISSING
     power = min(int(math.log2(size) // 10), 4)

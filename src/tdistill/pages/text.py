@@ -12,7 +12,7 @@ def escape_html(text: str) -> str:
 
 
 def escape_markdown(text: str) -> str:
-    """Escape ``text`` for one line of Markdown, taken literally."""
+    """Escape ``text`` so that one line of Markdown shows it literally."""
     text = re.sub(r"[\\`*\[\]|#~$]|(?<!\w)_|_(?!\w)", r"\\\g<0>", " ".join(visible(text).split()))
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 

@@ -7,7 +7,7 @@ from tdistill.runtime.errors import ConfigError, brief
 
 
 def apply_overrides(raw: dict[str, Any], overrides: list[str]) -> list[str]:
-    """Put every override into ``raw``, in order, and return what a later one undid of an earlier one.
+    """Put every override into ``raw``, in order. Return a sentence for each override that a later one undoes.
 
     Raises:
         ConfigError: an override has no ``=``, an empty part, an index that its list lacks, a parent that is no section, or a value that

@@ -28,7 +28,9 @@ class Unplain:
 def find_unplain(value: Any, numbers_only: bool = False) -> Unplain | None:
     """Find the first value that no recipe can hold: NaN, infinity, an integer beyond 64 bits, an object, a control character, a secret.
 
-    ``numbers_only`` lets the last two pass.
+    Args:
+        value: what was read, with lists and mappings inside.
+        numbers_only: accept control characters and secrets.
     """
     todo: deque[tuple[str, Any, int]] = deque([("", value, 0)])
     while todo:

@@ -1,4 +1,4 @@
-"""Read and write the YAML of recipes: the one place where YAML turns into values, or into an error that says the line.
+"""Read and write the YAML of recipes. A value that YAML would change without a word is an error that names its line.
 
 Plain YAML 1.1 takes a key given twice (the last wins), reads ``no`` as false, ``1:30`` as 90 and ``010`` as 8, lets two places share one
 value through an alias, and can expand a few lines to gigabytes. Here a value is what it looks like, or an error.
@@ -80,7 +80,7 @@ def dump_yaml(value: Any) -> str:
 def parse_yaml(content: str | bytes, where: str) -> Any:
     """Parse one YAML document of text, numbers, booleans, nulls, lists and mappings with text as keys.
 
-    Anchors, aliases and merge keys work; every alias gives a copy of its own.
+    Anchors, aliases and merge keys work. Every alias gives a copy of its own.
 
     Args:
         content: the text; bytes are read as UTF-8, with or without a byte order mark.

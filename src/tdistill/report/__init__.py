@@ -1,1 +1,1 @@
-"""Write a report on a run: tables, plots and one self-contained page."""
+"""Write a report on a run. ``data``: what it shows; ``pooled``: scores over seeds; ``tables``, ``plots``: how; ``sections``: in which order."""

@@ -1,4 +1,4 @@
-"""Define ``ReportData``: everything a report shows, as plain values, so that rendering knows nothing of directories or models."""
+"""Hold everything that a report shows as plain values: no directory and no model is needed to render it."""
 
 from dataclasses import dataclass, field
 

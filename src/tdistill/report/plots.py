@@ -1,4 +1,4 @@
-"""Define the report's figures: what each panel shows, and how matplotlib draws it on given axes."""
+"""Build the report's figures: what each panel shows, and how matplotlib draws it."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -45,7 +45,7 @@ def all_plots(data: ReportData) -> dict[str, Plot]:
 
 
 def palette(data: ReportData) -> dict[str, str]:
-    """Return system or run → colour, the same in every figure; grey is the teacher's."""
+    """Return name → colour for every system and every curve, the same in all figures; the teacher is grey."""
     names = dict.fromkeys([s.name for s in data.systems] + [c.name for c in data.curves])
     names.pop(TEACHER, None)
     return {TEACHER: REFERENCE_COLOUR} | {name: colour(i) for i, name in enumerate(names)}
@@ -58,7 +58,7 @@ def quality_plot(systems: Sequence[System], colours: Mapping[str, str]) -> Plot 
         return None
     shown = [s for s in systems if any(_known(s.metrics.get(m)) for m in metrics)]
     panels = [_quality_panel(metric, shown, colours) for metric in metrics]
-    caption = "Mean of each system, with bars of ±2 standard errors; the dashed line is the teacher."
+    caption = "Each dot is a system's mean, its bar ±2 standard errors. The dashed line is the teacher."
     return Plot("quality", caption, panels, columns=3, size=(330, 84 + 24 * len(shown)))
 
 
@@ -88,7 +88,7 @@ def _quality_panel(metric: str, systems: Sequence[System], colours: Mapping[str,
 
 
 def curves_plot(curves: Sequence[TrainingCurve], colours: Mapping[str, str]) -> Plot | None:
-    """Plot what was logged during training, one panel for each metric and one line for each run."""
+    """Plot what was logged during training: one panel for each metric, one line for each student."""
     logged = {i: _logged(curve) for i, curve in enumerate(curves)}
     logged = {i: series for i, series in logged.items() if series}
     panels = [_curve_panel(title, series, curves, colours) for title, series in _panels_of(logged)]
@@ -96,11 +96,11 @@ def curves_plot(curves: Sequence[TrainingCurve], colours: Mapping[str, str]) -> 
         return None
     dashes = _dashes(curves)
     lines = [Line(name, colours[name], dashes[name]) for name in dict.fromkeys(curves[i].name for i in logged)]
-    caption = "Training by optimizer step."
+    caption = "What the trainer logged, by optimizer step."
     if any(curve.seed is not None for curve in curves):
         caption += " Every training seed is a pale line."
     if any(len(points) > AT_MOST_POINTS for series in logged.values() for points in series.values()):
-        caption += f" Series of more than {AT_MOST_POINTS} records are averaged over stretches of equal length."
+        caption += f" A series of more than {AT_MOST_POINTS} records is shown as {AT_MOST_POINTS} means over stretches of equal length."
     return Plot("curves", caption, panels, columns=3, legend=lines)
 
 
@@ -126,7 +126,7 @@ def _is_metric(key: str, base: str) -> bool:
 
 
 def _panels_of(logged: Mapping[int, Mapping[str, np.ndarray]]) -> list[tuple[str, dict[int, np.ndarray]]]:
-    """Return (title, run → points) for each panel. Keys with different prefixes share a panel unless one run logged several of them."""
+    """Return (title, curve → points) for each panel. Keys with different prefixes share a panel unless one curve has several of them."""
     panels = []
     for base, title in CURVES.items():
         keys = {i: [key for key in series if _is_metric(key, base)] for i, series in logged.items()}
@@ -164,13 +164,13 @@ def _curve_panel(title: str, series: Mapping[int, np.ndarray], curves: Sequence[
 
 
 def sparsity_plot(sparsity: Sparsity) -> Plot | None:
-    """Plot how much mass the top k tokens hold, and how many candidates each p leaves."""
+    """Plot the probability mass of the top k tokens, and the number of candidates for each p."""
     panels = [_mass_panel(sparsity.top_k_mass)] if sparsity.top_k_mass else []
     panels += [_sizes_panel(p, np.asarray(sizes)) for p, sizes in sorted(sparsity.sizes.items()) if len(sizes)]
     if not panels:
         return None
     columns = 2 if len(panels) in (2, 4) else min(len(panels), 3)
-    caption = "How concentrated the teacher is: mean mass of its k most probable tokens, and the number of candidates |A_p|."
+    caption = "How concentrated the teacher is: the mean probability of its k most probable tokens, and the number of candidates |A_p|."
     return Plot("sparsity", caption, panels, columns)
 
 
@@ -227,7 +227,7 @@ def time_plot(stages: Sequence[Stage]) -> Plot | None:
         ax.grid(axis="y", visible=False)
 
     listed = "; ".join(f"{s.name} {format_seconds(s.seconds)}" for s in timed)
-    return Plot("time", "Time by stage.", [Panel(f"Time by stage: {listed}.", draw)], 1, (340, 84 + 26 * len(timed)))
+    return Plot("time", "Time of every stage.", [Panel(f"Time by stage: {listed}.", draw)], 1, (340, 84 + 26 * len(timed)))
 
 
 def _is_finite(value: float | None) -> bool:
@@ -243,5 +243,5 @@ def _two_stderr(estimate: Estimate) -> float:
 
 
 def _spans(ratio: float, values: Sequence[float] | np.ndarray) -> bool:
-    """Tell whether ``values`` are positive and so far apart that only a logarithmic axis shows them all."""
+    """Tell whether ``values`` are positive and their largest is more than ``ratio`` times their smallest: they need a logarithmic axis."""
     return min(values) > 0 and max(values) > ratio * min(values)

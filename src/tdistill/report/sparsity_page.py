@@ -1,4 +1,4 @@
-"""Build the page of ``tdistill sparsity``: how concentrated a teacher is, what each p costs and hides, and which p to take."""
+"""Build the page of ``tdistill sparsity``: how concentrated the teacher is, what each p costs and leaves out, and which p to take."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ ENTROPY_GROUPS = 8
 
 @dataclass(frozen=True)
 class Cut:
-    """Hold means over states for one p or rule."""
+    """Hold the means over states for one way to cut the candidates: a p or a rule."""
 
     name: str
     size: float
@@ -82,7 +82,11 @@ def cuts_table(found: StateSparsity) -> Table:
         ]
         for c in cuts(found)
     ]
-    caption = "Means over states. m is the mass kept; hidden is (1 − m)·H(tail), what a tail bucket does not see of the teacher's entropy."
+    caption = (
+        "Means over states. Bytes a token: in the cache, before compression. m: the probability that the candidates keep. Hidden: "
+        "(1 − m)·H(tail), the entropy that is lost if the other tokens are one bucket; in % of the teacher's entropy. κ: the bound on the "
+        "value lost, for the state that keeps least."
+    )
     return Table(caption, header, rows, right_aligned(len(header)))
 
 
@@ -105,7 +109,13 @@ def tradeoff_plot(found: StateSparsity) -> Plot:
         return Panel(f"{title} against the mean number of candidates.", draw)
 
     panels = [panel("tail loss −log m, nats", "tail_loss"), panel("hidden from a tail bucket, nats", "hidden")]
-    return Plot("tradeoff", "What is lost against what is kept. Lower and further left is better.", panels, 2, legend=lines)
+    return Plot(
+        "tradeoff",
+        "What is lost (vertical) against the number of candidates (horizontal). Lower and further left is better.",
+        panels,
+        2,
+        legend=lines,
+    )
 
 
 def where_plot(found: StateSparsity, p: float = 0.8) -> Plot:
@@ -136,7 +146,7 @@ def where_plot(found: StateSparsity, p: float = 0.8) -> Plot:
         panel(f"|A_p| at p = {p:g} by position", "token in the response", by_position, np.array(starts, dtype=float)),
         panel(f"|A_p| at p = {p:g} by entropy", "teacher's entropy, nats", by_entropy, centres),
     ]
-    return Plot("where", "Where the candidates are many.", panels, 2)
+    return Plot("where", "Number of candidates by position in the response, and by the teacher's entropy.", panels, 2)
 
 
 def sparsity_document(found: StateSparsity, facts: Mapping[str, str]) -> Document:
@@ -148,7 +158,7 @@ def sparsity_document(found: StateSparsity, facts: Mapping[str, str]) -> Documen
     sections = [
         Section("recommended", "Which p", [recommended(found)[1], cuts_table(found), tradeoff_plot(found)]),
         Section("sizes", "How many candidates", [overall, sparsity_table(shape)]),
-        Section("where", "Where they are many", [where_plot(found)]),
+        Section("where", "Where there are many candidates", [where_plot(found)]),
     ]
     return Document("How sparse the teacher is", facts, sections)
 

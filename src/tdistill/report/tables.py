@@ -109,12 +109,15 @@ def comparison_table(differences: Sequence[Difference]) -> Table:
 
 
 def sparsity_table(sparsity: Sparsity) -> Table:
-    """Build the table of quantiles of |A_p| for each p, each a size that occurs."""
+    """Build the table of the quantiles of |A_p| for each p; every quantile is a size that occurs."""
     rows = []
     for p, sizes in sorted((p, np.asarray(s)) for p, s in sparsity.sizes.items() if len(s)):
         quantiles = np.quantile(sizes, [0.5, 0.9, 0.99, 1.0], method="inverted_cdf")
         rows.append([Cell(f"{p:g}"), Cell(f"{sizes.mean():,.1f}"), *(Cell(f"{int(q):,}") for q in quantiles)])
-    caption = f"Candidates |A_p| of the teacher, over {sparsity.n_tokens:,} states and {sparsity.vocab_size:,} tokens."
+    caption = (
+        f"Number of candidates |A_p|: the fewest tokens, of {sparsity.vocab_size:,}, that hold the share p of the teacher's probability. Mean, "
+        f"quantiles (p90, p99: 90 % and 99 % of the states have at most this number) and maximum over {sparsity.n_tokens:,} states."
+    )
     header = ["p", "mean", "median", "p90", "p99", "max"]
     return Table(caption, header, rows, ["right"] * 6)
 

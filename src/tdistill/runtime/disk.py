@@ -28,13 +28,13 @@ def disk_errors(directory: Path) -> Iterator[None]:
     """
     try:
         yield
-    except OutputError:
+    except DirectoryGoneError:
         raise
-    except Exception as error:  # every other one is raised again
-        message = explain(error, [directory, *held_directories()])
-        if message is None:
+    except Exception as error:  # one that is not explained is raised again
+        explained = explain(error, [directory, *held_directories()])
+        if explained is None:
             raise
-        raise OutputError(message) from error
+        raise explained from error
 
 
 @contextmanager
@@ -48,30 +48,38 @@ def staying(directory: Path, what: str) -> Iterator[None]:
     try:
         yield
         if gone_directory() is not None or not directory.exists() or not os.path.samestat(os.fstat(handle), directory.stat()):
-            raise OutputError(f"{directory} was deleted or replaced while `{what}` wrote there. Run again to make it anew.")
+            raise DirectoryGoneError(f"{directory} was deleted or replaced while `{what}` wrote there. Run again to make it anew.")
     finally:
         os.close(handle)
 
 
-def explain(error: Exception, directories: list[Path]) -> str | None:
-    """Return what to tell the user if ``error`` comes from the disk below ``directories``; None if it may be a bug."""
+class DirectoryGoneError(OutputError):
+    """Report that a directory was deleted or replaced while this process wrote there."""
+
+
+def explain(error: Exception, directories: list[Path]) -> OutputError | None:
+    """Return the error for the user if ``error`` comes from the disk below ``directories``; None if it may be a bug or is clear already."""
     gone = gone_directory()
-    if gone is not None:
-        return f"{gone} was deleted or replaced while this command wrote there ({_first_line(error)}). Run again to make it anew."
+    if gone is not None:  # then a file that is missing, or damaged, is so for this reason
+        return DirectoryGoneError(
+            f"{gone} was deleted or replaced while this command wrote there ({_first_line(error)}). Run again to make it anew."
+        )
     if isinstance(error, TdistillError):
         return None
     if _is_full(error):
-        return f"The disk is full: can't write to {directories[0]} ({_first_line(error)}). Free some space, or move output_dir, {RUN_AGAIN}"
+        return OutputError(
+            f"The disk is full: can't write to {directories[0]} ({_first_line(error)}). Free some space, or move output_dir, {RUN_AGAIN}"
+        )
     if isinstance(error, OSError):
         named = [str(name) for name in (error.filename, error.filename2) if isinstance(name, str | os.PathLike)]
         places = [name for name in named if any(_is_below(Path(name), d) for d in directories)]
         if places or error.errno in FAILING or any(str(d.absolute()) in str(error) for d in directories):
             place = places[0] if places else directories[0]
             reason = os.strerror(error.errno) if error.errno else _first_line(error)
-            return f"Can't write or read {place}: {reason}. Look at the disk and its permissions, {RUN_AGAIN}"
+            return OutputError(f"Can't write or read {place}: {reason}. Look at the disk and its permissions, {RUN_AGAIN}")
     if isinstance(error, IsADirectoryError | NotADirectoryError | UnicodeError) or not _is_of_a_writer(error):
         return None
-    return f"Can't write to {directories[0]} ({_first_line(error)}). Look at the disk and its permissions, {RUN_AGAIN}"
+    return OutputError(f"Can't write to {directories[0]} ({_first_line(error)}). Look at the disk and its permissions, {RUN_AGAIN}")
 
 
 def _is_full(error: Exception) -> bool:

@@ -1,6 +1,7 @@
 """Compare two methods by a bootstrap of the difference of their means, over training seeds and over prompts at once."""
 
-from collections.abc import Hashable, Mapping, Sequence
+import math
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,15 +18,18 @@ ScoresBySeed = Mapping[Hashable, Mapping[str, float]]  # training seed → promp
 
 @dataclass(frozen=True)
 class Bootstrapped:
-    """Hold the difference of means a − b with its interval and two-sided p-value: p < 1 − coverage if 0 lies outside (up to one resample)."""
+    """Hold the difference of two means, a − b, with its interval and its two-sided p-value.
+
+    0 lies outside the interval if p < 1 − coverage, up to one resample.
+    """
 
     difference: float
     low: float
     high: float
     p_value: float
-    seeds: tuple[int, int]  # training seeds of a and of b; a method with one counts as fixed
+    seeds: tuple[int, int]  # number of training seeds of a and of b; a method with one seed counts as fixed
     prompts: int
-    left_out: int  # prompts that a seed of either method lacks
+    left_out: int  # prompts that have no value in some seed of either method
     paired_seeds: bool
 
 
@@ -34,32 +38,33 @@ def hierarchical_bootstrap(
 ) -> Bootstrapped:
     """Compare two methods that were trained with several seeds and measured on the same prompts.
 
-    Every resample draws training seeds and, independently, prompts, with replacement. Every seed saw the same prompts, so a drawn
-    prompt counts for all drawn seeds, and for both methods. If both have the same seeds, these are paired too; otherwise each
-    method's are drawn on their own.
+    Every resample draws training seeds with replacement, and prompts with replacement, independently. All seeds were measured on
+    the same prompts, so a drawn prompt counts for all drawn seeds and for both methods. If both methods have the same seeds, these
+    are paired too; otherwise the seeds of each method are drawn separately.
 
-    That alone (``calibrated=False``, the pigeonhole bootstrap) errs both ways: S drawn seeds vary (S−1)/S as much as they should,
-    and what is peculiar to one seed on one prompt is counted three times. So the resampled deviations are scaled to the unbiased
-    variance of the two-way layout, ``Var = R + C − E``, with R the variance of the seeds' means ÷ S, C that of the prompts' means
-    ÷ P, E the residual mean square ÷ SP (never below R or C), and each is multiplied by ``√(ν/χ²_ν)``, which makes Student's t of
-    a normal deviation; ν is Satterthwaite's.
+    Resampling alone (``calibrated=False``, the pigeonhole bootstrap) has two errors: the means of S drawn seeds vary (S−1)/S times
+    as much as they should, and the interaction of seed and prompt counts three times. So the resampled deviations are scaled to the
+    unbiased variance of the two-way layout, ``Var = R + C − E`` (at least R and at least C). R is the variance of the seeds' means
+    ÷ S, C the variance of the prompts' means ÷ P, and E the residual mean square ÷ SP. Each deviation is then multiplied by
+    ``√(ν/χ²_ν)``, with Satterthwaite's ν, which turns a normal deviation into Student's t.
 
     Args:
         a: training seed → prompt id → value of the first method.
-        b: the second method's.
-        resamples: how many.
+        b: the same of the second method.
+        resamples: number of resamples.
         seed: seed of the resampling.
         coverage: coverage of the interval.
-        calibrated: correct for few seeds, as said above.
+        calibrated: scale the deviations as above, which corrects for few seeds.
 
     Raises:
-        DataError: a method has no seed, no prompt is shared, or there is one seed and one prompt only.
+        DataError: a method has no seed, the methods share no prompt, or there is only one seed and one prompt.
 
     Source: Owen 2007, "The pigeonhole bootstrap"; Satterthwaite 1946 for ν.
     """
     if not a or not b:
         raise DataError(f"A comparison needs scores of at least one training seed of each method, got {len(a)} and {len(b)}.")
-    prompts, left_out = _shared_prompts([*a.values(), *b.values()])
+    runs = [*a.values(), *b.values()]
+    prompts = shared_prompts(runs)
     if not prompts:
         raise DataError(f"No prompt has a value in all {len(a) + len(b)} runs: compare runs that were measured on the same prompts.")
     paired = set(a) == set(b)
@@ -72,32 +77,37 @@ def hierarchical_bootstrap(
         deviations = _calibrate(deviations, groups, seed)
     low, high = difference + np.quantile(deviations, [(1.0 - coverage) / 2.0, (1.0 + coverage) / 2.0])
     p = _two_sided(difference + deviations)
-    return Bootstrapped(difference, float(low), float(high), p, (len(a), len(b)), len(prompts), left_out, paired)
+    return Bootstrapped(difference, float(low), float(high), p, (len(a), len(b)), len(prompts), len(set().union(*runs)) - len(prompts), paired)
 
 
-def _shared_prompts(runs: Sequence[Mapping[str, float]]) -> tuple[list[str], int]:
-    """Return the sorted prompts that have a value in every run, and how many others there are. NaN is no value."""
-    defined = [{k for k, v in run.items() if not np.isnan(v)} for run in runs]
-    shared = set.intersection(*defined)
-    return sorted(shared), len(set.union(*map(set, runs)) - shared)
+def shared_prompts(runs: Iterable[Mapping[str, float]]) -> list[str]:
+    """Return the sorted prompts that have a value in every run. NaN is no value."""
+    defined = [{prompt for prompt, value in run.items() if not math.isnan(value)} for run in runs]
+    return sorted(set.intersection(*defined)) if defined else []
+
+
+def value_table(scores: ScoresBySeed, prompts: Sequence[str]) -> np.ndarray:
+    """Return the values as an array [seeds, prompts]."""
+    return np.array([[run[p] for p in prompts] for run in scores.values()], dtype=np.float64).reshape(len(scores), len(prompts))
 
 
 def _groups(a: ScoresBySeed, b: ScoresBySeed, prompts: Sequence[str], paired: bool) -> list[np.ndarray]:
-    """Return arrays [seeds, prompts] whose means add up to the difference: one array if seeds are paired, else a and −b."""
-
-    def table(scores: ScoresBySeed, seeds: Sequence[Hashable]) -> np.ndarray:
-        return np.array([[scores[s][p] for p in prompts] for s in seeds], dtype=np.float64)
-
+    """Return arrays [seeds, prompts] whose means add up to the difference: a − b if the seeds are paired, else a and −b."""
     if paired:
-        seeds = list(a)
-        return [table(a, seeds) - table(b, seeds)]
-    return [table(a, list(a)), -table(b, list(b))]
+        return [value_table(a, prompts) - value_table({seed: b[seed] for seed in a}, prompts)]
+    return [value_table(a, prompts), -value_table(b, prompts)]
 
 
 def resampled_means(groups: Sequence[np.ndarray], resamples: int, seed: int, chunk_entries: int = CHUNK_ENTRIES) -> np.ndarray:
-    """Return [resamples] sums over groups of the mean of [seeds, prompts]; seeds are drawn for each group, prompts once for all groups.
+    """Return [resamples] resampled sums over the groups' means. Seeds are drawn for each group, prompts once for all groups.
 
-    The draws of prompts and of each group's seeds come from generators of their own, so that chunks change nothing.
+    Prompts and the seeds of each group are drawn from separate generators, so that the size of a chunk changes no number.
+
+    Args:
+        groups: arrays [seeds, prompts].
+        resamples: number of resamples.
+        seed: seed of the generators.
+        chunk_entries: entries of the largest array in memory.
     """
     prompts = groups[0].shape[1]
     prompt_rng, *seed_rngs = np.random.default_rng(seed).spawn(1 + len(groups))
@@ -124,7 +134,7 @@ def _calibrate(deviations: np.ndarray, groups: Sequence[np.ndarray], seed: int) 
 
 
 def variance_of_difference(groups: Sequence[np.ndarray]) -> tuple[float, float]:
-    """Return the unbiased variance of the sum of the groups' means, with training seeds and prompts both random, and its degrees of freedom."""
+    """Return the unbiased variance of the sum of the groups' means, and its degrees of freedom. Seeds and prompts both count as random."""
     prompts = groups[0].shape[1]
     rows, residuals, columns = [], [], []  # (variance, degrees of freedom)
     for g in groups:
@@ -145,6 +155,6 @@ def variance_of_difference(groups: Sequence[np.ndarray]) -> tuple[float, float]:
 
 
 def _two_sided(means: np.ndarray) -> float:
-    """Return a two-sided p-value: twice the smaller share of resampled differences on either side of 0, the observed one counted in both."""
+    """Return a two-sided p-value: twice the smaller share of the resampled differences on one side of 0. The observed one counts on both."""
     beyond = min(int((means <= 0.0).sum()), int((means >= 0.0).sum()))
     return min(1.0, 2.0 * (1 + beyond) / (1 + len(means)))

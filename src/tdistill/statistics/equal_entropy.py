@@ -1,8 +1,8 @@
-"""Compare quality at equal entropy: the difference that is left if each method may be decoded at its own temperature.
+"""Read the quality of a method where its texts have a given entropy, so that methods can be compared at equal entropy.
 
-At one temperature a sharper student writes likelier text, and a lower temperature makes any student sharper. So methods are compared where
-their texts are equally spread. Of the temperatures T that were measured take the two next to each other whose mean entropies v enclose the
-level L, and read every metric x on the line between them:
+At one temperature a sharper student writes likelier text, and a lower temperature makes any student sharper. So each method is decoded at
+several temperatures T, and methods are compared where their texts have the same mean entropy L. Take the two neighbouring temperatures whose
+mean entropies v enclose L, and read every metric x on the line between them:
 
     x(L) = Σ_T w_T·x_T    with    Σ_T w_T = 1,  Σ_T w_T·v_T = L.
 """
@@ -14,22 +14,22 @@ from itertools import pairwise
 import numpy as np
 
 ENTROPY = "entropy"
-SLACK = 0.05  # of the way between two temperatures: so far beyond the ends a level still counts as reached
+SLACK = 0.05  # a level this far beyond the ends, as a share of the distance of two temperatures, still counts as reached
 
 TemperatureCurve = Mapping[float, Mapping[Hashable, Mapping[str, Mapping[str, float]]]]  # temperature → training seed → metric → prompt → value
 
 
 def temperature_curve(seeds: Mapping[Hashable, Mapping[float, Mapping[str, Mapping[str, float]]]]) -> TemperatureCurve:
-    """Return temperature → training seed → scores, ascending, for the temperatures at which all seeds were measured."""
+    """Turn training seed → temperature → scores around; keep the temperatures, ascending, at which all seeds were measured."""
     shared = set.intersection(*(set(own) for own in seeds.values())) if seeds else set()
     return {t: {seed: own[t] for seed, own in seeds.items()} for t in sorted(shared)}
 
 
 @dataclass(frozen=True)
 class AtLevel:
-    """Hold one metric of a method, read where its texts have a given entropy."""
+    """Hold one metric of a method, read where the method's texts have a given entropy."""
 
-    temperature: float  # the one it is decoded at, interpolated
+    temperature: float  # at which the method's texts have this entropy, interpolated
     values: dict[Hashable, dict[str, float]]  # training seed → prompt → value of the metric
 
 
@@ -42,8 +42,8 @@ def at_level(curve: TemperatureCurve, metric: str, level: float) -> AtLevel | No
 
     Args:
         curve: the seeds that have all temperatures, and the prompts on which all of them have both metrics.
-        metric: what to read.
-        level: nats a token.
+        metric: the metric to read.
+        level: the mean entropy, in nats per token.
     """
     for low, high in pairwise(sorted(curve)):
         found = _between(curve, low, high, metric, level)

@@ -17,7 +17,12 @@ class Estimate:
 
 
 def estimate(values: Sequence[float]) -> Estimate:
-    """Return the mean and standard error over prompts; NaN entries (undefined for a prompt) are left out."""
+    """Return the mean and standard error over prompts. NaN entries (undefined for a prompt) are left out.
+
+    Examples:
+        >>> estimate([1.0, 3.0, math.nan])
+        Estimate(mean=2.0, stderr=1.0, n=2)
+    """
     x = np.asarray([v for v in values if not math.isnan(v)], dtype=np.float64)
     if len(x) == 0:
         return Estimate(math.nan, math.nan, 0)
@@ -26,5 +31,10 @@ def estimate(values: Sequence[float]) -> Estimate:
 
 
 def paired_difference(a: Sequence[float], b: Sequence[float]) -> Estimate:
-    """Estimate of a − b over the prompts where both are defined; both lists are in the same order of prompts."""
+    """Estimate the mean of a − b over the prompts where both are defined. Both lists are in the same order of prompts.
+
+    Examples:
+        >>> paired_difference([3.0, 7.0], [2.0, 4.0])
+        Estimate(mean=2.0, stderr=1.0, n=2)
+    """
     return estimate([x - y for x, y in zip(a, b, strict=True)])

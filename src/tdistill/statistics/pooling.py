@@ -1,12 +1,14 @@
-"""Pool several seeds on the same prompts into one number with its uncertainty. Seeds and prompts both count as random samples."""
+"""Pool scores over several training seeds and the same prompts: a mean, or a difference of two, with its uncertainty.
+
+Seeds and prompts both count as random samples.
+"""
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from tdistill.statistics.bootstrap import ScoresBySeed, hierarchical_bootstrap, variance_of_difference
+from tdistill.statistics.bootstrap import ScoresBySeed, hierarchical_bootstrap, shared_prompts, value_table, variance_of_difference
 from tdistill.statistics.estimate import Estimate
 
 
@@ -18,13 +20,13 @@ class Compared:
     low: float  # of the 95 % interval
     high: float
     p_value: float  # two-sided
-    seeds: tuple[int, int]  # of a and of b
-    paired: bool  # over the seeds that both have; otherwise they have none in common, and all count
+    seeds: tuple[int, int]  # number of training seeds of a and of b
+    paired: bool  # by the seeds that both have, which alone count; False: they have none in common, and all count
 
 
 def pooled(values: ScoresBySeed) -> Estimate:
     """Return the mean over seeds and over the prompts on which all have a value, with its standard error over both."""
-    x = _table(values, _shared(values))
+    x = value_table(values, shared_prompts(values.values()))
     if x.size == 0:
         return Estimate(math.nan, math.nan, 0)
     return Estimate(float(x.mean()), _stderr([x]), x.shape[1])
@@ -39,10 +41,10 @@ def compared(a: ScoresBySeed, b: ScoresBySeed) -> Compared | None:
     both = [seed for seed in a if seed in b]
     if both:
         a, b = ({seed: of[seed] for seed in both} for of in (a, b))
-    prompts = _shared({**{(0, s): v for s, v in a.items()}, **{(1, s): v for s, v in b.items()}})
+    prompts = shared_prompts([*a.values(), *b.values()])
     if not prompts or not a or not b:
         return None
-    one, other = _table(a, prompts), _table(b, prompts)
+    one, other = value_table(a, prompts), value_table({seed: b[seed] for seed in (both or b)}, prompts)
     difference = Estimate(float(one.mean() - other.mean()), _stderr([one - other] if both else [one, -other]), len(prompts))
     if not (math.isfinite(difference.mean) and math.isfinite(difference.stderr)):
         return Compared(difference, math.nan, math.nan, math.nan, (len(a), len(b)), bool(both))
@@ -53,13 +55,3 @@ def compared(a: ScoresBySeed, b: ScoresBySeed) -> Compared | None:
 def _stderr(groups: list[np.ndarray]) -> float:
     """Return the standard error of the mean; NaN if there is only one seed and one prompt."""
     return math.sqrt(variance_of_difference(groups)[0]) if max(map(len, groups)) > 1 or groups[0].shape[1] > 1 else math.nan
-
-
-def _shared(values: Mapping) -> list[str]:
-    defined = [{prompt for prompt, value in row.items() if not math.isnan(value)} for row in values.values()]
-    return sorted(set.intersection(*defined)) if defined else []
-
-
-def _table(values: ScoresBySeed, prompts: list[str]) -> np.ndarray:
-    """Return the values as an array [seeds, prompts]."""
-    return np.array([[row[p] for p in prompts] for row in values.values()], dtype=np.float64).reshape(len(values), len(prompts))

@@ -1,1 +1,1 @@
-"""Train students without knowledge of the algorithms, and run from files to files."""
+"""Train students by any objective: the trainer, one whole run (``fit``), checkpoints, and checks of settings."""

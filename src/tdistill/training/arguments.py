@@ -1,4 +1,4 @@
-"""Fill ``TrainingArguments`` with tdistill's defaults, and check them. What would be ignored, or fail after hours, is refused at once."""
+"""Fill ``TrainingArguments`` with tdistill's defaults, and decide for each argument whether it is allowed and whether it shapes the student."""
 
 import enum
 import typing
@@ -165,7 +165,7 @@ def refuse_unused(args: TrainingArguments) -> None:
 
 
 def argument_remarks(arguments: Mapping[str, Any], place: str) -> list[str]:
-    """Return what is allowed but should be said: arguments that another one makes void."""
+    """Return a sentence for every argument that is allowed but has no effect beside another one."""
     merged = {**DEFAULT_ARGUMENTS, **arguments}
     steps = merged.get("max_steps", -1)
     found: list[str] = []
@@ -184,12 +184,12 @@ def argument_remarks(arguments: Mapping[str, Any], place: str) -> list[str]:
 
 
 def validates(arguments: Mapping[str, Any]) -> bool:
-    """Say whether a run with these arguments is validated while it trains, if it is long enough."""
+    """Return whether a run with these arguments is validated while it trains, if it is long enough."""
     return str({**DEFAULT_ARGUMENTS, **arguments}["eval_strategy"]) != "no"
 
 
 def validates_in_time(arguments: Mapping[str, Any]) -> bool:
-    """Say whether at least one validation takes place before the last of ``max_steps``; True where the length is not known yet."""
+    """Return whether at least one validation takes place before the last of ``max_steps``; True where the length is not known yet."""
     merged = {**DEFAULT_ARGUMENTS, **arguments}
     return validates(arguments) and (merged.get("max_steps", -1) < 1 or _validates_while_training(merged))
 

@@ -12,9 +12,10 @@ from tdistill.data.collate import IGNORED_LABEL
 from tdistill.mdp.candidates import spread_tail
 from tdistill.mdp.steps import Steps
 from tdistill.models.forward import step_logp
+from tdistill.objectives.contract import FIELDS
 
 # Keys of a batch that the student's forward reads.
-STUDENT_INPUTS = ("input_ids", "attention_mask", "taken_ids", "candidate_ids", "legal")
+STUDENT_INPUTS = ("input_ids", "attention_mask", "taken_ids", "candidate_ids")
 
 
 def student_inputs(batch: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -47,35 +48,22 @@ def build_steps(
     """
     mask = batch["labels"] != IGNORED_LABEL
     common: dict[str, Any] = {
-        "log_z_t": out.get("log_z_t"),
-        "max_t": out.get("max_t"),
         "mask_t": mask,
         "terminal_t": batch["terminal"],
-        "taken_logit_t": out.get("taken_logit_t"),
         "teacher_taken_logp_t": batch["teacher_taken_logp"],
         "behaviour_logp_t": batch["behaviour_logp"],
-        "value_t": out.get("value_t"),
-        "action_value_t": out.get("action_value_t"),
         "expert_t": batch["expert"].unsqueeze(-1).expand_as(mask),
         "vocab_size": vocab_size,
+        **{name: out[name] for name in FIELDS.values() if name in out},
     }
-
-    def over_vocabulary(logp: Float[Tensor, "B T V"]) -> Steps:
-        return Steps(
-            q_t=out.get("logits_t", out["q_t"]),
-            teacher_logp_t=logp,
-            legal_t=mask.unsqueeze(-1).expand_as(logp),
-            a_t=torch.where(mask, batch["taken_ids"], -1),
-            **common | ({} if "candidate_ids" not in batch else {"action_value_t": None}),  # which is of the candidates
-        )
-
-    dense = None if teacher_logp is None else over_vocabulary(teacher_logp)
+    dense = None if teacher_logp is None else _over_vocabulary(batch, out, teacher_logp, common)
     if "candidate_ids" not in batch:
         assert dense is not None
         return replace(dense, dense=dense, uniform=dense)
     uniform = None
     if "uniform" in needs:
-        uniform = over_vocabulary(spread_tail(batch["logp"], batch["candidate_ids"], batch["legal"], vocab_size))
+        spread = spread_tail(batch["logp"], batch["candidate_ids"], batch["legal"], vocab_size)
+        uniform = _over_vocabulary(batch, out, spread, common)
     return Steps(
         q_t=out["q_t"],
         teacher_logp_t=batch["logp"],
@@ -87,7 +75,20 @@ def build_steps(
     )
 
 
+def _over_vocabulary(batch: dict[str, Tensor], out: dict[str, Tensor], logp: Float[Tensor, "B T V"], common: dict[str, Any]) -> Steps:
+    """Return the same steps with every token a candidate."""
+    if "candidate_ids" in batch:  # then the value head's action values are of the candidates
+        common = common | {"action_value_t": None}
+    return Steps(
+        q_t=out.get("logits_t", out["q_t"]),
+        teacher_logp_t=logp,
+        legal_t=common["mask_t"].unsqueeze(-1).expand_as(logp),
+        a_t=torch.where(common["mask_t"], batch["taken_ids"], -1),
+        **common,
+    )
+
+
 def taken_index(batch: dict[str, Tensor]) -> Tensor:
-    """Return [B, T] the index in K of the token taken, −1 if it is no candidate."""
+    """Return the index in K of the token taken [B, T]. It is −1 if the token is no candidate."""
     hit = (batch["candidate_ids"] == batch["taken_ids"].unsqueeze(-1)) & batch["legal"]
     return torch.where(hit.any(-1), hit.long().argmax(-1), -1)

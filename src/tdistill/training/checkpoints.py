@@ -1,4 +1,4 @@
-"""Refuse checkpoints that are not whole: a manifest with the SHA-256 of every file is written last, and a resume verifies each file."""
+"""Write a manifest with the SHA-256 of every file into a checkpoint, last of all, and verify each file on a resume."""
 
 import re
 import shutil

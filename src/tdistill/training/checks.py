@@ -1,4 +1,4 @@
-"""Refuse what a ``DistillTrainer`` is asked for and can't do: nothing that somebody set is left out without a word."""
+"""Refuse settings that a ``DistillTrainer`` can't follow, so that none is ignored without a word."""
 
 import copy
 from collections.abc import Mapping, Sequence
@@ -8,7 +8,8 @@ from transformers import EarlyStoppingCallback, TrainerCallback, TrainingArgumen
 
 from tdistill.data.dataset import RolloutDataset
 from tdistill.data.mixed import MixedDataset
-from tdistill.models.student import VALUES, StudentModel
+from tdistill.models.head import VALUES
+from tdistill.models.student import StudentModel
 from tdistill.objectives import BoundObjective
 from tdistill.recipe.schema import LmConfig, ValueConfig
 from tdistill.runtime.errors import ConfigError

@@ -13,10 +13,11 @@ MEAN_LENGTH = "completions/mean_length"  # as DistillTrainer logs it, with every
 class Clock(TrainerCallback):
     """Add two costs to every entry that is logged while the student trains, in ``TrainerState.log_history``.
 
-    ``seconds``: wall-clock since training started, student roll-outs, validations and checkpoints included. A
-    resumed run goes on from the last entry of its checkpoint, so what a kill threw away does not count.
-    ``tokens``: response tokens trained on, each time they were (prompts do not count): the logged mean length of responses × the
-    examples a step, so a batch that the end of an epoch cuts short counts as a whole one. Absent where lengths are not logged.
+    ``seconds`` is the wall-clock time since training started, with student roll-outs, validations and checkpoints. A resumed run goes on
+    from the last entry of its checkpoint: time that a kill threw away does not count.
+    ``tokens`` is the number of response tokens trained on; a token counts each time it is read, and prompts do not count. It is the
+    logged mean length of responses × the examples of the steps, so a short batch at the end of an epoch counts as a whole one. It is
+    missing where lengths are not logged.
 
     Args:
         now: seconds from any start.
@@ -29,7 +30,7 @@ class Clock(TrainerCallback):
         self._mean_length: float | None = None
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Start, or go on where the checkpoint's log ends."""
+        """Start to count, or go on where the checkpoint's log ends."""
         before = 0.0
         for entry in state.log_history:
             before = entry.get(SECONDS, before)
@@ -54,5 +55,5 @@ class Clock(TrainerCallback):
         entry[TOKENS] = self._tokens
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Stop: later validations are not training."""
+        """Stop the clock: later validations are not training."""
         self._started = None

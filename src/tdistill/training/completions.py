@@ -1,4 +1,4 @@
-"""Log what the student writes while it trains: it answers a few validation prompts at every validation, for people to read."""
+"""Log the student's answers to a few validation prompts at every validation, for people to read."""
 
 import json
 from collections import Counter

@@ -1,4 +1,4 @@
-"""Find numbers that are none: in weights before they are saved, and in metrics before they are believed."""
+"""Find NaN and infinity in weights before they are saved, and in metrics before they are used."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping
@@ -11,7 +11,7 @@ from tdistill.runtime.errors import ModelError
 
 
 def non_finite_weight(module: nn.Module) -> str | None:
-    """Return the name of a parameter with NaN or infinity, or of a buffer with NaN, or None. Of a sharded one, this process's part counts.
+    """Return the name of a parameter with NaN or infinity, or of a buffer with NaN, or None. Of a shard, this part is checked.
 
     A buffer may hold −∞, as an attention mask does.
     """
@@ -19,14 +19,14 @@ def non_finite_weight(module: nn.Module) -> str | None:
 
 
 def check_start(model: nn.Module, name: str) -> None:
-    """Check that a student's weights are finite before it is trained: with one that is not it could never be saved.
+    """Check that a student's weights are finite before it is trained: a student with another weight could never be saved.
 
     Args:
         model: the student.
         name: for the message.
 
     Raises:
-        ModelError: a weight is NaN or infinite, be it in a row of a token that no text has.
+        ModelError: a weight is NaN or infinite, even one of a token that no text holds.
     """
     if wrong := non_finite_weight(model):
         raise ModelError(

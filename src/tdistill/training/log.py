@@ -60,7 +60,7 @@ def read_log(path: Path) -> dict[str, Any]:
     """Read a training log.
 
     Raises:
-        OutputError: the file is missing or damaged, or an entry holds something else than numbers. The message says what to delete.
+        OutputError: the file is missing or damaged, or an entry holds a value that is no number. The message says what to delete.
     """
     advice = train_again(path.parent)
     found: dict[str, Any] = read_form(path, HistoryForm, OutputError, advice)

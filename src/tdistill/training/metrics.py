@@ -14,6 +14,8 @@ from tdistill.mdp.steps import Steps
 WITH_STD = "td/reward"
 WITH_P99 = "candidates/count"  # whole numbers ≥ 0
 P99 = 0.99
+# What ``diagnostics`` needs from the student. It costs a pass over the vocabulary, so that it is asked for at logged steps only.
+DIAGNOSTICS = frozenset({"log_z", "entropy"})
 
 
 class MetricSums:
@@ -68,9 +70,9 @@ class MetricSums:
 
 
 def quantile_of_counts(counts: Tensor, q: float) -> float:
-    """Return the q-quantile of whole numbers 0, 1, … that occurred ``counts`` times: exact, linear between neighbours; NaN of none.
+    """Return the q-quantile of whole numbers 0, 1, … that occurred ``counts`` times. It is NaN if there are none.
 
-    It is ``torch.quantile`` of the numbers themselves, which refuses more than 2²⁴ of them.
+    The result is exact, and linear between neighbours, as that of ``torch.quantile``, which refuses more than 2²⁴ numbers.
     """
     up_to = counts.cumsum(0)
     total = int(up_to[-1]) if len(up_to) else 0
@@ -87,11 +89,26 @@ def _add_counts(a: Tensor, b: Tensor) -> Tensor:
 
 
 def support_metrics(steps: Steps) -> dict[str, Tensor]:
-    """Return what depends on the data and its p alone: the teacher's mass on A_p, and |A_p|, per step."""
+    """Return what depends on the data and its p alone, per step: the teacher's mass on A_p, and |A_p|."""
     return {
         "teacher_mass": soft_value(steps.teacher_logp_t, steps.legal_t).exp(),
         "candidates/count": steps.legal_t.sum(-1).float(),
     }
+
+
+def diagnostics(steps: Steps) -> dict[str, Tensor]:
+    """Return what compares the student with the teacher at each step: its mass on A_p, its entropy in nats, and ``overlap_ratio``.
+
+    The steps must have what ``DIAGNOSTICS`` asks for.
+    """
+    assert steps.entropy_t is not None
+    return {"student_mass": student_mass(steps), "entropy": steps.entropy_t, "overlap_ratio": overlap_ratio(steps)}
+
+
+def student_mass(steps: Steps) -> Tensor:
+    """Return the student's probability of A_p at each step."""
+    assert steps.log_z_t is not None
+    return torch.where(steps.legal_t, (steps.q_t - steps.log_z_t.unsqueeze(-1)).exp(), 0.0).sum(-1)
 
 
 def overlap_ratio(steps: Steps) -> Tensor:

@@ -1,4 +1,4 @@
-"""Make the student's own roll-outs while it trains: it answers, the teacher scores, and the result is an ordinary cache."""
+"""Make roll-outs of the student while it trains: it answers, the teacher scores its answers, and the result is an ordinary cache."""
 
 import copy
 import time
@@ -26,7 +26,7 @@ from tdistill.training.log import train_again
 
 @dataclass(frozen=True)
 class Authors:
-    """Hold who writes and who scores the student's own roll-outs.
+    """Hold the models that write and score the student's own roll-outs.
 
     Args:
         student: the language model that is being trained. A copy of it in ``dtype``, as it is when a round is asked for, writes.
@@ -44,10 +44,10 @@ class Authors:
 
 
 class StudentRollouts:
-    """Make the rounds of a ``MixedDataset``, under ``directory/round-NNNN``; existing rounds are read, so that a resumed run goes on.
+    """Make the rounds of a ``MixedDataset``, under ``directory/round-NNNN``. A round that exists is read, so that a resumed run goes on.
 
     Args:
-        authors: who writes and who scores.
+        authors: the models that write and score.
         expert: the data set whose cache says how candidates are recorded, how long answers may be, and in which batches.
         directory: where the rounds are written.
         on_policy: how the student writes. With the defaults it samples from its own distribution π.
@@ -65,7 +65,7 @@ class StudentRollouts:
 
     @property
     def log(self) -> list[dict[str, float]]:
-        """Return what was logged about every round, rounds before a kill included."""
+        """Return the numbers that were logged about every round, also about rounds before a kill."""
         advice = train_again(self._directory.parent)
         return [read_form(path, dict[str, float], OutputError, advice) for path in sorted(self._directory.glob("round-*.json"))]
 

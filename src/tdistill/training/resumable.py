@@ -1,4 +1,4 @@
-"""Save and resume: checkpoints are whole or refused, and a resumed run takes the steps that are left, no more."""
+"""Save and resume training: a checkpoint is whole or refused, and a resumed run takes the steps that are left, no more."""
 
 import math
 from collections.abc import Iterator
@@ -24,7 +24,7 @@ from tdistill.training.target import TargetNetwork
 
 
 def check_same_length(checkpoint: Path, args: TrainingArguments, examples: int) -> None:
-    """Check that a run has the length of the checkpoint's: the learning rate of a step depends on how many there are.
+    """Check that a run is as long as the one that wrote a checkpoint: the learning rate of a step depends on the number of steps.
 
     Raises:
         TrainingError: the checkpoint is of a run of another length.
@@ -43,14 +43,14 @@ def check_same_length(checkpoint: Path, args: TrainingArguments, examples: int) 
 class ResumableTrainer(Trainer):
     """Train, write a manifest into every checkpoint, verify it on a resume, and never save weights that are not finite.
 
-    A subclass sets ``objective`` and ``target`` and says in ``_check_student`` what a student that may be saved is.
+    A subclass sets ``objective`` and ``target``, and raises in ``_check_student`` for a student that must not be saved.
     """
 
     target: TargetNetwork | None = None
     _resumed_from: Path | None = None  # until the first epoch of a resumed run has begun
 
     def train(self, resume_from_checkpoint: str | bool | None = None, trial: Any = None, ignore_keys_for_eval: list[str] | None = None) -> Any:
-        """Train, or go on from a checkpoint with the steps that are left, which may be none.
+        """Train the student, or go on from a checkpoint with the steps that are left, which may be none.
 
         Args:
             resume_from_checkpoint: a checkpoint's directory; True: the newest whole one in ``output_dir``.
@@ -85,7 +85,7 @@ class ResumableTrainer(Trainer):
         return found
 
     def _identity(self) -> dict[str, Any]:
-        """Return what a run must share with a checkpoint to go on from it, beside its length."""
+        """Return the settings that a run must share with a checkpoint to go on from it, beside its length."""
         args = self.args
         return {
             "objective": self.objective.describe(),
@@ -101,20 +101,20 @@ class ResumableTrainer(Trainer):
         checkpoint, self._resumed_from = self._resumed_from, None
         if checkpoint is not None:
             ends = self.state.global_step % kwargs["num_update_steps_per_epoch"] == 0
-            self._validate_what_a_kill_left_out(ends, kwargs["trial"], kwargs["ignore_keys_for_eval"])
+            self._make_up_for_validation(ends, kwargs["trial"], kwargs["ignore_keys_for_eval"])
             if self._is_over():
                 self.control.should_training_stop = True
                 return
         super()._run_epoch(*args, **kwargs)
 
     def _is_over(self) -> bool:
-        """Tell whether the checkpoint is that of the last step, or of the validation after which the run was stopped."""
+        """Return whether the run is over: its checkpoint is that of the last step, or of the validation after which it was stopped."""
         watchers = [c for c in self.callback_handler.callbacks if isinstance(c, EarlyStoppingCallback)]
         stopped = any(c.early_stopping_patience_counter >= c.early_stopping_patience for c in watchers)
         return stopped or self.state.global_step >= self.state.max_steps
 
-    def _validate_what_a_kill_left_out(self, ends: bool, trial: Any, ignore_keys: list[str] | None) -> None:
-        """Validate at the end of an epoch whose checkpoint, saved by steps, was written before its validation, by epochs."""
+    def _make_up_for_validation(self, ends: bool, trial: Any, ignore_keys: list[str] | None) -> None:
+        """Validate at the end of an epoch, where a kill came between its checkpoint (saved by steps) and its validation (by epochs)."""
         state, args = self.state, self.args
         ends = ends or state.global_step >= state.max_steps
         seen = any(e["step"] == state.global_step for e in state.log_history if "eval_loss" in e)
@@ -123,7 +123,7 @@ class ResumableTrainer(Trainer):
             self._determine_best_metric(metrics=metrics, trial=trial)
 
     def _load_callback_state(self) -> None:
-        """Restore what callbacks have counted, such as early stopping its patience, and find the best checkpoint again."""
+        """Restore the state of callbacks, such as the patience of early stopping, and find the best checkpoint again."""
         state, counted = self.state, [c for c in self.callback_handler.callbacks if isinstance(c, ExportableState)]
         for callback in counted:
             name = type(callback).__name__
@@ -178,7 +178,7 @@ class ResumableTrainer(Trainer):
     def _finalize_training(self, trial: Any, num_train_samples: int, start_time: float) -> Any:
         if self._resumed_from is not None:  # at the end of the last epoch, so that no epoch was left to run
             self._resumed_from = None
-            self._validate_what_a_kill_left_out(True, trial, None)
+            self._make_up_for_validation(True, trial, None)
         with self._own_rotation():
             output = super()._finalize_training(trial, num_train_samples, start_time)
         best = self.state.best_model_checkpoint
@@ -188,7 +188,7 @@ class ResumableTrainer(Trainer):
 
     @contextmanager
     def _own_rotation(self) -> Iterator[None]:
-        """Keep the Trainer from removing checkpoints: it does so before a new one is whole, and leaves manifests of half removed ones."""
+        """Keep the Trainer from removing checkpoints: it would do so before the new one is whole, and leave manifests of half removed ones."""
         limit, self.args.save_total_limit = self.args.save_total_limit, None
         try:
             yield

@@ -1,4 +1,4 @@
-"""Count the steps of a run in one place: how many a data set and ``TrainingArguments`` give, and which examples an epoch reads."""
+"""Count the optimizer steps of a run, from a data set and ``TrainingArguments``, and say which examples an epoch reads."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -11,12 +11,12 @@ from tdistill.runtime.errors import ConfigError
 
 
 def examples_per_step(args: TrainingArguments) -> int:
-    """Return how many examples one optimizer step reads: micro-batch × accumulation × processes."""
+    """Return the number of examples that one optimizer step reads: micro-batch × accumulation × processes."""
     return args.train_batch_size * args.gradient_accumulation_steps * max(args.world_size, 1)
 
 
 def steps_per_epoch(args: TrainingArguments, examples: int) -> int:
-    """Return how many optimizer steps the Trainer takes for one pass over ``examples``.
+    """Return the number of optimizer steps that the Trainer takes for one pass over ``examples``.
 
     The last step of an epoch may have fewer examples. ``dataloader_drop_last`` drops a last short batch, and batches that not every
     process has.

@@ -1,4 +1,4 @@
-"""Check and set up several processes on one student: FSDP2, DeepSpeed, DDP, nn.DataParallel."""
+"""Check and set up the ways in which several processes train one student: FSDP2, DeepSpeed, DDP."""
 
 import os
 import warnings
@@ -27,8 +27,8 @@ LAUNCH = "accelerate launch --config_file recipes/accelerate/ddp.yaml -m tdistil
 def check_devices(args: TrainingArguments) -> None:
     """Refuse to train in one process on several GPUs, and in processes that do not know of each other.
 
-    The Trainer would wrap the student in ``nn.DataParallel``: the batch would be as many times larger as there are GPUs, while
-    steps, schedule and log count one.
+    On several GPUs the Trainer would wrap the student in ``nn.DataParallel``. It would multiply the batch by the number of GPUs, while
+    steps, schedule and log would count one GPU.
 
     Raises:
         ConfigError: with the command to use instead.
@@ -78,7 +78,7 @@ def check_sharding(accelerator: Accelerator, student: StudentModel) -> None:
 
 
 def sharing(accelerator: Accelerator) -> str:
-    """Return how the processes share the student. A checkpoint's files differ by it, so only a run that shares it likewise can go on."""
+    """Return how the processes share the student. Only a run that shares it in the same way can go on from a checkpoint: its files differ."""
     plugin: FullyShardedDataParallelPlugin | None = getattr(accelerator.state, "fsdp_plugin", None)
     return accelerator.distributed_type.name if plugin is None else f"FSDP{plugin.fsdp_version}, {plugin.state_dict_type.name}"
 
@@ -94,10 +94,10 @@ def _check_fsdp(plugin: FullyShardedDataParallelPlugin) -> None:
 
 
 def check_whole_weights(accelerator: Accelerator, what: str, instead: str) -> None:
-    """Refuse ``what`` where a process holds a part of the student.
+    """Refuse a setting that needs whole weights where each process holds a part of the student.
 
     Raises:
-        ConfigError: FSDP or DeepSpeed shards the student; it names ``what``, and ``instead``.
+        ConfigError: FSDP or DeepSpeed shards the student. The message names ``what`` was set, and what to set ``instead``.
     """
     state = accelerator.state
     if getattr(state, "fsdp_plugin", None) is not None or getattr(state, "deepspeed_plugin", None) is not None:
@@ -155,7 +155,7 @@ def check_can_answer() -> None:
 
 
 def is_sharded(student: nn.Module) -> bool:
-    """Return True where FSDP2 has cut the student: a forward needs every process."""
+    """Return whether FSDP2 shards the student, so that a forward needs every process."""
     return isinstance(student, FSDPModule)
 
 

@@ -16,7 +16,7 @@ TARGET_FILE = "target_network.safetensors"
 
 
 class TargetNetwork:
-    """Update θ̄ ← (1−τ)·θ̄ + τ·θ after every optimizer step, from θ̄ = θ. A whole copy of the student, without gradient.
+    """Keep a whole copy of the student, without gradient: θ̄ starts at θ, and each optimizer step sets θ̄ ← (1−τ)·θ̄ + τ·θ.
 
     Args:
         student: the student to follow; it must be whole in this process, so neither FSDP nor DeepSpeed shards it.
@@ -44,7 +44,7 @@ class TargetNetwork:
         return self._averaged(**inputs)
 
     def follow(self, student: nn.Module) -> None:
-        """Make one Polyak step."""
+        """Move the average towards the student by one step."""
         self._averaged.update_parameters(student)
 
     def save(self, directory: Path) -> None:
@@ -69,5 +69,5 @@ class FollowStudent(TrainerCallback):
         self._target, self._student = target, student
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Move the target, as the Trainer calls it."""
+        """Move the target. The Trainer calls it."""
         self._target.follow(self._student())

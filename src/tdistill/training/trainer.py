@@ -23,7 +23,7 @@ from tdistill.training.batch import build_steps, student_inputs, teacher_online
 from tdistill.training.checks import check_constructor, check_student, check_training_data, own_arguments, reads_every_logit
 from tdistill.training.finite import non_finite_metric
 from tdistill.training.language_modelling import window_losses
-from tdistill.training.metrics import MetricSums, overlap_ratio, support_metrics
+from tdistill.training.metrics import DIAGNOSTICS, MetricSums, diagnostics, support_metrics
 from tdistill.training.resumable import ResumableTrainer
 from tdistill.training.schedule import InOrder, steps_per_epoch
 from tdistill.training.sharding import check_devices, check_sharding, check_whole_weights, keep_float32, shard_value_head
@@ -38,17 +38,17 @@ class DistillTrainer(ResumableTrainer):
     """Train a student on roll-outs by any objective.
 
     Args:
-        model: a causal LM, or a ``StudentModel`` around one (which is what ``trainer.model`` is afterwards).
+        model: a causal LM, or a ``StudentModel`` around one. ``trainer.model`` is a ``StudentModel`` in both cases.
         args: ``TrainingArguments``. The trainer works on a copy. A non-finite loss, gradient, metric or weight stops the run.
         objective: from ``bind``.
         train_dataset: a ``RolloutDataset``; or a ``MixedDataset``, which is read in order, by one process without workers, and says
             how many steps the run has, whatever ``num_train_epochs`` is.
         eval_dataset: a ``RolloutDataset``.
         processing_class: the tokenizer; saved with checkpoints.
-        teacher_model: needed if the objective or a data set with p = 1 wants every logit; never under autograd.
+        teacher_model: needed if the objective or a data set with p = 1 reads every logit of the teacher. It runs without gradient.
         lm: the language-modelling term, on the windows that a ``MixedDataset`` with a corpus adds.
         value: how the value head learns, and how fast a target network follows.
-        vocab_size: V, as the roll-outs have it; by default from ``vocabulary.vocabulary_size``, or the head's rows without a tokenizer.
+        vocab_size: V of the roll-outs; by default from ``models.vocabulary.vocabulary_size``.
 
     Raises:
         ConfigError: the objective needs what model, teacher or data do not offer, or something was asked for that has no effect.
@@ -158,7 +158,7 @@ class DistillTrainer(ResumableTrainer):
         DDP averages gradients over processes. So where the count is over all of them (``average_tokens_across_devices``), this part is
         multiplied by their number; where it is each process's own, the processes' means are averaged as they are.
         """
-        steps, out = self._steps(model, inputs, self.objective.needs, self._logs_this_step())
+        steps, out = self._steps(model, inputs, self.objective.needs | (DIAGNOSTICS if self._logs_this_step() else frozenset()))
         output = self.objective(steps)
         count = steps.mask_t.sum() if num_items_in_batch is None else num_items_in_batch
         loss = torch.where(steps.mask_t, output.loss_t, 0.0).sum() / count
@@ -166,7 +166,7 @@ class DistillTrainer(ResumableTrainer):
             loss = loss * self.accelerator.num_processes
         if self.lm is not None:
             loss = loss + self._lm_loss(model, inputs["window_ids"])
-        self._record(steps, out, output.metrics)
+        self._record(steps, output.metrics)
         return (loss, out) if return_outputs else loss
 
     def _lm_loss(self, model: nn.Module, windows: Tensor) -> Tensor:
@@ -182,7 +182,7 @@ class DistillTrainer(ResumableTrainer):
         return self.lm.lm_coef * mixed.mean(-1).sum() / windows_per_step
 
     def _logs_this_step(self) -> bool:
-        """Tell whether the Trainer logs after the optimizer step that this micro-batch belongs to: then diagnostics are worth their time."""
+        """Return whether the Trainer logs after the optimizer step of this micro-batch: only then diagnostics are computed."""
         step, strategy = self.state.global_step + 1, self.args.logging_strategy
         if step == 1 and self.args.logging_first_step:
             return True
@@ -193,27 +193,23 @@ class DistillTrainer(ResumableTrainer):
             return step == self.state.max_steps or step % math.ceil(batches / self.args.gradient_accumulation_steps) == 0
         return False
 
-    def _steps(
-        self, model: nn.Module, inputs: dict[str, Tensor], needs: frozenset[str], diagnostics: bool = False
-    ) -> tuple[Steps, dict[str, Tensor]]:
+    def _steps(self, model: nn.Module, inputs: dict[str, Tensor], needs: frozenset[str]) -> tuple[Steps, dict[str, Tensor]]:
         teacher_logp = None
         if self._online:
             assert self.teacher_model is not None
             teacher_logp = teacher_online(self.teacher_model, inputs, self.vocab_size)
-        given = {**student_inputs(inputs), "needs": needs, "vocab_size": self.vocab_size}
-        out = model(**given, diagnostics=diagnostics)
+        given = {**student_inputs(inputs), "vocab_size": self.vocab_size}
+        out = model(**given, needs=needs)
         steps = build_steps(inputs, out, self.vocab_size, teacher_logp, needs)
         if self.target is not None:
             with self.accelerator.autocast():
-                averaged = self.target(**given)
-            steps = replace(steps, target=build_steps(inputs, averaged, self.vocab_size, teacher_logp, needs))
+                averaged = self.target(**given, needs=self.objective.needs)
+            steps = replace(steps, target=build_steps(inputs, averaged, self.vocab_size, teacher_logp, self.objective.needs))
         return steps, out
 
     @torch.no_grad()
-    def _record(self, steps: Steps, out: dict[str, Tensor], metrics: dict[str, Tensor]) -> None:
-        seen = {**metrics, **support_metrics(steps)}
-        if "student_mass" in out:
-            seen |= {"student_mass": out["student_mass"], "entropy": out["entropy"], "overlap_ratio": overlap_ratio(steps)}
+    def _record(self, steps: Steps, metrics: dict[str, Tensor]) -> None:
+        seen = {**metrics, **support_metrics(steps)} | (diagnostics(steps) if steps.entropy_t is not None else {})
         self._metrics.add(seen, steps.mask_t)
         lengths = steps.mask_t.sum(-1, keepdim=True)
         self._metrics.add({"completions/mean_length": lengths.float()}, lengths > 0)
@@ -235,7 +231,7 @@ class DistillTrainer(ResumableTrainer):
         return super()._clip_grad_norm(model)
 
     def _hold_language_model(self, model: nn.Module) -> None:
-        """Remove the language model's gradient while the value head has its head start, before the norm is measured and clipped."""
+        """Remove the language model's gradient in the first ``value.warmup_steps`` steps, before the norm is measured and clipped."""
         student = self.accelerator.unwrap_model(model)
         if student.value_head is not None and self.state.global_step < self.value.warmup_steps:
             clear_gradients(student.lm)
@@ -272,7 +268,7 @@ class DistillTrainer(ResumableTrainer):
     def evaluate(self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval") -> dict[str, float]:
         """Return the mean per valid step of the objective's own loss, NLL, both KLs on candidates + tail, and the student's mass on A_p."""
         loader = self.get_eval_dataloader(eval_dataset)
-        needs = self.objective.needs.union(*(o.needs for o in VALIDATION.values()))
+        needs = self.objective.needs.union(DIAGNOSTICS, *(o.needs for o in VALIDATION.values()))
         model = self._wrap_model(self.model, training=False)
         was_training = model.training
         model.eval()
@@ -280,9 +276,10 @@ class DistillTrainer(ResumableTrainer):
         for inputs in loader:
             inputs = self._prepare_inputs(inputs)
             with self.compute_loss_context_manager():
-                steps, out = self._steps(model, inputs, needs, diagnostics=True)
+                steps, _ = self._steps(model, inputs, needs)
             values = {name: objective(steps).loss_t for name, objective in VALIDATION.items()}
-            values |= {"loss": self.objective(steps).loss_t, "student_mass": out["student_mass"], "entropy": out["entropy"]}
+            seen = diagnostics(steps)
+            values |= {"loss": self.objective(steps).loss_t, "student_mass": seen["student_mass"], "entropy": seen["entropy"]}
             table = torch.stack([torch.where(steps.mask_t, v, 0.0).sum(-1).double() for v in values.values()], -1)
             table = torch.cat([table, steps.mask_t.sum(-1, keepdim=True)], -1)
             gathered = self.accelerator.gather_for_metrics(table).sum(0)
@@ -302,7 +299,7 @@ class DistillTrainer(ResumableTrainer):
 
     @torch.no_grad()
     def _check_student(self) -> None:
-        """Check the weights, and the loss that they give on the last batch: after the last step nobody else looks at either."""
+        """Check the weights, and the loss that they give on the last batch: after the last step nothing else reads either."""
         super()._check_student()
         if self._last_batch is None:
             return

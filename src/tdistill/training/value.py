@@ -5,13 +5,13 @@ from torch import nn
 
 
 def clear_gradients(module: nn.Module) -> None:
-    """Remove the gradients of all parameters: the optimizer leaves them as they are, and weight decay does not touch them."""
+    """Remove the gradients of all parameters, so that neither the optimizer nor weight decay changes them."""
     for p in module.parameters():
         p.grad = None
 
 
 def own_rate(optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter], rate: float) -> None:
-    """Move ``parameters`` into a group of their own with another learning rate."""
+    """Give parameters another learning rate, in a group of their own in the optimizer, without weight decay."""
     mine = {id(p) for p in parameters}
     for group in optimizer.param_groups:
         group["params"] = [p for p in group["params"] if id(p) not in mine]
