@@ -15,7 +15,9 @@ from tdistill.experiment.pipeline import Run, provenance
 from tdistill.experiment.recipe_checks import open_recipe
 from tdistill.experiment.rollouts import read_prompts
 from tdistill.models.load import load_model
-from tdistill.teachers.generate import Sampling, batch_plan, generate_batch
+from tdistill.models.vocabulary import Vocabulary
+from tdistill.teachers.rollouts import batch_plan
+from tdistill.teachers.transformers import generate_batch
 
 BATCH_SIZES = (1, 4, 16)
 
@@ -25,14 +27,14 @@ def main() -> None:
     run.execute("models")
     tokenizer, eos_ids, c = student_tokenizer(run), models_info(run)["eos_ids"], run.recipe.rollout
     prompts, _ = read_prompts(run, "valid", tokenizer)
-    sampling = Sampling(c.temperature, c.top_p or c.teacher_top_p, c.top_k, c.max_completion_length, run.recipe.seed)
+    vocabulary = Vocabulary(vocab_size(run), eos_ids)
     for dtype in ("float32", "bfloat16"):
         teacher = load_model(teacher_directory(run), dtype)
 
         def answers(size: int, teacher: torch.nn.Module = teacher) -> dict[str, list[int]]:
-            batches = batch_plan(prompts, 1, size)
-            rows = [row for batch in batches for row in generate_batch(teacher, batch, sampling, eos_ids, vocab_size(run))]
-            return {row.prompt.prompt.prompt_id: list(row.tokens) for row in rows}
+            batches = batch_plan([(p, 0) for p in prompts], size)
+            rows = [row for batch in batches for row in generate_batch(teacher, batch, c, vocabulary)]
+            return {row.prompt_id: row.response_ids for row in rows}
 
         reference = answers(c.batch_size)
         for size in BATCH_SIZES:

@@ -19,9 +19,9 @@ from tdistill.experiment.pipeline import provenance
 from tdistill.experiment.systems import protocol
 from tdistill.models.forward import step_logp
 from tdistill.models.layout import pad_pairs
+from tdistill.recipe.schema import Sampling
 from tdistill.runtime.files import read_jsonl, write_jsonl
 from tdistill.runtime.progress import say
-from tdistill.teachers.generate import Sampling
 
 
 def main() -> None:
@@ -48,7 +48,7 @@ def main() -> None:
 def by_position(model: Any, teacher: Any, shared: Protocol, length: int, title: str) -> dict[str, list[float]]:
     """Sums per token index over the model's answers, sampled as the protocol says but for their length."""
     c = shared.config
-    sampling = Sampling(c.temperature, c.top_p, 0, length, shared.sampling.seed)
+    sampling = Sampling(temperature=c.temperature, top_p=c.top_p, max_completion_length=length, seed=shared.sampling.seed)
     answers = (model, shared.tokenizer, shared.prompts, sampling, c.num_generations, c.batch_size, shared.eos_ids, shared.vocab_size)
     records = write_answers(*answers, f"{title}: answers")
     prompts = {p.prompt.prompt_id: p for p in shared.prompts}

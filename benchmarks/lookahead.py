@@ -33,9 +33,11 @@ from tdistill.models.find import find_model
 from tdistill.models.forward import step_logp
 from tdistill.models.layout import pad_pairs
 from tdistill.models.load import load_model
+from tdistill.models.vocabulary import Vocabulary
+from tdistill.recipe.schema import Sampling
 from tdistill.runtime.files import write_jsonl
 from tdistill.runtime.progress import bar, say
-from tdistill.teachers.generate import Sampling, generate_batch
+from tdistill.teachers.transformers import generate_batch
 
 GAMMAS = (0.5, 0.7, 0.9, 0.99, 1.0)
 ROWS_AT_ONCE = 256  # continuations in a batch
@@ -76,9 +78,9 @@ def text_costs(setting: Setting, prompts: list[tuple[int, ...]], texts: list[lis
 
 def pick_states(setting: Setting, prompts: list[TokenizedPrompt], count: int, actions: int) -> tuple[list[State], float, float]:
     """States of the student's own texts, each drawn evenly from the tokens of all; and the means per token of KL and of log p."""
-    sampling = Sampling(1.0, 1.0, 0, setting.length, setting.seed)
-    rows = generate_batch(setting.student, [(p, 0) for p in prompts], sampling, setting.eos_ids, setting.vocab)
-    texts = [r.tokens for r in rows]
+    sampling = Sampling(max_completion_length=setting.length, seed=setting.seed)
+    rows = generate_batch(setting.student, [(p, 0) for p in prompts], sampling, Vocabulary(setting.vocab, setting.eos_ids))
+    texts = [r.response_ids for r in rows]
     costs = text_costs(setting, [p.ids for p in prompts], texts)
     places = [(i, t) for i, text in enumerate(texts) for t in range(len(text)) if t < setting.length - 1]
     rng = np.random.default_rng(setting.seed)
@@ -100,7 +102,7 @@ def _next_logp(model: PreTrainedModel, ids: tuple[int, ...], vocab: int) -> Tens
 
 def futures(setting: Setting, state: State, number: int, samples: int) -> list[list[tuple[np.ndarray, np.ndarray]]]:
     """Action → sample → (KL, log p) per token of what follows it; empty after the end of the text."""
-    sampling = Sampling(1.0, 1.0, 0, state.left - 1, setting.seed + 1)
+    sampling = Sampling(max_completion_length=state.left - 1, seed=setting.seed + 1)
     live = [k for k, a in enumerate(state.actions) if int(a) not in setting.eos_ids]
     # The noise goes by prompt id and sample: every action meets noise of its own.
     starts = {k: TokenizedPrompt(Prompt(f"{number}-{k}", ()), (*state.ids, int(state.actions[k]))) for k in live}
@@ -108,8 +110,8 @@ def futures(setting: Setting, state: State, number: int, samples: int) -> list[l
     found: list[list[tuple[np.ndarray, np.ndarray]]] = [[] for _ in state.actions]
     for begin in range(0, len(plan), ROWS_AT_ONCE):
         chunk = plan[begin : begin + ROWS_AT_ONCE]
-        rows = generate_batch(setting.student, chunk, sampling, setting.eos_ids, setting.vocab)
-        costs = text_costs(setting, [p.ids for p, _ in chunk], [r.tokens for r in rows])
+        rows = generate_batch(setting.student, chunk, sampling, Vocabulary(setting.vocab, setting.eos_ids))
+        costs = text_costs(setting, [p.ids for p, _ in chunk], [r.response_ids for r in rows])
         for (prompt, _), cost in zip(chunk, costs, strict=True):
             found[int(prompt.prompt.prompt_id.split("-")[1])].append(cost)
     nothing = (np.zeros(0), np.zeros(0))

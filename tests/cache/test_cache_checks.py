@@ -6,14 +6,14 @@ import re
 import shutil
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from fuzz.test_caches import SHARD, VOCAB, caches, rows_of, seal  # noqa: F401
 
-from tdistill.cache.manifest import MANIFEST
-from tdistill.cache.write import SCHEMA, finish_cache, open_cache, shard_is_done
+from tdistill.cache.read import open_cache, read_shard
+from tdistill.cache.schema import MANIFEST, SCHEMA
+from tdistill.cache.write import finish_cache
 from tdistill.data.dataset import RolloutDataset
 from tdistill.runtime.errors import CacheError
 
@@ -155,11 +155,11 @@ def test_a_damaged_shard_is_not_taken_for_whole_while_its_stage_is_not_complete(
     for at in range(0, len(content), 37):
         path.write_bytes(content[:at] + bytes([content[at] ^ 4]) + content[at + 1 :])
         with pytest.raises(CacheError):
-            finish_cache(cache, settings, 1, "x")
+            finish_cache(cache, settings, 1)
         assert (cache / MANIFEST).read_bytes() == manifest, "it is not blessed anew"
         (cache / MANIFEST).unlink()
         try:
-            shard_is_done(cache, 0, settings)
+            read_shard(path, settings)
         except CacheError:
             pass
         else:  # a byte that says nothing, such as a statistic that is not read
@@ -171,7 +171,7 @@ def test_a_damaged_shard_is_not_taken_for_whole_while_its_stage_is_not_complete(
 def test_caches_in_the_repository_are_read(manifest):
     data = RolloutDataset(manifest.parent, vocab_size=49_152)
     assert len(data) == data.manifest.counts["responses"]
-    assert np.isfinite(data[0]["candidate_logp"][data[0]["legal"]]).all()
+    assert data[0]["candidates"].logp[data[0]["candidates"].legal].isfinite().all()
 
 
 def test_the_repository_holds_caches():

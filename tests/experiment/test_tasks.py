@@ -12,6 +12,7 @@ import torch
 import yaml
 from conftest import command, tiny_recipe_dict
 
+from tdistill.cache.schema import Response
 from tdistill.cli import app
 from tdistill.data.prompts import Prompt, TokenizedPrompt, load_prompts, render
 from tdistill.evaluation import tasks
@@ -24,7 +25,6 @@ from tdistill.models.find import find_model
 from tdistill.models.load import load_model
 from tdistill.models.tokenizer import load_tokenizer
 from tdistill.runtime.errors import ConfigError, DataError
-from tdistill.teachers.generate import Generated
 
 SYSTEMS = ["teacher", "start", "sft", "sft_continued", "distilled"]
 RECORDS = {
@@ -154,7 +154,8 @@ def test_stopped_answers_go_on_at_the_first_missing_batch(tmp_path, tiny_teacher
         if len(asked) == 3:
             raise KeyboardInterrupt
         tokens = tokenizer("\u2028.").input_ids
-        return [answer_record(Generated(p, i, tokens, [-1.0] * len(tokens), [], [], [], []), tokenizer) for p, i in batch]
+        logp = [-1.0] * len(tokens)
+        return [answer_record(Response(p.prompt.prompt_id, i, p.ids, tokens, False, logp, logp), tokenizer) for p, i in batch]
 
     path = tmp_path / "a.jsonl"
     with pytest.raises(KeyboardInterrupt):

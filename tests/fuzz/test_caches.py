@@ -14,16 +14,17 @@ import pyarrow.parquet as pq
 import pytest
 
 from fuzz.mutate import HOSTILE, mutated_bytes, mutated_values
-from tdistill.cache.manifest import MANIFEST, shard_name
-from tdistill.cache.write import SCHEMA, SETTINGS_KEY, finish_cache, open_cache, shard_is_done
+from tdistill.cache.read import open_cache, read_shard
+from tdistill.cache.schema import MANIFEST, SCHEMA, SETTINGS_KEY, shard_name
+from tdistill.cache.write import finish_cache
 from tdistill.data.dataset import RolloutDataset
 from tdistill.data.prompts import Prompt, tokenize_prompts
 from tdistill.models.find import find_model
 from tdistill.models.load import load_model
 from tdistill.models.tokenizer import load_tokenizer
+from tdistill.recipe.schema import RolloutConfig
 from tdistill.runtime.errors import CacheError
-from tdistill.teachers.generate import Sampling
-from tdistill.teachers.rollouts import Capture, roll_out
+from tdistill.teachers.rollouts import Teacher, roll_out
 
 SHARD = shard_name(0)
 VOCAB = 257
@@ -40,8 +41,9 @@ def caches(tiny_teacher, tmp_path_factory):
     found = {}
     for name, (cap, human) in kinds.items():
         directory = tmp_path_factory.mktemp(name)
-        capture = Capture(0.8, cap, 2, 4, 1)
-        roll_out(lambda: model, tokenizer, prompts, directory, Sampling(1.0, 0.8, 0, 10, 3), capture, about, [tokenizer.eos_token_id], human)
+        drawn = {"max_completion_length": 10, "seed": 3, "num_generations": 2, "batch_size": 4, "shard_batches": 1}
+        teacher = Teacher(lambda: model, tokenizer, [tokenizer.eos_token_id], about)
+        roll_out(teacher, prompts, directory, RolloutConfig(teacher_top_p=0.8, max_candidates=cap, **drawn), human)
         found[name] = directory
     return found
 
@@ -84,7 +86,7 @@ def read(directory):
     for p in (None, 0.5):
         data = RolloutDataset(directory, p, ("teacher", "human"), vocab_size=VOCAB)
         examples = [data[i] for i in range(len(data))]
-        assert all(np.isfinite(e["candidate_logp"][e["legal"]]).all() for e in examples)
+        assert all(e["candidates"].logp[e["candidates"].legal].isfinite().all() for e in examples)
     return manifest, table
 
 
@@ -92,7 +94,7 @@ def consistent(rows, settings):
     """Say whether rows can be a teacher's, token by token in plain Python: the oracle of the vectorised checks."""
     p, cap, longest, eos = (settings[k] for k in ("teacher_top_p", "max_candidates", "max_completion_length", "eos_ids"))
     asked = Counter(dict.fromkeys(settings["prompts"], settings["num_generations"]))
-    if settings["origin"] == "teacher" and Counter(r["prompt_id"] for r in rows) != asked:
+    if settings.get("origin") == "teacher" and Counter(r["prompt_id"] for r in rows) != asked:
         return False
     return all(_consistent_row(r, p, cap, longest, eos) for r in rows)
 
@@ -153,8 +155,8 @@ def fuzz_unsealed(outcomes, caches, tmp_path, count, seed):
     def attempt(content):
         (directory / MANIFEST).unlink(missing_ok=True)
         path.write_bytes(content)
-        assert shard_is_done(directory, 0, manifest.settings)
-        finish_cache(directory, manifest.settings, 1, "x")
+        read_shard(directory / SHARD, manifest.settings)
+        finish_cache(directory, manifest.settings, 1)
         return read(directory)[1]
 
     outcomes("cache: unsealed shard", inputs, attempt, lambda _, result: result.equals(table))

@@ -19,12 +19,12 @@ from tdistill.models.probe import probe
 from tdistill.models.prune import prune_layers
 from tdistill.models.student import StudentModel
 from tdistill.models.tokenizer import eos_token_ids, load_tokenizer
-from tdistill.models.vocabulary import vocabulary_size
+from tdistill.models.vocabulary import Vocabulary, vocabulary_size
 from tdistill.objectives import bind
+from tdistill.recipe.schema import ActionSpace, RolloutConfig
 from tdistill.runtime.errors import ModelError
-from tdistill.teachers.generate import Sampling
-from tdistill.teachers.rollouts import Capture, roll_out
-from tdistill.teachers.score import score_batch
+from tdistill.teachers.rollouts import Teacher, roll_out
+from tdistill.teachers.transformers import score_batch
 from tdistill.training.trainer import DistillTrainer
 
 # What each architecture lacks with transformers' own code. "pruned" ones work, but not with fewer layers.
@@ -66,15 +66,16 @@ def rolled_out(teacher: PreTrainedModel, tokenizer, directory: Path) -> RolloutD
     prompts, _ = tokenize_prompts(asked, tokenizer, 64, "refuse")
     eos = eos_token_ids(teacher, tokenizer)
     vocab = vocabulary_size(tokenizer, {"teacher": teacher}, eos)
-    sampling, capture = Sampling(top_p=0.9, max_completion_length=10, seed=1), Capture(0.9, None, 1, 6, 1)
-    roll_out(lambda: teacher, tokenizer, prompts, directory, sampling, capture, {"teacher": "tiny"}, eos, vocab_size=vocab)
+    rollout = RolloutConfig(teacher_top_p=0.9, max_completion_length=10, seed=1, batch_size=6, shard_batches=1)
+    roll_out(Teacher(lambda: teacher, tokenizer, eos, {"teacher": "tiny"}, vocab), prompts, directory, rollout)
     data = RolloutDataset(directory)
     for prompt in data.prompts():  # written token by token, in batches that rows leave, as read at once and alone
         row = next(data[j] for j in range(len(data)) if data.prompt_id(j) == prompt.prompt.prompt_id)
-        (scored,) = score_batch(teacher, [(prompt, row["response_ids"].tolist())], eos, vocab, 0.9)
+        (scored,) = score_batch(teacher, [(prompt, row["response_ids"].tolist())], Vocabulary(vocab, eos), ActionSpace(teacher_top_p=0.9))
         assert scored.token_logp == pytest.approx(row["teacher_taken_logp"].tolist(), abs=2e-4)
-        cached = [set(ids[legal]) for ids, legal in zip(row["candidate_ids"], row["legal"], strict=True)]
-        assert [set(ids) for ids in scored.candidate_ids] == cached
+        found = row["candidates"]
+        cached = [set(ids[legal].tolist()) for ids, legal in zip(found.ids, found.legal, strict=True)]
+        assert [set(state.ids.tolist()) for state in scored.candidates.split()] == cached
     assert len({len(data[j]["response_ids"]) for j in range(len(data))}) > 1, "some rows leave the batch early"
     return data
 

@@ -11,8 +11,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, OPTCon
 from tdistill.data.prompts import Prompt, TokenizedPrompt
 from tdistill.models.layout import left_pad, pad_pairs
 from tdistill.models.student import StudentModel
-from tdistill.teachers.generate import Sampling, generate_batch
-from tdistill.teachers.score import score_batch
+from tdistill.models.vocabulary import Vocabulary
+from tdistill.recipe.schema import ActionSpace, Sampling
+from tdistill.teachers.transformers import generate_batch, score_batch
 
 TOKENS, ROWS = 257, 304  # bytes and an end-of-text token; the rows beyond are padding, as the real checkpoints have it
 ROUNDING = 2e-5  # float32 logits move with the shape of a batch
@@ -123,27 +124,34 @@ def test_without_its_positions_padding_would_move_gpt2():
     assert moved.abs().max() > 100 * ROUNDING
 
 
+SPACE = ActionSpace(teacher_top_p=0.9)
+
+
+def candidate_sets(row):
+    return [set(state.ids.tolist()) for state in row.candidates.split()]
+
+
 def test_scoring_pads_as_if_alone(model):
-    both = score_batch(model, [(SHORT, ANSWERS[0]), (LONG, ANSWERS[1])], [TOKENS - 1], TOKENS, 0.9)
+    both = score_batch(model, [(SHORT, ANSWERS[0]), (LONG, ANSWERS[1])], Vocabulary(TOKENS, [TOKENS - 1]), SPACE)
     for row, pair in zip(both, ((SHORT, ANSWERS[0]), (LONG, ANSWERS[1])), strict=True):
-        (alone,) = score_batch(model, [pair], [TOKENS - 1], TOKENS, 0.9)
+        (alone,) = score_batch(model, [pair], Vocabulary(TOKENS, [TOKENS - 1]), SPACE)
         assert row.token_logp == pytest.approx(alone.token_logp, abs=ROUNDING)
-        assert [set(ids) for ids in row.candidate_ids] == [set(ids) for ids in alone.candidate_ids]
+        assert candidate_sets(row) == candidate_sets(alone)
 
 
 def test_generation_pads_as_if_alone_and_scoring_agrees_with_it(model):
-    sampling, ends = Sampling(top_p=0.9, max_completion_length=12, seed=4), range(0, TOKENS, 12)
+    sampling, vocabulary = Sampling(top_p=0.9, max_completion_length=12, seed=4), Vocabulary(TOKENS, range(0, TOKENS, 12))
     prompts = [SHORT, LONG, tokenized(7, seed=3), tokenized(12, seed=4)]
-    rows = generate_batch(model, [(p, 0) for p in prompts], sampling, ends, TOKENS, 0.9)
-    assert len({len(row.tokens) for row in rows}) > 1, "some must end early and leave the batch"
+    rows = generate_batch(model, [(p, 0) for p in prompts], sampling, vocabulary, SPACE)
+    assert len({len(row.response_ids) for row in rows}) > 1, "some must end early and leave the batch"
     for row, prompt in zip(rows, prompts, strict=True):
-        (alone,) = generate_batch(model, [(prompt, 0)], sampling, ends, TOKENS, 0.9)
-        (scored,) = score_batch(model, [(prompt, row.tokens)], ends, TOKENS, 0.9)
-        assert row.tokens == alone.tokens
-        assert max(row.tokens) < TOKENS
+        (alone,) = generate_batch(model, [(prompt, 0)], sampling, vocabulary, SPACE)
+        (scored,) = score_batch(model, [(prompt, row.response_ids)], vocabulary, SPACE)
+        assert row.response_ids == alone.response_ids
+        assert max(row.response_ids) < TOKENS
         assert row.token_logp == pytest.approx(alone.token_logp, abs=ROUNDING)
         assert row.token_logp == pytest.approx(scored.token_logp, abs=ROUNDING)
-        assert [set(ids) for ids in row.candidate_ids] == [set(ids) for ids in scored.candidate_ids]
+        assert candidate_sets(row) == candidate_sets(scored)
 
 
 @pytest.mark.parametrize("gathered", [False, True], ids=["own state", "state given"])

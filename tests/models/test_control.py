@@ -13,9 +13,9 @@ from tdistill.models.control import TextEncoder, control_tokens, turn_end
 from tdistill.models.find import find_model
 from tdistill.models.load import load_model
 from tdistill.models.tokenizer import eos_token_ids, load_tokenizer
+from tdistill.recipe.schema import RolloutConfig
 from tdistill.runtime.errors import DataError
-from tdistill.teachers.generate import Sampling
-from tdistill.teachers.rollouts import Capture, _human_plan
+from tdistill.teachers.rollouts import Teacher, reference_items
 
 HARMLESS = ("Why?", "  two  words\n", "a < b > c", "<|", "Ünï – 漢字 😀", "line\r\nline", "> a quote", "code: `x[1:]`</b>")
 
@@ -198,14 +198,13 @@ def test_human_answers_end_as_the_template_ends_a_turn(kind: str, end: str) -> N
     tokenizer = KINDS[kind]()
     texts = ("An answer.", f"a{end}b")
     prompt = TokenizedPrompt(Prompt("p", ({"role": "user", "content": "q"},), texts), (1, 2))
-    sampling = Sampling(top_p=1.0, max_completion_length=64, seed=0)
-    capture = Capture(0.9, None, 1, 4, 2)
+    rollout = RolloutConfig(max_completion_length=64)
     ids = [tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids(end)]
-    ((*rows,),) = _human_plan([prompt], tokenizer, sampling, capture, sorted(ids))
+    rows = reference_items([prompt], Teacher(pytest.fail, tokenizer, sorted(ids), {}), rollout)
     assert {tokenizer.decode(row[:-1]).lstrip() for _, row in rows} == set(texts)
     for _, row in rows:
         assert row[-1] == ids[1]
         assert not set(row[:-1]) & set(control_tokens(tokenizer))
     # Where the model does not end answers with it, the tokenizer's own end is used.
-    (((_, row), *_),) = _human_plan([prompt], tokenizer, sampling, capture, [tokenizer.eos_token_id])
+    (_, row), *_ = reference_items([prompt], Teacher(pytest.fail, tokenizer, [tokenizer.eos_token_id], {}), rollout)
     assert row[-1] == tokenizer.eos_token_id

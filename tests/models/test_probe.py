@@ -13,9 +13,10 @@ from tdistill.models.find import find_model
 from tdistill.models.forward import step_logp
 from tdistill.models.load import load_model
 from tdistill.models.probe import probe
+from tdistill.models.vocabulary import Vocabulary
+from tdistill.recipe.schema import ActionSpace, Sampling
 from tdistill.runtime.errors import ModelError
-from tdistill.teachers.generate import Sampling, generate_batch
-from tdistill.teachers.score import score_batch
+from tdistill.teachers.transformers import generate_batch, score_batch
 
 
 def tiny(architecture: str) -> PreTrainedModel:
@@ -142,13 +143,13 @@ def broken():
 def test_logits_that_stop_being_finite_name_the_prompt(broken):
     good, bad = prompt("good", 1, 2, 3), prompt("bad", 4, 9)
     with pytest.raises(ModelError, match="logits are not finite on prompt bad"):
-        generate_batch(broken, [(good, 0), (bad, 0)], Sampling(max_completion_length=2), [256], TOKENS, 0.8)
+        generate_batch(broken, [(good, 0), (bad, 0)], Sampling(max_completion_length=2), Vocabulary(TOKENS, [256]), ActionSpace())
     with pytest.raises(ModelError, match="logits are not finite on prompt bad"):
-        score_batch(broken, [(good, [1, 2]), (bad, [3])], [256], TOKENS, 0.8)
+        score_batch(broken, [(good, [1, 2]), (bad, [3])], Vocabulary(TOKENS, [256]), ActionSpace())
     ids = torch.tensor([[1, 2, 3], [4, 9, 5]])
     with pytest.raises(ModelError, match="logits are not finite on row 1 of the batch"):
         step_logp(broken, ids, torch.ones_like(ids), 2, TOKENS)
-    assert len(score_batch(broken, [(good, [1, 2])], [256], TOKENS, 0.8)) == 1
+    assert len(score_batch(broken, [(good, [1, 2])], Vocabulary(TOKENS, [256]), ActionSpace())) == 1
 
 
 def test_a_recurrent_teacher_is_refused_before_the_first_roll_out(tmp_path, capsys):

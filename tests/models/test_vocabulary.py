@@ -18,10 +18,10 @@ from tdistill.experiment.sample import answer
 from tdistill.models.find import find_model
 from tdistill.models.load import load_model
 from tdistill.models.tokenizer import eos_token_ids, load_tokenizer
-from tdistill.models.vocabulary import vocabulary_size
+from tdistill.models.vocabulary import Vocabulary, vocabulary_size
+from tdistill.recipe.schema import ActionSpace, Sampling
 from tdistill.runtime.errors import ModelError
-from tdistill.teachers.generate import Sampling, generate_batch
-from tdistill.teachers.score import score_batch
+from tdistill.teachers.transformers import generate_batch, score_batch
 from tdistill.training.trainer import DistillTrainer
 
 GAP = 40  # ids without a token before the end-of-text token
@@ -145,12 +145,12 @@ def test_an_old_models_stage_says_what_to_do(run_with_gap):
 def test_a_prompt_with_a_token_that_has_no_embedding_is_named(tiny_teacher):
     model = load_model(find_model(str(tiny_teacher)))
     with pytest.raises(ModelError, match="Prompt asked has the token id 304, but LlamaForCausalLM has embeddings of 304 tokens only"):
-        generate_batch(model, [(prompt(1, 304), 0)], Sampling(max_completion_length=2), [256], 257)
+        generate_batch(model, [(prompt(1, 304), 0)], Sampling(max_completion_length=2), Vocabulary(257, [256]))
     with pytest.raises(ModelError, match="Prompt asked has the token id 999"):
-        score_batch(model, [(prompt(999), [1])], [256], 257, 0.8)
+        score_batch(model, [(prompt(999), [1])], Vocabulary(257, [256]), ActionSpace())
 
 
 @pytest.mark.parametrize(("response", "what"), [([1, 257], "the token id 257, beyond the vocabulary of 257"), ([], "no token")])
 def test_a_response_that_cannot_be_scored_is_named(response, what, tiny_teacher):
     with pytest.raises(ModelError, match=f"The response to prompt asked has {what}"):
-        score_batch(load_model(find_model(str(tiny_teacher))), [(prompt(1), response)], [256], 257, 0.8)
+        score_batch(load_model(find_model(str(tiny_teacher))), [(prompt(1), response)], Vocabulary(257, [256]), ActionSpace())

@@ -9,14 +9,15 @@ import yaml
 from conftest import command, save_tiny_model, tiny_recipe_dict
 from tokenizer_kinds import byte_level, llama_3
 
-from tdistill.cache.write import open_cache
+from tdistill.cache.read import open_cache
 from tdistill.data.prompts import Prompt, TokenizedPrompt
 from tdistill.evaluation.answers import answer_record
 from tdistill.models.find import find_model
 from tdistill.models.load import load_model
 from tdistill.models.tokenizer import eos_token_ids
-from tdistill.teachers.rollouts import to_response
-from tdistill.teachers.score import score_batch
+from tdistill.models.vocabulary import Vocabulary
+from tdistill.recipe.schema import ActionSpace
+from tdistill.teachers.transformers import score_batch
 
 QUESTION = "say <|eot_id|> or <|end_of_text|>"
 
@@ -89,6 +90,6 @@ def test_the_end_of_a_turn_is_no_text_even_where_it_is_not_special(teacher: Path
     stop = tokenizer.convert_tokens_to_ids("<stop>")
     assert stop in eos
     prompt = TokenizedPrompt(Prompt("p", ({"role": "user", "content": "q"},)), (1, 2))
-    (row,) = score_batch(model, [(prompt, [*tokenizer("ab").input_ids, stop])], eos, len(tokenizer), 0.9)
+    (row,) = score_batch(model, [(prompt, [*tokenizer("ab").input_ids, stop])], Vocabulary(len(tokenizer), eos), ActionSpace())
     assert row.finished
-    assert answer_record(row, tokenizer)["text"] == to_response(row, tokenizer, "policy", "teacher").text == "ab"
+    assert answer_record(row, tokenizer)["text"] == tokenizer.decode(row.text_ids) == "ab"

@@ -16,9 +16,8 @@ from tdistill.models.load import load_model
 from tdistill.models.prune import prune_layers
 from tdistill.models.tokenizer import load_tokenizer
 from tdistill.objectives import bind
-from tdistill.recipe.schema import LmConfig, MethodConfig, OnPolicyConfig
-from tdistill.teachers.generate import Sampling
-from tdistill.teachers.rollouts import Capture, roll_out
+from tdistill.recipe.schema import LmConfig, MethodConfig, OnPolicyConfig, RolloutConfig
+from tdistill.teachers.rollouts import Teacher, roll_out
 from tdistill.training.fit import fit
 from tdistill.training.inputs import FitInputs
 
@@ -36,9 +35,10 @@ class World:
         self.tokenizer: Any = load_tokenizer(find_model(str(teacher)))
         conversations = [Prompt(f"p{i}", ({"role": "user", "content": f"question {i}" + "?" * (i % 5)},)) for i in range(prompts)]
         tokenized, _ = tokenize_prompts(conversations, self.tokenizer, 128, "refuse")
-        sampling, capture = Sampling(top_p=0.9, max_completion_length=12, seed=1), Capture(0.9, None, 1, 4, 1)
-        prints, eos = {"teacher": "tiny", "tokenizer": "t", "template": "t"}, [self.tokenizer.eos_token_id]
-        roll_out(lambda: self.teacher, self.tokenizer, tokenized, directory / "cache", sampling, capture, prints, eos)
+        rollout = RolloutConfig(teacher_top_p=0.9, max_completion_length=12, seed=1, batch_size=4, shard_batches=1)
+        prints = {"teacher": "tiny", "tokenizer": "t", "template": "t"}
+        writer = Teacher(lambda: self.teacher, self.tokenizer, [self.tokenizer.eos_token_id], prints)
+        roll_out(writer, tokenized, directory / "cache", rollout)
         self.data = RolloutDataset(directory / "cache")
         self.start = directory / "start"
         self.student().save_pretrained(self.start)

@@ -4,7 +4,7 @@ The reference reads whole responses without padding in float64, and uses nothing
 """
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tdistill.cache.write import open_cache
+from tdistill.cache.read import open_cache
 from tdistill.data.collate import DistillCollator
 from tdistill.data.dataset import RolloutDataset
 from tdistill.data.prompts import Prompt, tokenize_prompts
@@ -24,11 +24,11 @@ from tdistill.models.load import load_model
 from tdistill.models.prune import prune_layers
 from tdistill.models.student import StudentModel
 from tdistill.models.tokenizer import load_tokenizer
-from tdistill.recipe.schema import CandidateRule
+from tdistill.models.vocabulary import Vocabulary
+from tdistill.recipe.schema import CandidateRule, RolloutConfig
 from tdistill.runtime.errors import CacheError
-from tdistill.teachers.generate import Sampling, batch_plan, generate_batch
-from tdistill.teachers.rollouts import Capture, cache_settings, roll_out, write_rollouts
-from tdistill.teachers.score import score_batch
+from tdistill.teachers.rollouts import RolloutWriter, Teacher, cache_settings, roll_out
+from tdistill.teachers.transformers import generate_batch, score_batch
 from tdistill.training.batch import build_steps, student_inputs, teacher_online
 from tdistill.training.target import TargetNetwork
 
@@ -71,22 +71,18 @@ def cache(tiny_teacher: Path, teacher: Any, tmp_path_factory: pytest.TempPathFac
     tokenizer = load_tokenizer(find_model(str(tiny_teacher)))
     conversations = [Prompt(f"p{i}", ({"role": "user", "content": f"question {i}" + "?" * (i % 5)},)) for i in range(10)]
     prompts, _ = tokenize_prompts(conversations, tokenizer, 128, "refuse")
-    sampling, capture, eos = (
-        Sampling(temperature=1.3, top_p=1.0, max_completion_length=8, seed=1),
-        Capture(P, None, 1, 5, 1),
-        list(range(16, VOCAB, 20)),
-    )
+    drawn = {"temperature": 1.3, "top_p": 1.0, "max_completion_length": 8, "seed": 1}
+    rollout, eos = RolloutConfig(teacher_top_p=P, **drawn, batch_size=5, shard_batches=1), list(range(16, VOCAB, 20))
     directory = tmp_path_factory.mktemp("rollouts")
 
     def answer(batch: Any) -> Any:
-        written = generate_batch(teacher, batch, sampling, eos, VOCAB)
-        scored = score_batch(teacher, [(g.prompt, g.tokens) for g in written], eos, VOCAB, P)
-        for own, seen in zip(written, scored, strict=True):
-            seen.behaviour_logp = own.behaviour_logp
-        return scored
+        written = generate_batch(teacher, batch, rollout, Vocabulary(VOCAB, eos))
+        pairs = [(prompt, row.response_ids) for (prompt, _), row in zip(batch, written, strict=True)]
+        scored = score_batch(teacher, pairs, Vocabulary(VOCAB, eos), rollout)
+        return [replace(seen, behaviour_logp=own.behaviour_logp) for own, seen in zip(written, scored, strict=True)]
 
-    settings = cache_settings(sampling, capture, {"teacher": "tiny"}, eos, prompts) | {"origin": "student"}
-    write_rollouts(batch_plan(prompts, 1, 5), answer, tokenizer, directory, 1, settings, ("student", "writer"), None)
+    settings = cache_settings(rollout, {"teacher": "tiny"}, eos, prompts) | {"origin": "student"}
+    RolloutWriter(directory, settings, rollout, tokenizer, "writer").write([(p, 0) for p in prompts], answer)
     return directory
 
 
@@ -277,8 +273,8 @@ def test_human_text_is_the_experts_and_nobody_sampled_it(tiny_teacher: Path, tea
     tokenizer = load_tokenizer(find_model(str(tiny_teacher)))
     asked = [Prompt(f"p{i}", ({"role": "user", "content": "?"},), references=("yes" * (i + 1),)) for i in range(3)]
     prompts, _ = tokenize_prompts(asked, tokenizer, 128, "refuse")
-    sampling, capture = Sampling(max_completion_length=9, seed=1), Capture(P, None, 1, 3, 1)
-    roll_out(lambda: teacher, tokenizer, prompts, tmp_path, sampling, capture, {"teacher": "tiny"}, [256], human=True)
+    rollout = RolloutConfig(teacher_top_p=P, max_completion_length=9, batch_size=3)
+    roll_out(Teacher(lambda: teacher, tokenizer, [256], {"teacher": "tiny"}), prompts, tmp_path, rollout, human=True)
     data = RolloutDataset(tmp_path, origins=("human",))
     batch = DistillCollator()([data[i] for i in range(3)])
     with torch.no_grad():
@@ -300,7 +296,7 @@ def test_the_tail_is_that_of_float32_not_of_float16(p: float, rule: Any, cache: 
         example = data[i]
         for t, row in enumerate(truth.teacher):
             want = 1.0 - math.fsum(math.exp(row[a]) for a in kept(row, p, rule))
-            got = 1.0 - math.fsum(math.exp(x) for x in example["candidate_logp"][t] if x > -math.inf)
+            got = 1.0 - math.fsum(math.exp(x) for x in example["candidates"].logp[t].tolist() if x > -math.inf)
             assert got == pytest.approx(want, abs=2e-5 if (p, rule) == (P, None) else 1e-3)
 
 
@@ -311,18 +307,9 @@ def test_a_tail_of_1e_3_and_less_is_right_to_one_percent(tiny_teacher: Path, tea
         [Prompt(f"p{i}", ({"role": "user", "content": f"question {i}"},)) for i in range(6)], tokenizer, 128, "refuse"
     )
     for p in (0.999, 0.9999):
-        sampling, capture = Sampling(top_p=1.0, max_completion_length=12, seed=1), Capture(p, None, 1, 6, 1)
-        settings, directory = cache_settings(sampling, capture, {}, [256], prompts), tmp_path / str(p)
-        write_rollouts(
-            batch_plan(prompts, 1, 6),
-            lambda batch, p=p, sampling=sampling: generate_batch(teacher, batch, sampling, [256], VOCAB, p),
-            tokenizer,
-            directory,
-            1,
-            settings,
-            ("teacher", "tiny"),
-            None,
-        )
+        directory = tmp_path / str(p)
+        rollout = RolloutConfig(teacher_top_p=p, top_p=1.0, max_completion_length=12, seed=1, batch_size=6)
+        roll_out(Teacher(lambda: teacher, tokenizer, [256], {"teacher": "tiny"}), prompts, directory, rollout)
         ours, old = tail_errors(RolloutDataset(directory), open_cache(directory)[1].to_pylist(), teacher)
         teacher.float()
         assert max(ours) < 0.01
@@ -343,7 +330,7 @@ def tail_errors(data: RolloutDataset, rows: list[dict[str, Any]], teacher: Any) 
             tail = math.fsum(math.exp(truth[t, a]) for a in outside)
             if tail < 1e-5:  # below, float32 itself has no two digits of it
                 continue
-            mass = math.fsum(math.exp(x) for x in example["candidate_logp"][t, :count])
+            mass = math.fsum(math.exp(x) for x in example["candidates"].logp[t, :count].tolist())
             ours.append(abs(1.0 - mass - tail) / tail)
             old.append(abs(1.0 - math.fsum(math.exp(x) for x in row["candidate_logp"][here]) - tail) / tail)
     assert len(ours) > 20

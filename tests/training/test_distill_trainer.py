@@ -13,10 +13,9 @@ from tdistill.models.load import load_model
 from tdistill.models.prune import prune_layers
 from tdistill.models.tokenizer import load_tokenizer
 from tdistill.objectives import bind
-from tdistill.recipe.schema import MethodConfig
+from tdistill.recipe.schema import MethodConfig, RolloutConfig
 from tdistill.runtime.errors import ConfigError, ModelError, NonFiniteLossError, TrainingError
-from tdistill.teachers.generate import Sampling
-from tdistill.teachers.rollouts import Capture, roll_out
+from tdistill.teachers.rollouts import Teacher, roll_out
 from tdistill.training.fit import fit, training_arguments
 from tdistill.training.inputs import FitInputs
 from tdistill.training.log import LOG_FILE
@@ -41,9 +40,9 @@ def cache(tiny_teacher, tokenizer, tmp_path_factory):
     directory = tmp_path_factory.mktemp("rollouts")
     conversations = [Prompt(f"p{i}", ({"role": "user", "content": f"question {i}" + "?" * (i % 5)},)) for i in range(16)]
     prompts, _ = tokenize_prompts(conversations, tokenizer, 128, "refuse")
-    sampling, capture = Sampling(top_p=0.9, max_completion_length=12, seed=1), Capture(0.9, None, 1, 8, 1)
-    eos = [tokenizer.eos_token_id]
-    roll_out(lambda: make_teacher(tiny_teacher), tokenizer, prompts, directory, sampling, capture, {"teacher": "tiny"}, eos)
+    rollout = RolloutConfig(teacher_top_p=0.9, max_completion_length=12, seed=1, batch_size=8, shard_batches=1)
+    teacher = Teacher(lambda: make_teacher(tiny_teacher), tokenizer, [tokenizer.eos_token_id], {"teacher": "tiny"})
+    roll_out(teacher, prompts, directory, rollout)
     return directory
 
 

@@ -16,10 +16,9 @@ from tdistill.models.load import load_model
 from tdistill.models.prune import prune_layers
 from tdistill.models.tokenizer import load_tokenizer
 from tdistill.objectives import bind
-from tdistill.recipe.schema import MethodConfig, OnPolicyConfig, ValueConfig
+from tdistill.recipe.schema import MethodConfig, OnPolicyConfig, RolloutConfig, ValueConfig
 from tdistill.runtime.errors import CacheError, ConfigError
-from tdistill.teachers.generate import Sampling
-from tdistill.teachers.rollouts import Capture, roll_out
+from tdistill.teachers.rollouts import Teacher, roll_out
 from tdistill.training.fit import fit, training_arguments
 from tdistill.training.inputs import FitInputs
 from tdistill.training.log import read_history
@@ -44,9 +43,9 @@ def expert(teacher: Any, tokenizer: Any, tmp_path_factory: Any) -> RolloutDatase
     directory = tmp_path_factory.mktemp("rollouts")
     conversations = [Prompt(f"p{i}", ({"role": "user", "content": f"question {i}" + "?" * (i % 5)},)) for i in range(N_PROMPTS)]
     prompts, _ = tokenize_prompts(conversations, tokenizer, 128, "refuse")
-    sampling, capture = Sampling(top_p=0.9, max_completion_length=12, seed=1), Capture(0.9, None, 1, 4, 1)
+    rollout = RolloutConfig(teacher_top_p=0.9, max_completion_length=12, seed=1, batch_size=4, shard_batches=1)
     prints = {"teacher": "tiny", "tokenizer": "t", "template": "t"}
-    roll_out(lambda: teacher, tokenizer, prompts, directory, sampling, capture, prints, [tokenizer.eos_token_id])
+    roll_out(Teacher(lambda: teacher, tokenizer, [tokenizer.eos_token_id], prints), prompts, directory, rollout)
     return RolloutDataset(directory)
 
 
@@ -122,8 +121,9 @@ def test_a_round_records_who_wrote_and_what_the_teacher_thinks(
         mixture = torch.log(mix * theirs.exp() + (1 - mix) * mine.exp())
         torch.testing.assert_close(torch.tensor(example["behaviour_logp"]), mixture.gather(-1, taken).squeeze(-1), atol=1e-4, rtol=1e-4)
         torch.testing.assert_close(torch.tensor(example["teacher_taken_logp"]), theirs.gather(-1, taken).squeeze(-1), atol=1e-4, rtol=1e-4)
-        candidates = theirs.gather(-1, torch.tensor(example["candidate_ids"]))[torch.tensor(example["legal"])]
-        torch.testing.assert_close(torch.tensor(example["candidate_logp"][example["legal"]]), candidates, atol=2e-2, rtol=1e-3)
+        found = example["candidates"]
+        truth = theirs.gather(-1, found.ids)[found.legal]
+        torch.testing.assert_close(found.logp[found.legal], truth, atol=2e-2, rtol=1e-3)
         assert not example["expert"]
     other = make(1, prompts)
     assert [other.text(i) for i in range(6)] != [data.text(i) for i in range(6)], "another round has other noise"

@@ -85,11 +85,11 @@ def test_deepspeed_does_not_round_the_teachers_log_probs(trainer: DistillTrainer
     config = SimpleNamespace(dtype=lambda: torch.bfloat16)
     monkeypatch.setattr(trainer, "is_deepspeed_enabled", True)
     monkeypatch.setattr(trainer.accelerator, "state", SimpleNamespace(deepspeed_plugin=SimpleNamespace(hf_ds_config=config)))
-    batch = {"teacher_logp": torch.tensor([-1.2345678, -30.03]), "input_ids": torch.tensor([3])}
-    assert super(DistillTrainer, trainer)._prepare_input(batch["teacher_logp"]).dtype == torch.bfloat16
+    batch = {"logp": torch.tensor([-1.2345678, -30.03]), "input_ids": torch.tensor([3])}
+    assert super(DistillTrainer, trainer)._prepare_input(batch["logp"]).dtype == torch.bfloat16
     prepared = trainer._prepare_input(batch)
-    assert torch.equal(prepared["teacher_logp"], batch["teacher_logp"])
-    assert {k: v.dtype for k, v in prepared.items()} == {"teacher_logp": torch.float32, "input_ids": torch.int64}
+    assert torch.equal(prepared["logp"], batch["logp"])
+    assert {k: v.dtype for k, v in prepared.items()} == {"logp": torch.float32, "input_ids": torch.int64}
 
 
 def state(**plugins: object) -> SimpleNamespace:

@@ -19,9 +19,8 @@ from tdistill.models.prune import prune_layers
 from tdistill.models.student import StudentModel
 from tdistill.models.tokenizer import load_tokenizer
 from tdistill.objectives import BoundObjective, ObjectiveOutput, bind
-from tdistill.recipe.schema import LmConfig, ValueConfig
-from tdistill.teachers.generate import Sampling
-from tdistill.teachers.rollouts import Capture, roll_out
+from tdistill.recipe.schema import LmConfig, RolloutConfig, ValueConfig
+from tdistill.teachers.rollouts import Teacher, roll_out
 from tdistill.training.fit import training_arguments
 from tdistill.training.language_modelling import window_losses
 from tdistill.training.trainer import DistillTrainer
@@ -39,9 +38,9 @@ def cache(tiny_teacher: Path, tokenizer: Any, tmp_path_factory: pytest.TempPathF
     directory = tmp_path_factory.mktemp("rollouts")
     conversations = [Prompt(f"p{i}", ({"role": "user", "content": f"question {i}" + "?" * (i % 5)},)) for i in range(16)]
     prompts, _ = tokenize_prompts(conversations, tokenizer, 128, "refuse")
-    sampling, capture = Sampling(top_p=0.9, max_completion_length=12, seed=1), Capture(0.9, None, 1, 8, 1)
-    fingerprints, eos = {"teacher": "tiny"}, [tokenizer.eos_token_id]
-    roll_out(lambda: load_model(find_model(str(tiny_teacher))), tokenizer, prompts, directory, sampling, capture, fingerprints, eos)
+    rollout = RolloutConfig(teacher_top_p=0.9, max_completion_length=12, seed=1, batch_size=8, shard_batches=1)
+    teacher = Teacher(lambda: load_model(find_model(str(tiny_teacher))), tokenizer, [tokenizer.eos_token_id], {"teacher": "tiny"})
+    roll_out(teacher, prompts, directory, rollout)
     return directory
 
 

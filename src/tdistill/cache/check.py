@@ -13,18 +13,18 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from tdistill.cache.schema import ORIGINS
 from tdistill.runtime.errors import CacheError
 
 TOLERANCE = 1e-3
 FLOAT16_RELATIVE, FLOAT16_LEAST = 2.0**-11, 2.0**-25  # half the spacing: relative to a value, and below the normal numbers
 LARGEST_ID = 2**31 - 1  # ids are signed where models read them
-ORIGINS = ("teacher", "student", "mixed", "human")
 PER_TOKEN = ("candidate_count", "kept_mass", "token_logp", "behaviour_logp")
 ADVICE = "The file is damaged, or another program wrote it. Delete it and manifest.json, and run `tdistill rollout` again."
 
 
 @dataclass(frozen=True)
-class Ragged:
+class ListColumn:
     """Hold one list for each row: all values in sequence, and how many each row has."""
 
     values: np.ndarray
@@ -32,7 +32,7 @@ class Ragged:
     present: np.ndarray  # [rows] bool
 
     @classmethod
-    def of(cls, column: Any) -> "Ragged":
+    def of(cls, column: Any) -> "ListColumn":
         """Take a list column of a table apart."""
         array = column.combine_chunks()
         lengths = np.nan_to_num(array.value_lengths().to_numpy(zero_copy_only=False)).astype(np.int64)
@@ -62,7 +62,7 @@ class ShardCheck:
         self.table, self.settings, self.path = table, settings, path
         self.vocab_size = min(vocab_size or LARGEST_ID + 1, LARGEST_ID + 1)
         self._check_nulls()
-        self.lists = {f.name: Ragged.of(table[f.name]) for f in table.schema if pa.types.is_list(f.type)}
+        self.lists = {f.name: ListColumn.of(table[f.name]) for f in table.schema if pa.types.is_list(f.type)}
         self.steps = self.lists["response_ids"]
         self._check_rows()
         self._check_lengths()

@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from tdistill.cache.write import read_manifest
+from tdistill.cache.read import read_manifest
 from tdistill.compare.data import Scores, Student, TrainingCost
 from tdistill.evaluation.metrics import TEACHER
 from tdistill.experiment.evaluation import read_scores

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tdistill.mdp.candidates import Candidates
 from tdistill.models.layout import pad_pairs
 
 IGNORED_LABEL = -100
@@ -14,16 +15,16 @@ IGNORED_LABEL = -100
 class DistillCollator:
     """Pad examples of a ``RolloutDataset`` along time and candidates.
 
-    Tensors of a batch, B responses, T steps, K candidates (B rows, L = P + T − 1 input columns; see ``padding``):
+    Tensors of a batch, B responses, T steps, K candidates (B rows, L = P + T − 1 input columns; laid out as ``models.layout`` says):
     ``input_ids``, ``attention_mask`` [B, L] · ``taken_ids`` [B, T] · ``labels`` [B, T] the token where the step counts, else
     −100: already shifted, so that the Trainer's own count of labels is the global count of valid steps · ``candidate_ids``,
-    ``teacher_logp``, ``legal`` [B, T, K] (absent when the teacher is online) · ``terminal``, ``teacher_taken_logp``,
+    ``logp``, ``legal`` [B, T, K], the teacher's ``Candidates`` (absent when the teacher is online) · ``terminal``, ``teacher_taken_logp``,
     ``behaviour_logp`` (NaN where nobody sampled) [B, T] · ``expert`` [B] ·
     ``window_ids`` [B, W] of a corpus, where the data set has one · ``row`` [B] the examples' indices, to name a batch in errors.
     """
 
     def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Tensor]:
-        """Collate."""
+        """Return one batch of the examples."""
         responses = [e["response_ids"] for e in examples]
         input_ids, attention, taken, mask = pad_pairs([e["input_ids"] for e in examples], responses)
         steps = taken.shape[1]
@@ -43,11 +44,12 @@ class DistillCollator:
         }
         if "window_ids" in examples[0]:
             batch["window_ids"] = torch.from_numpy(np.stack([e["window_ids"] for e in examples]))
-        if "candidate_ids" in examples[0]:
-            shape = (steps, max(e["legal"].shape[1] for e in examples))
-            batch["candidate_ids"] = _pad([e["candidate_ids"] for e in examples], shape, 0)
-            batch["teacher_logp"] = _pad([e["candidate_logp"] for e in examples], shape, -np.inf)
-            batch["legal"] = _pad([e["legal"] for e in examples], shape, False)
+        if "candidates" in examples[0]:
+            found: list[Candidates] = [e["candidates"] for e in examples]
+            shape = (steps, max(c.legal.shape[1] for c in found))
+            batch["candidate_ids"] = _pad([c.ids.numpy() for c in found], shape, 0)
+            batch["logp"] = _pad([c.logp.numpy() for c in found], shape, -np.inf)
+            batch["legal"] = _pad([c.legal.numpy() for c in found], shape, False)
         return batch
 
 

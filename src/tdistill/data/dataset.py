@@ -1,5 +1,6 @@
 """Read a roll-out cache as examples, cut to any p up to the cache's own."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -7,9 +8,10 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from tdistill.cache.write import open_cache
+from tdistill.cache.read import open_cache
+from tdistill.cache.schema import candidates_of, list_of
 from tdistill.data.prompts import Prompt, TokenizedPrompt
-from tdistill.mdp.candidates import check_top_p, nucleus_mask, rule_mask
+from tdistill.mdp.candidates import Candidates, Ragged, check_top_p, nucleus_mask, rule_mask
 from tdistill.recipe.schema import CandidateRule
 from tdistill.runtime.errors import CacheError, ConfigError
 
@@ -80,38 +82,32 @@ class RolloutDataset(Dataset):
         return self._table["text"][index].as_py()
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        row = {name: self._table[name][index] for name in self._table.column_names}
+        origin, finished = (self._table[name][index].as_py() for name in ("origin", "finished"))
+        sampled = self._table["behaviour_logp"][index].is_valid
         example = {
             "row": index,
-            "prompt_id": row["prompt_id"].as_py(),
-            "input_ids": _array(row["prompt_ids"], np.int64),
-            "response_ids": _array(row["response_ids"], np.int64),
-            "finished": row["finished"].as_py(),
-            "expert": row["origin"].as_py() in EXPERT_ORIGINS,
-            "teacher_taken_logp": _array(row["token_logp"], np.float32),
-            "behaviour_logp": _array(row["behaviour_logp"], np.float32) if row["behaviour_logp"].is_valid else None,
+            "prompt_id": self.prompt_id(index),
+            "input_ids": list_of(self._table, "prompt_ids", index, np.int64),
+            "response_ids": list_of(self._table, "response_ids", index, np.int64),
+            "finished": finished,
+            "expert": origin in EXPERT_ORIGINS,
+            "teacher_taken_logp": list_of(self._table, "token_logp", index, np.float32),
+            "behaviour_logp": list_of(self._table, "behaviour_logp", index, np.float32) if sampled else None,
         }
         if self.teacher_top_p < 1.0:
-            counts = _array(row["candidate_count"], np.int64)
-            ids, logp = _array(row["candidate_ids"], np.int64), _array(row["candidate_logp"], np.float64)
-            kept = _array(row["kept_mass"], np.float64)
-            example["candidate_ids"], example["candidate_logp"], example["legal"] = self._cut(counts, ids, logp, kept)
+            example["candidates"] = self._cut(candidates_of(self._table, index))
         return example
 
-    def _cut(self, counts: np.ndarray, ids: np.ndarray, logp: np.ndarray, kept: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return ragged candidates as [T, K] arrays, of the mass ``kept`` [T] before they are cut to this data set's p and rule."""
-        legal = np.arange(counts.max()) < counts[:, None]
-        padded_ids, padded_logp = np.zeros(legal.shape, np.int64), np.full(legal.shape, -np.inf, np.float64)
-        padded_ids[legal], padded_logp[legal] = ids, logp
-        padded_logp = with_mass(padded_logp, kept).astype(np.float32)
+    def _cut(self, ragged: Ragged) -> Candidates:
+        """Return candidates cut to this data set's p and rule."""
+        found = Candidates.from_ragged(ragged)
+        found = replace(found, logp=torch.from_numpy(with_mass(found.logp.numpy(), ragged.kept_mass).astype(np.float32)))
+        keep = found.legal
         if self.teacher_top_p < self.manifest.teacher_top_p:
-            legal &= nucleus_mask(torch.from_numpy(padded_logp), self.teacher_top_p).numpy()
+            keep = keep & nucleus_mask(found.logp, self.teacher_top_p)
         if self.rule is not None:
-            legal &= rule_mask(self.rule, torch.from_numpy(padded_logp)).numpy()
-        width = int(legal.sum(-1).max())
-        padded_ids, padded_logp, legal = padded_ids[:, :width], padded_logp[:, :width], legal[:, :width]
-        padded_ids[~legal], padded_logp[~legal] = 0, -np.inf
-        return padded_ids, padded_logp, legal
+            keep = keep & rule_mask(self.rule, found.logp)
+        return found.cut(keep)
 
 
 def with_mass(logp: np.ndarray, mass: np.ndarray) -> np.ndarray:
@@ -137,7 +133,3 @@ def with_mass(logp: np.ndarray, mass: np.ndarray) -> np.ndarray:
             f"log-probs sum to {np.exp(logp[wrong[0]]).sum():.6g}: it is damaged or was written by something else. Roll out again."
         )
     return logp + shift[:, None]
-
-
-def _array(scalar: Any, dtype: Any) -> np.ndarray:
-    return scalar.values.to_numpy(zero_copy_only=False).astype(dtype)

@@ -5,16 +5,19 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from tdistill.cache.schema import Response
 from tdistill.data.prompts import TokenizedPrompt
 from tdistill.evaluation.metrics import distinct_n, rouge_l, rouge_scorer
+from tdistill.models.vocabulary import Vocabulary
+from tdistill.recipe.schema import ActionSpace, Sampling
 from tdistill.runtime.progress import bar
-from tdistill.teachers.generate import Generated, Sampling, batch_plan, generate_batch
-from tdistill.teachers.score import score_batch
+from tdistill.teachers.rollouts import batch_plan
+from tdistill.teachers.transformers import generate_batch, score_batch
 
 # Answers are sampled with a seed of their own: the teacher's must not repeat its reference.
 EVALUATION_SEED_OFFSET = 1_000_003
 # score_batch needs some p; only the token's own log-prob is read here.
-SCORED_TOP_P = 0.5
+SCORED = ActionSpace(teacher_top_p=0.5)
 ANSWER_METRICS = ("rouge_l", "teacher_nll", "entropy", "distinct_2", "mean_length")
 
 
@@ -31,24 +34,24 @@ def write_answers(
 ) -> list[dict[str, Any]]:
     """Generate one ``answer_record`` for each prompt and sample, in their order."""
     records = []
-    plan = batch_plan(prompts, num_generations, batch_size)
+    plan = batch_plan([(p, i) for p in prompts for i in range(num_generations)], batch_size)
     with bar(title, sum(map(len, plan)), "answers") as progress:
         for batch in plan:
-            for row in generate_batch(model, batch, sampling, eos_ids, vocab_size):
+            for row in generate_batch(model, batch, sampling, Vocabulary(vocab_size, eos_ids)):
                 records.append(answer_record(row, tokenizer))
             progress.advance(len(batch))
     return sorted(records, key=lambda r: (r["prompt_id"], r["sample_index"]))
 
 
-def answer_record(row: Generated, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+def answer_record(row: Response, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     """Return the record of an answer; ``own_logp`` is the sum of its tokens' log-probs under the distribution that it was drawn from."""
     return {
-        "prompt_id": row.prompt.prompt.prompt_id,
+        "prompt_id": row.prompt_id,
         "sample_index": row.sample_index,
-        "tokens": row.tokens,
+        "tokens": row.response_ids,
         "finished": row.finished,
-        "text": tokenizer.decode(row.text_tokens, skip_special_tokens=True),
-        "own_logp": sum(row.behaviour_logp),
+        "text": tokenizer.decode(row.text_ids, skip_special_tokens=True),
+        "own_logp": sum(row.behaviour_logp or ()),
     }
 
 
@@ -81,7 +84,7 @@ def answer_metrics(
     with bar(title, len(records), "answers") as progress:
         for start in range(0, len(records), batch_size):
             chunk = records[start : start + batch_size]
-            scored = score_batch(teacher, [(by_id[r["prompt_id"]], r["tokens"]) for r in chunk], eos_ids, vocab_size, SCORED_TOP_P)
+            scored = score_batch(teacher, [(by_id[r["prompt_id"]], r["tokens"]) for r in chunk], Vocabulary(vocab_size, eos_ids), SCORED)
             for record, row in zip(chunk, scored, strict=True):
                 own = values.setdefault(record["prompt_id"], {k: [] for k in ANSWER_METRICS})
                 own["teacher_nll"].append(-sum(row.token_logp) / len(row.token_logp))

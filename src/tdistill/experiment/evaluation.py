@@ -16,10 +16,9 @@ from tdistill.evaluation.held_out import held_out_metrics
 from tdistill.evaluation.sparsity import measure_sparsity, summary
 from tdistill.experiment.run_files import AnswerBounds, advice_for, read_answer_lines, read_run_file, read_scores_file
 from tdistill.experiment.run_forms import ScoresForm, SparsityForm
-from tdistill.recipe.schema import EvaluationConfig
+from tdistill.recipe.schema import EvaluationConfig, Sampling
 from tdistill.runtime.errors import ModelError, OutputError
 from tdistill.runtime.files import write_json, write_jsonl
-from tdistill.teachers.generate import Sampling
 
 # Responses whose [T, V] log-probs are in memory at once, of teacher and student: 50 of them took 10 GB.
 SCORED_AT_ONCE = 8
@@ -56,7 +55,13 @@ class Protocol:
     def sampling(self) -> Sampling:
         """Return how answers are sampled."""
         seed = self.seed + EVALUATION_SEED_OFFSET
-        return Sampling(self.config.temperature, self.config.top_p, 0, self.max_completion_length, seed)
+        return Sampling(
+            temperature=self.config.temperature,
+            top_p=self.config.top_p,
+            top_k=self.config.top_k,
+            max_completion_length=self.max_completion_length,
+            seed=seed,
+        )
 
     def describe(self) -> str:
         """Describe the protocol in one paragraph for the report."""

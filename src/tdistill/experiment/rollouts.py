@@ -2,13 +2,13 @@
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from tdistill.cache.manifest import MANIFEST
+from tdistill.cache.schema import MANIFEST
 from tdistill.data.dataset import RolloutDataset
 from tdistill.data.overlap import HELD_OUT, held_out_prompts, load_split, shared_prompts
 from tdistill.data.prompts import TokenizedPrompt, tokenize_prompts
@@ -21,8 +21,7 @@ from tdistill.recipe.schema import CandidateRule
 from tdistill.runtime.errors import CacheError, ConfigError
 from tdistill.runtime.paths import local_path
 from tdistill.runtime.progress import say
-from tdistill.teachers.generate import Sampling
-from tdistill.teachers.rollouts import Capture, roll_out
+from tdistill.teachers.rollouts import Teacher, roll_out
 
 SPLITS = ("train", "valid", "test")
 
@@ -66,9 +65,7 @@ def make_rollouts(run: Run, directory: Path) -> dict[str, Any]:
     recipe, tokenizer, info = run.recipe, student_tokenizer(run), models_info(run)
     c = recipe.rollout
     check_contexts(run.recipe, model_configs(run))
-    load = lru_cache(partial(load_teacher, run))
-    sampling = Sampling(c.temperature, c.top_p or c.teacher_top_p, c.top_k, c.max_completion_length, recipe.seed)
-    capture = Capture(c.teacher_top_p, c.max_candidates, c.num_generations, c.batch_size, c.shard_batches)
+    teacher = Teacher(partial(load_teacher, run), tokenizer, info["eos_ids"], fingerprints(run), vocab_size(run))
     notes: dict[str, Any] = {}
     # All three are read before the first token is drawn: a bad test file must not cost an hour of roll-outs.
     sets = {split: read_prompts(run, split, tokenizer) for split in SPLITS}
@@ -79,8 +76,7 @@ def make_rollouts(run: Run, directory: Path) -> dict[str, Any]:
         human = [False, True] if c.score_references and any(p.prompt.references for p in prompts) else [False]
         for scored in human:
             name = f"{split}-human" if scored else split
-            how = (sampling, capture, fingerprints(run), info["eos_ids"], scored, name, vocab_size(run))
-            manifest = roll_out(load, tokenizer, prompts, directory / name, *how)
+            manifest = roll_out(teacher, prompts, directory / name, c, scored, name)
             notes[name] = {
                 **manifest.counts,
                 "skipped_prompts": skipped,

@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -24,12 +24,15 @@ from tdistill.experiment.rollouts import model_configs
 from tdistill.experiment.run_files import AnswerBounds, read_run_file
 from tdistill.experiment.run_forms import TaskDataForm
 from tdistill.experiment.systems import systems
+from tdistill.models.vocabulary import Vocabulary
 from tdistill.pages.markdown import to_markdown
+from tdistill.recipe.schema import Sampling
 from tdistill.runtime.errors import ConfigError, DataError
 from tdistill.runtime.files import write_json, write_jsonl
 from tdistill.runtime.processes import process_count
 from tdistill.runtime.progress import say
-from tdistill.teachers.generate import Sampling, batch_plan, generate_batch
+from tdistill.teachers.rollouts import batch_plan
+from tdistill.teachers.transformers import generate_batch
 
 TASKS_DIRECTORY, ROWS, DATA = "tasks", "tasks.jsonl", "data.json"
 KEY_LENGTH = 12  # hex digits, as the stages' keys have
@@ -82,14 +85,20 @@ class TaskRun:
         """
         c = self.run.recipe.evaluation
         length = c.max_completion_length or self.run.recipe.rollout.max_completion_length
-        return Sampling(c.temperature, c.top_p, 0, length, self.run.recipe.seed + EVALUATION_SEED_OFFSET)
+        return Sampling(
+            temperature=c.temperature,
+            top_p=c.top_p,
+            top_k=c.top_k,
+            max_completion_length=length,
+            seed=(self.run.recipe.seed + EVALUATION_SEED_OFFSET) % 2**32,
+        )
 
     @cached_property
     def settings(self) -> dict[str, Any]:
         """Return the settings that change a number, apart from the task's file."""
         c, limit = self.run.recipe.evaluation, self.options.limit
         return {
-            "sampling": asdict(self.sampling),
+            "sampling": self.sampling.model_dump(),
             "seeds": self.options.seeds,
             "limit": limit,
             "subset_seed": None if limit is None else SUBSET_SEED,
@@ -170,7 +179,8 @@ class TaskRun:
                 read_record(folder / SCORES / f"{name}.json")
                 continue
             prompts = self.prompts[task.name]
-            plan, path = batch_plan(prompts, self.options.seeds, batch_size), folder / ANSWERS / f"{name}.jsonl"
+            plan = batch_plan([(p, i) for p in prompts for i in range(self.options.seeds)], batch_size)
+            path = folder / ANSWERS / f"{name}.jsonl"
             title = f"{name}, {task.name}"
             length, vocab = self.sampling.max_completion_length, vocab_size(self.run)
             answer = partial(_answers, load, self.tokenizer, self.sampling, eos_ids, vocab)
@@ -214,5 +224,5 @@ def _answers(
     vocab: int,
     batch: Batch,
 ) -> list[dict[str, Any]]:
-    rows = generate_batch(load(), batch, sampling, eos_ids, vocab)
+    rows = generate_batch(load(), batch, sampling, Vocabulary(vocab, eos_ids))
     return [answer_record(row, tokenizer) for row in rows]

@@ -1,10 +1,19 @@
 """Compute the size of the vocabulary: how many rows of a head are tokens."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tdistill.runtime.errors import ModelError
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """Hold which token ids a model may write, and which of them end a response."""
+
+    size: int  # V: ids from 0 to V − 1 are tokens, and rows of a head from V on are padding
+    eos_ids: Sequence[int] = ()
 
 
 def vocabulary_size(tokenizer: PreTrainedTokenizerBase | None, models: dict[str, PreTrainedModel], eos_ids: Sequence[int] = ()) -> int:

@@ -101,8 +101,8 @@ class Sampling(Section):
     )
 
 
-class RolloutConfig(Sampling):
-    """Set how the teacher answers the prompts, and what is recorded for every token."""
+class ActionSpace(Section):
+    """Set the reduced action space A_p: which of the teacher's tokens are recorded as candidates."""
 
     teacher_top_p: float = Field(
         0.8,
@@ -111,6 +111,11 @@ class RolloutConfig(Sampling):
         description="p of the recorded action space: the fewest tokens whose probability reaches p; training may use any smaller p",
     )
     max_candidates: Count | None = Field(None, description="largest number of recorded candidates for a token; null: no limit")
+
+
+class RolloutConfig(ActionSpace, Sampling):
+    """Set how the teacher answers the prompts, and what is recorded for every token."""
+
     num_generations: Count = Field(1, description="number of responses for each prompt")
     batch_size: Count = Field(32, description="number of responses generated at once")
     shard_batches: Count = Field(4, description="number of batches in a file of the cache; a stop loses at most one file")

@@ -62,11 +62,11 @@ def build_steps(
         return replace(dense, dense=dense, uniform=dense)
     uniform = None
     if "uniform" in needs:
-        spread = spread_tail(batch["teacher_logp"], batch["candidate_ids"], batch["legal"], vocab_size)
+        spread = spread_tail(batch["logp"], batch["candidate_ids"], batch["legal"], vocab_size)
         uniform = _over_vocabulary(batch, out, spread, common)
     return Steps(
         q_t=out["q_t"],
-        teacher_logp_t=batch["teacher_logp"],
+        teacher_logp_t=batch["logp"],
         legal_t=batch["legal"],
         a_t=taken_index(batch),
         dense=dense,

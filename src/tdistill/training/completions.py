@@ -11,10 +11,12 @@ from accelerate.state import AcceleratorState
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.integrations import TensorBoardCallback, TrackioCallback, WandbCallback
 
+from tdistill.cache.schema import Response
 from tdistill.models.student import StudentModel
+from tdistill.models.vocabulary import Vocabulary
 from tdistill.runtime.files import replacing
 from tdistill.runtime.processes import is_main_process
-from tdistill.teachers.generate import Generated, Sampling, generate_batch
+from tdistill.teachers.transformers import generate_batch
 from tdistill.training.inputs import FitInputs
 from tdistill.training.sharding import answer_together, check_can_answer, is_sharded
 
@@ -40,7 +42,7 @@ class LogCompletions(TrainerCallback):
         check_can_answer()
         self._student, self._tokenizer, self._path, self._trackers = student, inputs.tokenizer, path, trackers
         self._prompts, self._eos = inputs.valid.prompts()[:count], inputs.valid.manifest.settings["eos_ids"]
-        self._sampling, self._vocab_size = Sampling(**inputs.sampling.model_dump()), inputs.vocab_size
+        self._sampling, self._vocab_size = inputs.sampling, inputs.vocab_size
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Remove the lines of validations that a resumed run does again. The Trainer calls it."""
@@ -68,8 +70,8 @@ class LogCompletions(TrainerCallback):
         table = [
             {
                 "step": state.global_step,
-                "prompt": self._tokenizer.decode(row.prompt.ids, skip_special_tokens=True),
-                "completion": self._tokenizer.decode(row.text_tokens, skip_special_tokens=True),
+                "prompt": self._tokenizer.decode(row.prompt_ids, skip_special_tokens=True),
+                "completion": self._tokenizer.decode(row.text_ids, skip_special_tokens=True),
                 "finished": row.finished,
             }
             for row in rows
@@ -79,12 +81,12 @@ class LogCompletions(TrainerCallback):
             handle.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in table)
         _show(table, state.global_step, self._trackers)
 
-    def _answers(self, args: TrainingArguments) -> list[Generated] | None:
+    def _answers(self, args: TrainingArguments) -> list[Response] | None:
         batch = [(prompt, 0) for prompt in self._prompts]
 
-        def answer(lm: Any) -> list[Generated]:
+        def answer(lm: Any) -> list[Response]:
             with torch.autocast(args.device.type, torch.bfloat16, enabled=AcceleratorState().mixed_precision == "bf16"):
-                return generate_batch(lm, batch, self._sampling, self._eos, self._vocab_size)
+                return generate_batch(lm, batch, self._sampling, Vocabulary(self._vocab_size, self._eos))
 
         if is_sharded(self._student):
             return answer_together(self._student, answer)

@@ -3,7 +3,7 @@
 import copy
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -11,16 +11,16 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 
-from tdistill.cache.write import Manifest
+from tdistill.cache.schema import Manifest, Response
 from tdistill.data.dataset import RolloutDataset
 from tdistill.data.prompts import TokenizedPrompt
+from tdistill.models.vocabulary import Vocabulary
 from tdistill.recipe.schema import OnPolicyConfig
 from tdistill.runtime.errors import ConfigError, OutputError
 from tdistill.runtime.files import write_json
 from tdistill.runtime.forms import read_form
-from tdistill.teachers.generate import Generated, Mixed, Sampling, batch_plan, generate_batch
-from tdistill.teachers.rollouts import Capture, cache_settings, write_rollouts
-from tdistill.teachers.score import score_batch
+from tdistill.teachers.rollouts import RolloutWriter, cache_settings
+from tdistill.teachers.transformers import Mixed, generate_batch, score_batch
 from tdistill.training.log import train_again
 
 
@@ -58,8 +58,8 @@ class StudentRollouts:
     def __init__(self, authors: Authors, expert: RolloutDataset, directory: Path, on_policy: OnPolicyConfig, seed: int, run: str = ""):
         self._authors, self._expert, self._directory, self._on_policy, self._run = authors, expert, directory, on_policy, run
         cached = expert.manifest.settings
-        self._capture = Capture(**{k: cached[k] for k in Capture.__dataclass_fields__})
-        self._drawn = Sampling(on_policy.temperature, on_policy.top_p, 0, cached["max_completion_length"], seed)
+        drawn = {"temperature": on_policy.temperature, "top_p": on_policy.top_p, "top_k": 0, "seed": seed}
+        self._rollout = expert.manifest.rollout.model_copy(update=drawn)
         self._pinned: dict[str, Any] = {k: cached[k] for k in ("teacher", "tokenizer", "template") if k in cached}
         self._load_teacher = cache(authors.load_teacher)
 
@@ -83,25 +83,24 @@ class StudentRollouts:
         return self._directory / f"round-{index:04d}"
 
     def _write(self, index: int, prompts: Sequence[TokenizedPrompt]) -> Manifest:
-        eos, mix, vocab = self._expert.manifest.settings["eos_ids"], self._on_policy.teacher_mix, self._authors.vocab_size
+        eos, mix = self._expert.manifest.settings["eos_ids"], self._on_policy.teacher_mix
+        vocabulary, rollout = Vocabulary(self._authors.vocab_size, eos), self._rollout
         teacher, policy = self._load_teacher(), self._policy()
         mixed = Mixed(teacher, mix) if mix else None
-        kept = (self._capture.teacher_top_p, self._capture.max_candidates)
 
-        def answer(batch: Sequence[tuple[TokenizedPrompt, int]]) -> list[Generated]:
-            written = generate_batch(policy, batch, self._drawn, eos, vocab, mixed=mixed)
-            scored = score_batch(teacher, [(g.prompt, g.tokens) for g in written], eos, vocab, *kept)
-            for own, seen in zip(written, scored, strict=True):
-                seen.sample_index, seen.behaviour_logp = own.sample_index, own.behaviour_logp
-            return scored
+        def answer(batch: Sequence[tuple[TokenizedPrompt, int]]) -> list[Response]:
+            written = generate_batch(policy, batch, rollout, vocabulary, mixed=mixed)
+            scored = score_batch(teacher, [(p, g.response_ids) for (p, _), g in zip(batch, written, strict=True)], vocabulary, rollout)
+            return [
+                replace(seen, sample_index=own.sample_index, behaviour_logp=own.behaviour_logp)
+                for own, seen in zip(written, scored, strict=True)
+            ]
 
-        origin = "mixed" if mix else "student"
-        settings = cache_settings(self._drawn, self._capture, self._pinned, eos, prompts)
-        settings |= {"origin": origin, "round": index, "teacher_mix": mix, "run": self._run}
+        settings = cache_settings(rollout, self._pinned, eos, prompts)
+        settings |= {"origin": "mixed" if mix else "student", "round": index, "teacher_mix": mix, "run": self._run}
+        writer = RolloutWriter(self._at(index), settings, rollout, self._authors.tokenizer, f"student in round {index}")
         # The round stands where a sample's index stands: a prompt asked again is answered with other noise.
-        plan = [[(p, index) for p, _ in batch] for batch in batch_plan(prompts, 1, self._capture.batch_size)]
-        author = (origin, f"student in round {index}")
-        return write_rollouts(plan, answer, self._authors.tokenizer, self._at(index), self._capture.shard_batches, settings, author, None)
+        return writer.write([(p, index) for p in prompts], answer)
 
     def _policy(self) -> PreTrainedModel:
         return copy.deepcopy(self._authors.student).to(self._authors.dtype).eval().requires_grad_(False)
