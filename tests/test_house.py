@@ -34,7 +34,6 @@ WIDE: dict[str, int] = {
     "tdistill.evaluation.answers:answer_metrics": 8,
     "tdistill.evaluation.answers:write_answers": 9,
     "tdistill.evaluation.task_scores:score_answers": 7,
-    "tdistill.training.trainer:DistillTrainer.__init__": 7,
 }
 UNPLAIN: set[str] = {
     "tdistill.experiment.models:check_training",
@@ -46,8 +45,6 @@ UNPLAIN: set[str] = {
     "tdistill.experiment.tasks:also_in_train",
     "tdistill.experiment.tasks:report",
     "tdistill.experiment.temperatures:report",
-    "tdistill.objectives.minillm:minillm",
-    "tdistill.objectives.tvd:",
     "tdistill.teachers.rollouts:_human_plan",
 }
 

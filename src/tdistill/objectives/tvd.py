@@ -1,4 +1,4 @@
-"""Total variation distance: the largest difference in probability that the two give to any set of tokens."""
+"""Compute the total variation distance: the largest difference between the two probabilities of any set of tokens."""
 
 import torch
 
