@@ -82,10 +82,10 @@ def _check_output(root: Path) -> None:
 
 def _check_prompts(run: Run) -> None:
     recipe = run.recipe
-    sets = {split: load_split(recipe, split) for split in SPLITS}
-    check_overlap(recipe, sets)
+    sets = {split: load_split(recipe.data, split) for split in SPLITS}
+    check_overlap(recipe.data, sets)
     for split in HELD_OUT:
-        sets[split] = held_out_prompts(recipe, split)
+        sets[split] = held_out_prompts(recipe.data, split)
     check_references(run, "test", any(p.references for p in sets["test"]))
     human = "human" in [*recipe.train.origins, *(recipe.sft.origins if recipe.sft else [])]
     for split in ("train", "valid"):

@@ -52,7 +52,7 @@ def read_prompts(run: Run, split: str, tokenizer: PreTrainedTokenizerBase) -> tu
     Raises:
         DataError: see ``held_out_prompts`` and ``tokenize_prompts``.
     """
-    data, prompts = run.recipe.data, held_out_prompts(run.recipe, split)
+    data, prompts = run.recipe.data, held_out_prompts(run.recipe.data, split)
     return tokenize_prompts(prompts, tokenizer, data.max_prompt_length, data.overlong)
 
 
@@ -97,7 +97,7 @@ def model_configs(run: Run) -> dict[str, Mapping[str, Any]]:
 
 def overlap_counts(run: Run, sets: Mapping[str, Sequence[TokenizedPrompt]]) -> dict[str, int]:
     """Count the prompts of ``valid`` and ``test`` that are also in ``train``, as they are used."""
-    train = load_split(run.recipe, "train")
+    train = load_split(run.recipe.data, "train")
     return {split: len(shared_prompts((p.prompt for p in sets[split]), train)) for split in HELD_OUT if split in sets}
 
 

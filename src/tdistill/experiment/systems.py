@@ -56,7 +56,7 @@ def check_references(run: Run, split: str, has_answers: bool | None = None) -> N
     if run.recipe.evaluation.reference != "human":
         return
     if has_answers is None:
-        has_answers = any(p.references for p in held_out_prompts(run.recipe, split))
+        has_answers = any(p.references for p in held_out_prompts(run.recipe.data, split))
     if not has_answers:
         raise DataError(f"evaluation.reference: human, but {getattr(run.recipe.data, split)} has no answers. Use reference: teacher.")
 

@@ -158,7 +158,7 @@ class TaskRun:
     @cached_property
     def also_in_train(self) -> dict[str, int]:
         """Count, per task, the prompts that the students were trained on."""
-        train = load_split(self.run.recipe, "train")
+        train = load_split(self.run.recipe.data, "train")
         return {name: len(shared_prompts((p.prompt for p in prompts), train)) for name, prompts in self.prompts.items()}
 
     def _describe(self, task: Task) -> str:
