@@ -1,20 +1,18 @@
-"""The pictures of docs/concepts: `python benchmarks/figures.py` writes them again, the same bytes from the same numbers.
+"""Draw the pictures of docs/concepts: `python benchmarks/figures.py` writes them again, the same bytes from the same numbers.
 
-Measured numbers come from docs/results/*.jsonl and from the table in docs/concepts/candidates.md. The teacher of `mdp-tree.svg` is made
-up; its candidates are computed. The curves of α on the left of `td-alpha.svg` are solved for here, exactly.
+Measured numbers come from docs/results/*.jsonl and from the table in docs/concepts/candidates.md. The curves of α on the left of
+`td-alpha.svg` are solved for here, exactly.
 """
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from matplotlib.axes import Axes
-from matplotlib.patches import FancyBboxPatch
+from tree_figure import tree_plot
 
-from tdistill.mdp.candidates import nucleus_mask
 from tdistill.pages.lines import COLOURS
 from tdistill.pages.svg import INK, Line, Panel, Plot, plot_file, set_scale
 from tdistill.runtime.files import read_jsonl, write_text
@@ -31,101 +29,8 @@ def main() -> None:
         write_text(DOCS / "images" / f"{plot.key}.svg", plot_file(plot) + "\n")
 
 
-@dataclass(frozen=True)
-class Token:
-    """A token of the tree: its probability in the state before it, and what follows."""
-
-    text: str
-    prob: float
-    y: int
-    then: tuple["Token", ...] = ()
-    note: str = ""
-
-
-OTHER, EOS = "all others", "EOS"
-TREE_P = 0.8
-PROMPT = "Name a fruit."
-TREE = (
-    Token(
-        "Apple",
-        0.48,
-        88,
-        then=(
-            Token("“.”", 0.55, 32, then=(Token(EOS, 0.97, 14, note="the end: V = 0"), Token(OTHER, 0.03, 50))),
-            Token(EOS, 0.35, 88, note="the end: V = 0"),
-            Token(OTHER, 0.10, 126),
-        ),
-    ),
-    Token(
-        "A",
-        0.34,
-        238,
-        then=(
-            Token("ripe", 0.45, 182, note="and so on"),
-            Token("pear", 0.30, 220, note="cut off by a length limit: not the end, so V is not 0"),
-            Token("kiwi", 0.15, 258, note="and so on"),
-            Token(OTHER, 0.10, 296),
-        ),
-    ),
-    Token("Mango", 0.11, 334, note="may be sampled, but is no candidate: such a step teaches TD nothing"),
-    Token(OTHER, 0.07, 372),
-)
-TREE_SIZE = (960, 400)
-FIRST, COLUMN, BOX, HALF = 200, 230, 116, 14  # pixels: where the first tokens stand, from column to column, a token's width, half its height
-
-
-def tree_plot() -> Plot:
-    """A made-up teacher's tree of tokens, with the candidates at ``TREE_P``."""
-
-    def draw(ax: Axes) -> None:
-        ax.set(xlim=(-3, TREE_SIZE[0]), ylim=(TREE_SIZE[1], -3))
-        ax.set_axis_off()
-        _box(ax, 0, 180, 104, INK, (52, "center", PROMPT))
-        _grow(ax, (104, 180), TREE, FIRST)
-
-    names = {f"candidate: in A_p, p = {TREE_P:g}": (BLUE, "-"), "candidate that ends the text": (GREEN, "-"), "outside A_p": (GREY, ":")}
-    lines = [Line(name, *look) for name, look in names.items()]
-    caption = "A tree of tokens, the candidates of each state, an end and a cut-off. The probabilities are made up."
-    return Plot("mdp-tree", caption, [Panel(f"{caption} {_told(TREE)}", draw)], 1, TREE_SIZE, lines)
-
-
-def _kept(tokens: Sequence[Token]) -> list[bool]:
-    """Which are candidates. They descend in probability; all others, at the end, are no single token and reach no nucleus here."""
-    return nucleus_mask(torch.tensor([t.prob for t in tokens], dtype=torch.float64).log(), TREE_P).tolist()
-
-
-def _told(tokens: Sequence[Token]) -> str:
-    kept = [f"{t.text} {t.prob:.2f}" for t, keep in zip(tokens, _kept(tokens), strict=True) if keep]
-    return f"Candidates: {', '.join(kept)}. " + " ".join(f"After {t.text}: {_told(t.then)}" for t in tokens if t.then)
-
-
-def _grow(ax: Axes, state: tuple[float, float], tokens: Sequence[Token], x: int) -> None:
-    kept = _kept(tokens)
-    mass = sum(t.prob for t, keep in zip(tokens, kept, strict=True) if keep)
-    ax.plot(*state, "o", color=INK, markersize=7)
-    ax.text(state[0] - 2, state[1] + HALF + 4, f"m = {mass:.2f}", ha="right", va="top", fontsize=9.5)
-    for token, keep in zip(tokens, kept, strict=True):
-        colour = GREY if not keep else GREEN if token.text == EOS else BLUE
-        ax.plot([state[0], x], [state[1], token.y], ":" if not keep else "-", color=colour, linewidth=1.6, zorder=0)
-        _box(ax, x, token.y, BOX, colour, (8, "left", token.text), (BOX - 8, "right", f"{token.prob:.2f}"))
-        end = x + BOX
-        if token.then:
-            ax.plot([end, end + 22], [token.y, token.y], color=colour, linewidth=1.6, zorder=0)
-            _grow(ax, (end + 22, token.y), token.then, x + COLUMN)
-        elif token.note:
-            ax.text(end + 10, token.y, token.note, va="center", fontsize=9.5, style="italic")
-
-
-def _box(ax: Axes, x: float, y: float, width: float, colour: str, *texts: tuple[float, str, str]) -> None:
-    """A box from x on, with (offset, alignment, text)s inside."""
-    style = "round,pad=0,rounding_size=5"
-    ax.add_patch(FancyBboxPatch((x, y - HALF), width, 2 * HALF, boxstyle=style, facecolor="none", edgecolor=colour, linewidth=1.6))
-    for offset, align, text in texts:
-        ax.text(x + offset, y, text, ha=align, va="center", color=GREY if colour == GREY else INK)
-
-
 def candidates_plot() -> Plot:
-    """How many candidates each p leaves, and what a tail bucket then hides, for the packaged teacher."""
+    """Plot the number of candidates for each p, and the entropy that a tail bucket hides, for the packaged teacher."""
     ps, sizes, hidden = zip(*measured_cuts(), strict=True)
     panels = [
         _by_p("candidates a state, mean (log scale)", ps, sizes, "{:,.4g}", log=True),
@@ -136,7 +41,7 @@ def candidates_plot() -> Plot:
 
 
 def measured_cuts() -> list[tuple[float, float, float]]:
-    """(p, candidates, % of the entropy hidden): the table of docs/concepts/candidates.md that bears these titles."""
+    """Read (p, candidates, % of the entropy hidden) from the table of docs/concepts/candidates.md with these titles."""
     text = (DOCS / "concepts/candidates.md").read_text(encoding="utf-8")
     table = text.split("| p | candidates (mean) | entropy hidden by the tail bucket |\n", 1)[1].split("\n\n", 1)[0]
     cells = (re.findall(r"[\d.]+", line) for line in table.splitlines()[1:])
@@ -165,7 +70,7 @@ ALPHAS = [10.0 ** (k / 4) for k in range(-6, 13)]  # .03 to 1000
 
 
 def alpha_plot() -> Plot:
-    """The bias of α: exact on one choice, and measured on the real pair."""
+    """Plot the bias of α: exact on one choice, and measured on the quickstart's pair."""
     colours = (BLUE, ORANGE, GREEN, PINK)
     lines = [Line(f"expert takes it with {e:.2f}", c, "-") for e, c in zip(BANDIT_EXPERT, colours, strict=True)]
     caption = "What α does: the policy that the loss ends at on one choice among four tokens, and the teacher NLL of real students."
@@ -192,7 +97,7 @@ def _policy_panel(colours: Sequence[str]) -> Panel:
 
 
 def selection(system: str) -> tuple[float, float]:
-    """Teacher NLL and its standard error on the validation prompts, seed 17, p = .95, learning rate 1e-4, 60 steps."""
+    """Return a method's teacher NLL and its standard error on the validation prompts: seed 17, p = .95, learning rate 1e-4, 60 steps."""
     setting = {"rollout.teacher_top_p": 0.95, "train.teacher_top_p": 0.95, "learning_rate": 1e-4, "max_steps": 60, "system": f"{system}-17"}
     (row,) = (r for r in read_jsonl(DOCS / "results/quickstart-selection.jsonl") if all(r.get(k) == v for k, v in setting.items()))
     return row["metrics"]["teacher_nll"]["mean"], row["metrics"]["teacher_nll"]["stderr"]
@@ -237,7 +142,7 @@ FAMILIES = {  # method of quickstart-objectives.jsonl → its name here and its 
 
 
 def objectives_plot() -> Plot:
-    """Every objective against SFT continued, paired by prompt and seed."""
+    """Plot every objective's difference from SFT continued, paired by prompt and seed."""
     rows = read_jsonl(DOCS / "results/quickstart-objectives.jsonl")
     found = {r["method"]: r for r in rows if "minus_sft_continued" in r}
     shown = {m: FAMILIES.get(m, (m, INK)) for m in [*(m for m in FAMILIES if m in found), *sorted(found.keys() - FAMILIES.keys())]}

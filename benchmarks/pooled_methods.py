@@ -209,15 +209,19 @@ def _dot_panel(metric: str, found: Sequence[Method], limit: float | None) -> Pan
     return Panel(f"{title}: {told}.", draw)
 
 
-def tasks_table(rows: Sequence[dict[str, Any]], baseline: str, metric: str) -> str:
-    """Return a table of one metric of every method on every task, and of the difference from ``baseline`` over the prompts of all tasks."""
-    tasks = list(dict.fromkeys(row["task"] for row in rows))
+def merge_tasks(rows: Sequence[dict[str, Any]], metrics: Sequence[str] = ("teacher_nll", "rouge_l")) -> list[dict[str, Any]]:
+    """Return one row for each system, with the scores of all tasks; a prompt's id begins with its task."""
     merged: dict[str, dict[str, Any]] = {}
     for row in rows:
         own = merged.setdefault(row["system"], {"method": row["system"], "seed": None, "objective": ""} | row | {"scores": {}})
-        for name in ("teacher_nll", metric):
-            own["scores"].setdefault(name, {}).update({f"{row['task']}/{p}": x for p, x in row["scores"][name].items()})
-    found = methods(list(merged.values()))
+        for metric in metrics:
+            own["scores"].setdefault(metric, {}).update({f"{row['task']}/{p}": x for p, x in row["scores"][metric].items()})
+    return list(merged.values())
+
+
+def tasks_table(rows: Sequence[dict[str, Any]], baseline: str, metric: str) -> str:
+    """Return a table of one metric of every method on every task, and of the difference from ``baseline`` over the prompts of all tasks."""
+    tasks, found = list(dict.fromkeys(row["task"] for row in rows)), methods(merge_tasks(rows))
     base = next(m for m in found if m.name == baseline)
     lines = []
     for method in found:

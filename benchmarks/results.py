@@ -21,6 +21,7 @@ from pooled_methods import (
     ablations_table,
     details_table,
     dots,
+    merge_tasks,
     methods,
     methods_table,
     pairs_table,
@@ -77,6 +78,15 @@ PAIRS = {
     "reverse_kl_uniform": ("reverse_kl", "reverse_kl_dense", "jsd"),
     "bd_tail_100": ("bd_tail_100_gamma_0",),
 }
+FAST_PAIRS = {
+    "ac_gamma_09": ("reverse_kl", "jsd"),
+    "ac_dense_gamma_09": ("reverse_kl_dense", "jsd"),
+    "ac_own_gamma_09": ("reverse_kl_own", "jsd"),
+    "ac_jsd_gamma_09": ("jsd",),
+    "bd_tail_10": ("bd_tail_10_gamma_0",),
+    "bd": ("sft_continued",),
+}
+TASK_PAIRS = {"ac_gamma_09": ("reverse_kl",), "ac_uniform_gamma_09": ("reverse_kl_uniform",)}
 OWN_CLONING = {
     "ac_gamma_09": "reverse_kl",
     "ac_jsd_gamma_09": "jsd",
@@ -116,12 +126,14 @@ TABLES: dict[str, Callable[[], str]] = {
     "real-long-gain": lambda: ahead_table(trained_for_longer(), LONGER),
     "real-tasks-nll": lambda: tasks_table(rows_of("real-tasks.jsonl.xz"), "jsd", "teacher_nll"),
     "real-tasks-rouge": lambda: tasks_table(rows_of("real-tasks.jsonl.xz"), "jsd", "rouge_l"),
+    "real-tasks-ahead": lambda: pairs_table(merge_tasks(rows_of("real-tasks.jsonl.xz")), TASK_PAIRS, ("teacher_nll", "rouge_l")),
     "real-valid": lambda: rates_table(rows_of("real-valid.jsonl.xz"), "jsd@0.0001", ("teacher_nll", "rouge_l", "distinct_2")),
     "real-temperatures": lambda: decoding_table(rows_of(TESTED)),
     "real-exposure": lambda: own_text_table(rows_of("real-exposure.jsonl"), "reverse_kl"),
     "real-exposure-nll": lambda: excess_table(rows_of("real-exposure.jsonl")),
     "fast": lambda: methods_table(rows_of(FAST), best_cloning(rows_of(FAST)), READ_FIRST),
     "fast-more": lambda: details_table(rows_of(FAST), THEN),
+    "fast-pairs": lambda: pairs_table(rows_of(FAST), FAST_PAIRS, ("teacher_nll", "rouge_l", "reverse_kl", "mean_length")),
     "fast-exposure": lambda: own_text_table(rows_of("fast-exposure.jsonl"), "reverse_kl"),
     "fast-exposure-nll": lambda: excess_table(rows_of("fast-exposure.jsonl")),
     "fast-bd-ablations": lambda: ablations_table(bd_ablations(), "bd_tail_10"),

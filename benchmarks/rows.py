@@ -1,4 +1,4 @@
-"""The result rows of a finished run, as JSON lines: `python benchmarks/rows.py RECIPE [KEY=VALUE]... > docs/results/NAME.jsonl`."""
+"""Print the result rows of a finished run as JSON lines: `python benchmarks/rows.py RECIPE [KEY=VALUE]... > docs/results/NAME.jsonl`."""
 
 import json
 import sys

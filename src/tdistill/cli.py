@@ -26,10 +26,10 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-RecipeArgument = Annotated[Path, typer.Argument(metavar="RECIPE", help="a recipe, such as recipes/quickstart.yaml")]
+RecipeArgument = Annotated[Path, typer.Argument(metavar="RECIPE", help="Recipe file, such as recipes/quickstart.yaml.")]
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[KEY.SUB=VALUE]...", help="change any option of the recipe, e.g. train.objective.alpha=10 output_dir=runs/b"),
+    typer.Argument(metavar="[KEY.SUB=VALUE]...", help="Options of the recipe to change, such as train.objective.alpha=10 output_dir=runs/b."),
 ]
 
 Workers = Annotated[int, typer.Option(min=1, help="number of students to train side by side, each in a process of its own")]
@@ -46,13 +46,13 @@ def run(recipe: RecipeArgument, overrides: Overrides = None, workers: Workers = 
 
 @app.command()
 def rollout(recipe: RecipeArgument, overrides: Overrides = None) -> None:
-    """Let the teacher answer the prompts, recording its top-p candidates; make the student's start."""
+    """Let the teacher answer the prompts, record its top-p candidates, and make the student's start."""
     _stages(recipe, overrides, "models", "rollout")
 
 
 @app.command()
 def sft(recipe: RecipeArgument, overrides: Overrides = None) -> None:
-    """Fine-tune the student's start on the roll-outs (or human answers)."""
+    """Fine-tune the student's start on the roll-outs, or on human answers."""
     _stages(recipe, overrides, "sft")
 
 
@@ -66,15 +66,23 @@ def train(recipe: RecipeArgument, overrides: Overrides = None, workers: Workers 
 def evaluate(
     recipe: RecipeArgument,
     overrides: Overrides = None,
-    tasks: Annotated[str | None, typer.Option(help="and on these: dolly,selfinst,vicuna,sni,unni,gsm8k")] = None,
-    data_dir: Annotated[Path | None, typer.Option(help="of the tasks' files: DIR/dolly/test.jsonl and so on")] = None,
-    seeds: Annotated[int | None, typer.Option(min=1, help="answers to every prompt of the tasks. Default: 5")] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="prompts of a task: a fixed random subset. Default: all")] = None,
-    max_prompt_length: Annotated[int | None, typer.Option(min=1, help="of the tasks, tokens. Default: the recipe's")] = None,
-    temperatures: Annotated[str | None, typer.Option(help="and decode at these, separated by commas: 0.5,0.7,1")] = None,
-    split: Annotated[Literal["test", "valid"] | None, typer.Option(help="of --temperatures: valid, to pick one. Default: test")] = None,
-    lm_eval: Annotated[str | None, typer.Option(help="and on tasks of lm-eval, separated by commas")] = None,
-    lm_eval_include_path: Annotated[Path | None, typer.Option(help="a directory of lm-eval tasks of your own")] = None,
+    tasks: Annotated[
+        str | None, typer.Option(help="Also evaluate on these tasks, separated by commas: dolly, selfinst, vicuna, sni, unni, gsm8k.")
+    ] = None,
+    data_dir: Annotated[Path | None, typer.Option(help="Directory of the tasks' files: DIR/dolly/test.jsonl and so on.")] = None,
+    seeds: Annotated[int | None, typer.Option(min=1, help="Number of answers to every prompt of the tasks. Default: 5.")] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Largest number of prompts of a task; they are a fixed random subset. Default: all.")
+    ] = None,
+    max_prompt_length: Annotated[int | None, typer.Option(min=1, help="Longest prompt of the tasks, in tokens. Default: the recipe's.")] = None,
+    temperatures: Annotated[
+        str | None, typer.Option(help="Also evaluate at these sampling temperatures, separated by commas: 0.5,0.7,1.")
+    ] = None,
+    split: Annotated[
+        Literal["test", "valid"] | None, typer.Option(help="Prompts on which --temperatures are measured: valid, to choose one. Default: test.")
+    ] = None,
+    lm_eval: Annotated[str | None, typer.Option(help="Also evaluate on these tasks of lm-eval, separated by commas.")] = None,
+    lm_eval_include_path: Annotated[Path | None, typer.Option(help="Directory with lm-eval tasks of your own.")] = None,
 ) -> None:
     """Measure teacher, start, SFT student, baselines and distilled student on the test prompts, at other temperatures, on named tasks."""
     from tdistill.experiment.graph import execute
@@ -105,14 +113,14 @@ def evaluate(
 
 @app.command()
 def report(recipe: RecipeArgument, overrides: Overrides = None) -> None:
-    """Write report.md and report.html, and print the table."""
+    """Write report.md and report.html, and print the table of results."""
     current = _stages(recipe, overrides, "report")
     _show(current)
 
 
 @app.command()
 def sparsity(recipe: RecipeArgument, overrides: Overrides = None) -> None:
-    """Show how concentrated the teacher is, what each p costs and hides, and recommend one."""
+    """Show how many tokens hold the teacher's probability mass, and what each p costs and hides; recommend one p."""
     current = _stages(recipe, overrides, "models", "rollout", "sparsity")
     from tdistill.experiment.sparsity import PAGES, sparsity
 
@@ -123,14 +131,14 @@ def sparsity(recipe: RecipeArgument, overrides: Overrides = None) -> None:
 
 @app.command()
 def sample(
-    student: Annotated[Path, typer.Argument(help="a saved student (or any model directory)")],
-    prompt: Annotated[str, typer.Argument(help="what to ask")],
-    temperature: Annotated[float, typer.Option(min=0.01, max=1000, help="of sampling")] = 1.0,
-    top_p: Annotated[float, typer.Option(min=0.01, max=1.0, help="nucleus of sampling")] = 0.8,
-    max_completion_length: Annotated[int, typer.Option(min=1, max=1_000_000, help="tokens")] = 128,
-    seed: Annotated[int, typer.Option(min=0, help="another seed, another answer")] = 0,
+    student: Annotated[Path, typer.Argument(help="Directory of a saved student, or of any other model.")],
+    prompt: Annotated[str, typer.Argument(help="The question.")],
+    temperature: Annotated[float, typer.Option(min=0.01, max=1000, help="Temperature of sampling.")] = 1.0,
+    top_p: Annotated[float, typer.Option(min=0.01, max=1.0, help="Probability mass of the nucleus that tokens are sampled from.")] = 0.8,
+    max_completion_length: Annotated[int, typer.Option(min=1, max=1_000_000, help="Longest answer, in tokens.")] = 128,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of sampling: another seed gives another answer.")] = 0,
 ) -> None:
-    """Ask a checkpoint something."""
+    """Ask a saved model one question, and print its answer."""
     from tdistill.experiment.sample import answer
 
     typer.echo(answer(student, prompt, temperature, top_p, max_completion_length, seed))
@@ -140,20 +148,24 @@ def sample(
 def judge(
     answers_a: Annotated[Path, typer.Argument(help="a system's answers: answers/KEY/answers.jsonl")],
     answers_b: Annotated[Path, typer.Argument(help="another's, to the same prompts")],
-    base_url: Annotated[str, typer.Option(help="of an OpenAI-compatible server, e.g. http://localhost:8000/v1")],
-    model: Annotated[str, typer.Option(help="the judge, as the server names it")],
-    output: Annotated[Path | None, typer.Option(help="summary, .json; verdicts go beside it. Default runs/judge/A-vs-B-KEY.json")] = None,
-    prompts: Annotated[str | None, typer.Option(help="what was answered. Default: the test prompts of the evaluation's recipe")] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="prompts to judge. Default: all")] = None,
-    max_tokens: Annotated[int, typer.Option(min=1, help="of a reply; a reasoning judge needs more")] = 512,
-    price_per_million_input: Annotated[float | None, typer.Option(min=0, help="tokens, to show the cost")] = None,
-    price_per_million_output: Annotated[float | None, typer.Option(min=0, help="tokens, to show the cost")] = None,
-    concurrency: Annotated[int, typer.Option(min=1, help="requests at once")] = 4,
-    timeout: Annotated[float, typer.Option(min=0.1, help="seconds for a reply")] = 120.0,
-    api_key_env: Annotated[str, typer.Option(help="the environment variable that holds the key")] = "OPENAI_API_KEY",
-    yes: Annotated[bool, typer.Option("--yes", help="send without asking")] = False,
+    base_url: Annotated[str, typer.Option(help="Address of an OpenAI-compatible server, such as http://localhost:8000/v1.")],
+    model: Annotated[str, typer.Option(help="Name of the judge model on that server.")],
+    output: Annotated[
+        Path | None, typer.Option(help="Summary file, ending in .json; the verdicts go beside it. Default: runs/judge/A-vs-B-KEY.json.")
+    ] = None,
+    prompts: Annotated[
+        str | None, typer.Option(help="Prompts that were answered. Default: the test prompts of the evaluation's recipe.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Largest number of prompts to judge. Default: all.")] = None,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Longest reply, in tokens. A judge that reasons needs more.")] = 512,
+    price_per_million_input: Annotated[float | None, typer.Option(min=0, help="Price of a million input tokens, to show the cost.")] = None,
+    price_per_million_output: Annotated[float | None, typer.Option(min=0, help="Price of a million output tokens, to show the cost.")] = None,
+    concurrency: Annotated[int, typer.Option(min=1, help="Number of requests at the same time.")] = 4,
+    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds to wait for a reply.")] = 120.0,
+    api_key_env: Annotated[str, typer.Option(help="Name of the environment variable that holds the key.")] = "OPENAI_API_KEY",
+    yes: Annotated[bool, typer.Option("--yes", help="Send the requests without asking first.")] = False,
 ) -> None:
-    """Let a judge model compare two systems' answers, in both orders: win rate and position bias."""
+    """Let a judge model compare the answers of two systems, each pair in both orders; print the win rate and the position bias."""
     from rich.console import Console
 
     from tdistill.judge.judging import JudgeSettings, Judging
@@ -179,7 +191,9 @@ def judge(
 def compare(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="output directories of `tdistill run`, or RUN/evaluation/KEY")],
     output: Annotated[Path, typer.Option(help="where the pages go")] = Path("runs/compare"),
-    baseline: Annotated[str | None, typer.Option(help="what differences are taken to. Default: sft_continued, where it is")] = None,
+    baseline: Annotated[
+        str | None, typer.Option(help="Method that differences are taken to. Default: sft_continued, if the runs have it.")
+    ] = None,
 ) -> None:
     """Compare the methods of finished runs, pooled over seeds: quality by time, tokens and steps."""
     from rich.console import Console
@@ -196,14 +210,20 @@ def compare(
 
 @app.command()
 def theory(
-    output_dir: Annotated[Path, typer.Argument(metavar="[OUTPUT_DIR]", help="where the report goes")] = Path("runs/theory"),
-    instances: Annotated[int, typer.Option(min=1, help="random MDPs on which the propositions are checked")] = 20_000,
-    mdps: Annotated[int, typer.Option(min=1, help="random MDPs behind each curve of gaps")] = 200,
-    bias_mdps: Annotated[int, typer.Option(min=1, help="random MDPs behind each point of the bias of α")] = 20,
-    seeds: Annotated[int, typer.Option(min=1, help="of the compounding-error experiment, and token trees of the estimator study")] = 5,
-    steps: Annotated[int, typer.Option(min=1, help="of its students' training, and at most of the estimator study's solver")] = 300,
-    horizon: Annotated[list[int] | None, typer.Option(min=1, help="tokens of a text; repeatable. Default 2 4 8 16 32")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="of everything")] = 0,
+    output_dir: Annotated[Path, typer.Argument(metavar="[OUTPUT_DIR]", help="Directory for the report.")] = Path("runs/theory"),
+    instances: Annotated[int, typer.Option(min=1, help="Number of random MDPs on which the propositions are checked.")] = 20_000,
+    mdps: Annotated[int, typer.Option(min=1, help="Number of random MDPs behind each curve of gaps.")] = 200,
+    bias_mdps: Annotated[int, typer.Option(min=1, help="Number of random MDPs behind each point of the bias of α.")] = 20,
+    seeds: Annotated[
+        int, typer.Option(min=1, help="Number of seeds of the compounding-error experiment, and of token trees of the estimator study.")
+    ] = 5,
+    steps: Annotated[
+        int, typer.Option(min=1, help="Training steps of each student in that experiment, and most steps of the study's solver.")
+    ] = 300,
+    horizon: Annotated[
+        list[int] | None, typer.Option(min=1, help="Tokens of a text; give it again for each length. Default: 2 4 8 16 32.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of all random numbers.")] = 0,
 ) -> None:
     """Check the paper's propositions exactly on small MDPs, and measure what they leave open."""
     from rich.console import Console
@@ -221,14 +241,14 @@ def theory(
 
 
 def _refuse_unread(given: dict[str, Any], reader: str, *readers: Any) -> None:
-    """Refuse options of a measurement that is not asked for: nothing would read them."""
+    """Refuse options of a measurement that is not asked for, since nothing would read them."""
     unread = [option for option, value in given.items() if value is not None]
     if unread and all(value is None for value in readers):
         raise TdistillError(f"{unread[0]} belongs to {reader}, which is not given: give both, or leave it out.")
 
 
 def _output(path: Path) -> Path:
-    """Return where a command writes: shells leave ``~`` in ``--output=~/x`` as it is."""
+    """Return the path of an output, with ``~`` expanded: shells do not expand it in ``--output=~/x``."""
     from tdistill.runtime.paths import local_path
 
     return local_path(str(path), OutputError)
@@ -270,7 +290,7 @@ def _show(current: "Experiment") -> None:
 
 
 def main() -> None:
-    """Run the command line: errors a user can act on are printed without a traceback, with exit status 2; stops have 128 + the signal."""
+    """Run the command line. An error that a user can act on is printed without a traceback, with status 2; a stop has status 128 + signal."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -288,7 +308,7 @@ def main() -> None:
 
 
 def _run_app() -> None:
-    """Run the command. A closed standard output ends it quietly, a full one with a message: what was made is kept."""
+    """Run the command. A closed standard output ends it without a message, a full disk with one. Results that were written are kept."""
     from tdistill.runtime.disk import FAILING, FULL
     from tdistill.runtime.locks import release_all
 

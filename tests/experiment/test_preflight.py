@@ -118,7 +118,7 @@ def test_prompts_that_are_trained_on_are_dropped_or_counted_as_asked(recipe: Pat
     said = " ".join(capsys.readouterr().err.split())
     assert "left out (data.overlap: drop)" in said
     assert "kept and counted (data.overlap: count)" in said
-    assert [len(held_out_prompts(run.recipe, "test")) for run in (dropped, counted)] == [6, 7]
+    assert [len(held_out_prompts(run.recipe.data, "test")) for run in (dropped, counted)] == [6, 7]
     keys = [prompt_set_key(run.prompts("test"), with_references=False) for run in (dropped, counted, places.experiment(recipe))]
     assert keys[0] != keys[1] == keys[2], "to count changes no prompt"
 

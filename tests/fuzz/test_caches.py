@@ -94,7 +94,7 @@ def consistent(rows, settings):
     """Say whether rows can be a teacher's, token by token in plain Python: the oracle of the vectorised checks."""
     p, cap, longest, eos = (settings[k] for k in ("teacher_top_p", "max_candidates", "max_completion_length", "eos_ids"))
     asked = Counter(dict.fromkeys(settings["prompts"], settings["num_generations"]))
-    if settings["origin"] == "teacher" and Counter(r["prompt_id"] for r in rows) != asked:
+    if settings.get("origin") == "teacher" and Counter(r["prompt_id"] for r in rows) != asked:
         return False
     return all(_consistent_row(r, p, cap, longest, eos) for r in rows)
 

@@ -54,7 +54,8 @@ def train(tiny_teacher, tokenizer, cache, tmp_path):
         given = {"max_steps": 1, "logging_steps": 1, "eval_strategy": "no", "save_strategy": "no", **arguments}
         args = training_arguments(given, tmp_path / "out", seed=4)
         data = RolloutDataset(cache, teacher_top_p=p)
-        trainer = DistillTrainer(model if model is not None else make_student(tiny_teacher), args, objective, data, data, tokenizer, teacher)
+        student = model if model is not None else make_student(tiny_teacher)
+        trainer = DistillTrainer(student, args, objective, data, data, tokenizer, teacher_model=teacher)
         if run:
             trainer.train()
         return trainer

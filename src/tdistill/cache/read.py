@@ -1,6 +1,5 @@
 """Read roll-out caches: check every shard and every value in it, so that training relies on what a teacher can have given."""
 
-import hashlib
 import json
 import os
 import re
@@ -15,6 +14,7 @@ import pyarrow.parquet as pq
 from tdistill.cache.check import ShardCheck, check_completeness
 from tdistill.cache.schema import ADVICE, MANIFEST, SCHEMA, SETTINGS_KEY, Manifest, canonical, read_manifest_file, shard_name
 from tdistill.runtime.errors import CacheError
+from tdistill.runtime.hashes import file_sha256
 
 MOST_ROWS_PER_PROMPT = 1_000_000  # of a shard; a damaged footer may claim any number
 _SHARD = re.compile(r"shard-(\d{5,})\.parquet")
@@ -109,7 +109,7 @@ def open_cache(directory: Path, expect: dict[str, Any] | None = None, vocab_size
                 f"The cache {directory} was made with another {key}: it has {manifest.settings.get(key)!r}, this run {value!r}. "
                 "Roll out again, or point the recipe at the cache's own."
             )
-    check_shards(directory, manifest, {n: shard_checksum(directory / n) for n in manifest.shards if (directory / n).is_file()})
+    check_shards(directory, manifest, {n: file_sha256(directory / n) for n in manifest.shards if (directory / n).is_file()})
     tables = [read_shard(directory / n, manifest.settings, vocab_size) for n in manifest.shards]
     counts, rounding = survey(tables, manifest.settings, directory)
     if manifest.counts != counts or manifest.candidate_logp_max_error != rounding:
@@ -128,9 +128,3 @@ def check_shards(directory: Path, manifest: Manifest, checksums: dict[str, str])
             raise CacheError(f"{directory / name} is missing. Delete {MANIFEST} and run `tdistill rollout` again to restore it.")
         if checksums[name] != checksum:
             raise CacheError(f"{directory / name} was truncated or altered (checksum differs). Delete it and {MANIFEST}, and run again.")
-
-
-def shard_checksum(path: Path) -> str:
-    """Return the SHA-256 of a file."""
-    with path.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()

@@ -14,9 +14,10 @@ import pyarrow.parquet as pq
 
 import tdistill
 from tdistill.cache.check import ShardCheck
-from tdistill.cache.read import check_shards, read_manifest, read_shard, shard_checksum, survey
+from tdistill.cache.read import check_shards, read_manifest, read_shard, survey
 from tdistill.cache.schema import MANIFEST, SCHEMA, SETTINGS_KEY, Manifest, canonical, content_settings, shard_name
 from tdistill.runtime.files import replacing, sync_directory, write_json
+from tdistill.runtime.hashes import file_sha256
 
 
 def write_shard(directory: Path, index: int, rows: Sequence[dict[str, Any]], settings: dict[str, Any]) -> Path:
@@ -68,7 +69,7 @@ def finish_cache(directory: Path, settings: dict[str, Any], shards: int, plan: d
         CacheError: a shard is damaged, is not the one that an earlier manifest names, or a response is missing.
     """
     names = [shard_name(i) for i in range(shards)]
-    checksums = {n: shard_checksum(directory / n) for n in names}
+    checksums = {n: file_sha256(directory / n) for n in names}
     earlier = read_manifest(directory) if (directory / MANIFEST).is_file() else None  # of a stage that was stopped after its cache
     if earlier is not None:
         check_shards(directory, earlier, checksums)

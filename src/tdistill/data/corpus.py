@@ -1,5 +1,7 @@
 """Read a plain-text corpus as packed windows, for the language-modelling term."""
 
+import hashlib
+import json
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -56,12 +58,21 @@ class PackedCorpus:
 
 
 def read_documents(source: str) -> Iterator[str]:
-    """Read the texts of a corpus. The whole file is checked before the first is returned; those of white space alone are left out.
+    """Read the texts of a corpus. The whole file is checked before the first text is returned. Texts of white space alone are left out.
 
     Raises:
         DataError: no such file, another format, not UTF-8, a line without ``text``, or no text at all; the line is named.
     """
     return iter([text for _, text in _located(source)])
+
+
+def corpus_key(source: str) -> str:
+    """Return 64 hex digits of the documents of a corpus, in their order; the file's path, compression and dates are no part of them.
+
+    Raises:
+        DataError: see ``read_documents``.
+    """
+    return hashlib.sha256(json.dumps(list(read_documents(source))).encode()).hexdigest()
 
 
 def _located(source: str) -> list[tuple[str, str]]:

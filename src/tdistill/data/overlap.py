@@ -4,7 +4,7 @@ import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 
 from tdistill.data.prompts import Prompt, load_prompts
-from tdistill.recipe.schema import Recipe
+from tdistill.recipe.schema import DataConfig
 from tdistill.runtime.errors import DataError
 from tdistill.runtime.progress import say
 
@@ -24,34 +24,32 @@ def shared_prompts(prompts: Iterable[Prompt], others: Iterable[Prompt]) -> list[
     return [prompt for prompt in prompts if conversation_key(prompt) in known]
 
 
-def load_split(recipe: Recipe, split: str) -> list[Prompt]:
-    """Read a prompt set as the recipe cuts it, before those that are also in ``train`` are looked for.
+def load_split(data: DataConfig, split: str) -> list[Prompt]:
+    """Read a prompt set and cut it to its largest size, before those that are also in ``train`` are looked for.
 
     Raises:
         DataError: see ``load_prompts``.
     """
-    return load_prompts(getattr(recipe.data, split))[: getattr(recipe.data, f"max_{split}_prompts")]
+    return load_prompts(getattr(data, split))[: getattr(data, f"max_{split}_prompts")]
 
 
-def held_out_prompts(recipe: Recipe, split: str) -> list[Prompt]:
+def held_out_prompts(data: DataConfig, split: str) -> list[Prompt]:
     """Read a prompt set, without those that are also in ``train`` if ``data.overlap`` is ``drop``.
 
     Raises:
         DataError: the set can't be read, or none of it is left.
     """
-    prompts = load_split(recipe, split)
-    if split not in HELD_OUT or recipe.data.overlap != "drop":
+    prompts = load_split(data, split)
+    if split not in HELD_OUT or data.overlap != "drop":
         return prompts
-    known = {conversation_key(p) for p in load_split(recipe, "train")}
+    known = {conversation_key(p) for p in load_split(data, "train")}
     kept = [p for p in prompts if conversation_key(p) not in known]
     if not kept:
-        raise DataError(
-            f"data.overlap: drop leaves none of the {len(prompts)} prompts of {split} ({getattr(recipe.data, split)}): all are in train."
-        )
+        raise DataError(f"data.overlap: drop leaves none of the {len(prompts)} prompts of {split} ({getattr(data, split)}): all are in train.")
     return kept
 
 
-def check_overlap(recipe: Recipe, sets: Mapping[str, Sequence[Prompt]]) -> None:
+def check_overlap(data: DataConfig, sets: Mapping[str, Sequence[Prompt]]) -> None:
     """Compare the sets as ``load_split`` read them, and say what they share.
 
     Raises:
@@ -61,13 +59,13 @@ def check_overlap(recipe: Recipe, sets: Mapping[str, Sequence[Prompt]]) -> None:
         shared = shared_prompts(sets[split], sets["train"])
         if not shared:
             continue
-        found = f"{len(shared)} of {len(sets[split])} prompts of {split} ({getattr(recipe.data, split)}) are also in train"
-        if recipe.data.overlap == "refuse":
+        found = f"{len(shared)} of {len(sets[split])} prompts of {split} ({getattr(data, split)}) are also in train"
+        if data.overlap == "refuse":
             raise DataError(
                 f"{found}, such as {shared[0].text!r:.80}: what is measured on them is no result. Give other prompts, or set "
                 "data.overlap: drop (leave them out of valid and test) or data.overlap: count (keep them, and say so in the report)."
             )
-        say(f"{found}: {'left out' if recipe.data.overlap == 'drop' else 'kept and counted'} (data.overlap: {recipe.data.overlap})")
+        say(f"{found}: {'left out' if data.overlap == 'drop' else 'kept and counted'} (data.overlap: {data.overlap})")
     both = shared_prompts(sets["test"], sets["valid"])
     if both:
         say(f"{len(both)} of {len(sets['test'])} prompts of test are also in valid, which chooses checkpoints")

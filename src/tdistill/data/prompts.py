@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from transformers import PreTrainedTokenizerBase
@@ -68,6 +68,19 @@ def load_prompts(source: str) -> list[Prompt]:
     if not prompts:
         raise DataError(f"{source} holds no prompts: give at least one record with {COLUMNS}.")
     return prompts
+
+
+def prompt_set_key(prompts: Iterable[Prompt], with_references: bool) -> str:
+    """Return 64 hex digits of prompts as they are used, in their order: any change of one changes the key.
+
+    The key knows nothing of the file that they came from: its path, its format, the order of the keys in a record.
+
+    Args:
+        prompts: the prompts, after they were cut and those that overlap were dropped.
+        with_references: hash the answers that came with the prompts too.
+    """
+    used = [[p.prompt_id, list(p.messages), list(p.references) if with_references else []] for p in prompts]
+    return hashlib.sha256(json.dumps(used, sort_keys=True).encode()).hexdigest()
 
 
 def render(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> tuple[int, ...]:
@@ -162,14 +175,3 @@ def tokenize_prompts(
             "Raise data.max_prompt_length, or shorten the prompts."
         )
     return fitting, skipped
-
-
-def prompt_set_key(prompts: Sequence[Prompt], with_references: bool) -> str:
-    """Return 16 hex digits of a hash of a prompt set, in order: equal for the same content, whatever its files are.
-
-    Args:
-        prompts: the set; a prompt's id is a hash of its conversation.
-        with_references: the answers that came with the prompts count too.
-    """
-    content = [[p.prompt_id, *([list(p.references)] if with_references else [])] for p in prompts]
-    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]

@@ -44,7 +44,7 @@ class Experiment:
             DataError: see ``held_out_prompts``.
         """
         if split not in self._prompts:
-            self._prompts[split] = held_out_prompts(self.recipe, split)
+            self._prompts[split] = held_out_prompts(self.recipe.data, split)
         return self._prompts[split]
 
     def manifest(self, artefact: Artefact) -> Manifest | None:

@@ -95,7 +95,7 @@ def _check_output(root: Path) -> None:
 
 def _check_prompts(experiment: Experiment) -> None:
     recipe = experiment.recipe
-    check_overlap(recipe, {split: load_split(recipe, split) for split in SPLITS})
+    check_overlap(recipe.data, {split: load_split(recipe.data, split) for split in SPLITS})
     check_references(experiment, "test")
     human = "human" in [*recipe.train.origins, *(recipe.sft.origins if recipe.sft else [])]
     for split in ("train", "valid"):

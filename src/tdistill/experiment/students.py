@@ -7,12 +7,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from tdistill.data.corpus import corpus_key
 from tdistill.experiment.artefact import SEED, Artefact
 from tdistill.experiment.experiment import Experiment, once
 from tdistill.experiment.model_card import write_model_card
 from tdistill.experiment.models import load_own_tokenizer, load_teacher, start, trusts_student, vocab_size
 from tdistill.experiment.rollouts import cache_name, dataset, rollouts
-from tdistill.experiment.shims import corpus_key
 from tdistill.objectives import BoundObjective, bind
 from tdistill.recipe.schema import MethodConfig, ValueConfig
 from tdistill.runtime.errors import NonFiniteLossError, OutputError

@@ -21,7 +21,9 @@ ZERO_EXPONENT = 1e-30
 def alpha_beta(
     steps: Steps, *, alpha: Finite = 0.2, beta: Finite = 0.7, support: Support = "tail", loss_temperature: FinitePositive = 1.0
 ) -> ObjectiveOutput:
-    """loss_t = −1/(αβ) Σ_a [p^α q^β − α/(α+β)·p^(α+β) − β/(α+β)·q^(α+β)], p the teacher, q the student (Wang et al. 2025).
+    """Measure the α-β-divergence between teacher and student (Wang et al. 2025).
+
+        loss_t = −1/(αβ) Σ_a [p^α q^β − α/(α+β)·p^(α+β) − β/(α+β)·q^(α+β)],  p the teacher, q the student
 
     Where α, β or α+β is 0 it is the analytic limit: (1, 0) is KL(p‖q), (0, 1) is KL(q‖p).
 

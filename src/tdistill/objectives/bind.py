@@ -70,7 +70,7 @@ class Summand:
 
 
 def weighted_sum(steps: Steps, *, summands: Sequence[Summand]) -> ObjectiveOutput:
-    """loss_t = Σ_i weight_i·loss_{i,t}."""
+    """Return loss_t = Σ_i weight_i·loss_{i,t}, with the metrics of all terms."""
     losses, metrics = [], {}
     for summand in summands:
         out = summand.call(steps)

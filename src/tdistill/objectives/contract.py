@@ -48,9 +48,9 @@ class Objective:
     ``fn(steps, *, …)`` is the loss. Its keyword-only arguments are its configuration.
     ``needs(**bound)`` names the fields of ``Steps`` it reads beyond the first six (a subset of ``NEEDS``).
     ``check(**bound)`` raises ``ConfigError`` for combinations that no annotation can forbid.
-    ``anchor``: the default of the arguments ``anchor`` and ``anchor_weight``, which add another objective as a second term; None: the
-    objective does not have them. ``fn``, ``needs`` and ``check`` do not see them.
-    ``version``: raise it when the same arguments give another loss, so that no student of before passes for one of now.
+    ``anchor`` is the default of the argument ``anchor``. That argument and ``anchor_weight`` add another objective as a second term;
+    ``fn``, ``needs`` and ``check`` do not see them. None: the objective does not have these arguments.
+    ``version``: raise it when the same arguments give another loss. Students of the version before are then trained anew.
     """
 
     fn: Callable[..., ObjectiveOutput]

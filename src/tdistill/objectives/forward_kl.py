@@ -7,12 +7,14 @@ from tdistill.objectives.parts.support import Support, check_temperature, distri
 
 
 def forward_kl(steps: Steps, *, support: Support = "tail", loss_temperature: FinitePositive = 1.0) -> ObjectiveOutput:
-    """loss_t = KL(p‖q) = Σ_a p(a)·(log p(a) − log q(a)), p the teacher, q the student (Hinton et al. 2015).
+    """Measure KL(teacher ‖ student) at each step (Hinton et al. 2015).
+
+        loss_t = KL(p‖q) = Σ_a p(a)·(log p(a) − log q(a)),  p the teacher, q the student
 
     Args:
         support: ``tail`` sums over A_p and one bucket for the rest (a lower bound of the dense KL, exact when K = V);
             ``proj`` over the projections of both onto A_p; ``dense`` over the vocabulary (the teacher must be online);
-            ``uniform`` likewise from the candidates alone, the teacher's mass outside A_p spread evenly over the tokens there.
+            ``uniform`` over the vocabulary too, with the teacher's mass outside A_p spread evenly over the tokens there.
         loss_temperature: divides both logits; no T² factor is applied. ``tail`` allows only 1.
     """
     p, q, legal = distributions(steps, support, loss_temperature)

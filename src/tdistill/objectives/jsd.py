@@ -10,10 +10,12 @@ from tdistill.runtime.errors import ConfigError
 
 
 def jsd(steps: Steps, *, beta: Finite = 0.5, support: Support = "tail", loss_temperature: FinitePositive = 1.0) -> ObjectiveOutput:
-    """loss_t = β·KL(p‖M) + (1−β)·KL(q‖M),  M = β·p + (1−β)·q, p the teacher, q the student (Agarwal et al. 2024, GKD).
+    """Measure how far teacher and student are from their mixture (Agarwal et al. 2024, GKD).
 
-    β = 0 is KL(p‖q) and β = 1 is KL(q‖p), as TRL's GKD trainer has it: the limits of loss/β and of loss/(1−β), since the
-    equation itself gives 0 there. In between the loss is at most the entropy of (β, 1−β).
+        loss_t = β·KL(p‖M) + (1−β)·KL(q‖M),  M = β·p + (1−β)·q,  p the teacher, q the student
+
+    β = 0 is KL(p‖q) and β = 1 is KL(q‖p), as in TRL's GKD trainer: the limits of loss/β and of loss/(1−β). The equation itself
+    gives 0 there. In between the loss is at most the entropy of (β, 1−β).
 
     Args:
         beta: the teacher's share of M, in [0, 1]; the default is TRL's.

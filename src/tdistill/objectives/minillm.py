@@ -40,7 +40,7 @@ def minillm(
         gamma: 1 is the paper's sum; 0 leaves w_t·KL(q‖p)_t, ``reverse_kl`` on-policy.
         length_normalization: R is the mean of the later rewards rather than their sum.
         clip_epsilon: ε, 0.2 as published; ``inf`` does not clip.
-        reward_clip: r_t lies within ±``reward_clip`` nats. The paper has no such bound.
+        reward_clip: r_t lies within ±``reward_clip`` nats. The paper has no bound on it.
         w_max: w_t is at most this. It is ours: with a share α of the teacher w_t ≤ 1/(1−α) anyway. w_t is 1 where nobody sampled the token.
         support: support of the KL, as for ``reverse_kl``.
     """

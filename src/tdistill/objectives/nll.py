@@ -8,10 +8,12 @@ from tdistill.objectives.parts.expert import expert_flags
 
 
 def nll(steps: Steps) -> ObjectiveOutput:
-    """loss_t = −log π(a_t|s_t) = log Z(s_t) − ℓ(s_t, a_t), over the whole vocabulary.
+    """Raise the likelihood of the token taken, over the whole vocabulary.
 
-    Also counts tokens outside A_p, so that it is plain cross-entropy. On teacher text: SeqKD (Kim & Rush 2016, eq. 5-8). The
-    student's own steps are not to be cloned: they contribute 0.
+        loss_t = −log π(a_t|s_t) = log Z(s_t) − ℓ(s_t, a_t)
+
+    Tokens outside A_p count too, so that it is plain cross-entropy. On teacher text it is SeqKD (Kim & Rush 2016, eq. 5-8). The
+    student's own steps are not cloned: they contribute 0.
     """
     assert steps.log_z_t is not None
     assert steps.taken_logit_t is not None

@@ -7,11 +7,12 @@ from tdistill.objectives.parts.support import Support, check_temperature, distri
 
 
 def reverse_kl(steps: Steps, *, support: Support = "tail", loss_temperature: FinitePositive = 1.0) -> ObjectiveOutput:
-    """loss_t = KL(q‖p) = Σ_a q(a)·(log q(a) − log p(a)), p the teacher, q the student (Gu et al. 2024, offline).
+    """Measure KL(student ‖ teacher) at each step (Gu et al. 2024, offline).
+
+        loss_t = KL(q‖p) = Σ_a q(a)·(log q(a) − log p(a)),  p the teacher, q the student
 
     Args:
-        support: as for ``forward_kl``. ``proj`` never sees the student's mass outside A_p and lets it leak there: pair it
-            with an anchor.
+        support: as for ``forward_kl``. ``proj`` never sees the student's mass outside A_p, so that it grows there: pair it with an anchor.
         loss_temperature: divides both logits; ``tail`` allows only 1.
     """
     p, q, legal = distributions(steps, support, loss_temperature)

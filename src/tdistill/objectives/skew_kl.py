@@ -7,9 +7,11 @@ from tdistill.objectives.parts.support import Support, check_skew, distributions
 
 
 def skew_kl(steps: Steps, *, skew: Finite = SKEW, support: Support = "tail", loss_temperature: FinitePositive = 1.0) -> ObjectiveOutput:
-    """loss_t = KL(p‖λp + (1−λ)q), p the teacher, q the student, λ = ``skew`` (Ko et al. 2024, DistiLLM).
+    """Measure KL(teacher ‖ mixture of teacher and student) at each step (Ko et al. 2024, DistiLLM).
 
-    λ = 0 is ``forward_kl``; for λ > 0 the loss is at most −log λ, however little the student gives to a token.
+        loss_t = KL(p‖λp + (1−λ)q),  p the teacher, q the student, λ = ``skew``
+
+    λ = 0 is ``forward_kl``. For λ > 0 the loss is at most −log λ, even if the student gives a token no probability.
 
     Args:
         skew: λ, the teacher's share of the mixture, in [0, 1); the default is the paper's.

@@ -7,9 +7,11 @@ from tdistill.objectives.parts.support import Support, check_skew, distributions
 
 
 def skew_rkl(steps: Steps, *, skew: Finite = SKEW, support: Support = "tail", loss_temperature: FinitePositive = 1.0) -> ObjectiveOutput:
-    """loss_t = KL(q‖(1−λ)p + λq), p the teacher, q the student, λ = ``skew`` (Ko et al. 2024, DistiLLM).
+    """Measure KL(student ‖ mixture of teacher and student) at each step (Ko et al. 2024, DistiLLM).
 
-    λ = 0 is ``reverse_kl``; for λ > 0 the loss is at most −log λ, however little the teacher gives to a token.
+        loss_t = KL(q‖(1−λ)p + λq),  p the teacher, q the student, λ = ``skew``
+
+    λ = 0 is ``reverse_kl``. For λ > 0 the loss is at most −log λ, even if the teacher gives a token no probability.
 
     Args:
         skew: λ, the student's share of the mixture, in [0, 1); the default is the paper's.

@@ -9,10 +9,12 @@ from tdistill.objectives.parts.divergence import kl
 
 
 def tail(steps: Steps) -> ObjectiveOutput:
-    """loss_t = KL(Bernoulli(m*) ‖ Bernoulli(m)) = m*·log(m*/m) + (1−m*)·log((1−m*)/(1−m)),  m* and m the masses of A_p.
+    """Compare the probability of A_p(s_t) as a whole: m* of the teacher, m of the student.
 
-    m* is the teacher's mass on A_p(s_t), m the student's. ``forward_kl`` with ``support="tail"`` is this plus m* times the forward KL
-    between the projections onto A_p. Each state of the response counts, whether the token taken is a candidate or not.
+        loss_t = KL(Bernoulli(m*) ‖ Bernoulli(m)) = m*·log(m*/m) + (1−m*)·log((1−m*)/(1−m))
+
+    ``forward_kl`` with ``support="tail"`` is this plus m* times the forward KL between the projections onto A_p. Each state of the
+    response counts, whether the token taken is a candidate or not.
     """
     assert steps.log_z_t is not None
     exists = steps.exists_t

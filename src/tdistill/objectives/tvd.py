@@ -1,4 +1,4 @@
-"""Total variation distance: the largest difference in probability that the two give to any set of tokens."""
+"""Compute the total variation distance: the largest difference between the two probabilities of any set of tokens."""
 
 import torch
 
@@ -8,9 +8,11 @@ from tdistill.objectives.parts.support import Support, check_temperature, distri
 
 
 def tvd(steps: Steps, *, support: Support = "tail", loss_temperature: FinitePositive = 1.0) -> ObjectiveOutput:
-    """loss_t = ½ Σ_a |p(a) − q(a)|, p the teacher, q the student (Wen et al. 2023, f-distill). Symmetric, in [0, 1].
+    """Measure half of the absolute differences in probability (Wen et al. 2023, f-distill).
 
-    Its gradient does not shrink as q → p (|x| has a kink at 0, where the gradient is taken as 0).
+        loss_t = ½ Σ_a |p(a) − q(a)|,  p the teacher, q the student
+
+    It is symmetric, and in [0, 1]. Its gradient does not shrink as q → p. |x| has a kink at 0, where the gradient is taken as 0.
 
     Args:
         support: as for ``forward_kl``; ``tail`` is a lower bound of ``dense``.

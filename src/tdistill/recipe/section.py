@@ -1,7 +1,7 @@
 """Define what all sections of a recipe have in common."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -10,6 +10,7 @@ from tdistill.recipe.plain import find_unplain
 MOST = 10_000_000  # of any count: above it memory or patience ends, and a typing error is likelier
 Count = Annotated[int, Field(ge=1, le=MOST)]
 CountOrZero = Annotated[int, Field(ge=0, le=MOST)]
+Dtype = Literal["float32", "bfloat16", "float16"]
 
 
 class Section(BaseModel):

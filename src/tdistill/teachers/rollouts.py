@@ -166,8 +166,10 @@ class RolloutWriter:
         left = []
         for item in items:
             key = (item[0].prompt.prompt_id, tuple(item[1]) if self._human else item[1])
-            left += [] if have[key] else [item]
-            have[key] -= 1
+            if have[key] > 0:  # an item may be asked for twice
+                have[key] -= 1
+            else:
+                left.append(item)
         foreign = next((key for key, n in have.items() if n > 0), None)
         if foreign is not None:
             raise CacheError(

@@ -1,10 +1,13 @@
 """Refuse settings that a ``DistillTrainer`` can't follow, so that none is ignored without a word."""
 
 import copy
+import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from transformers import EarlyStoppingCallback, TrainerCallback, TrainingArguments
+from transformers.trainer import TRAINER_STATE_NAME
 
 from tdistill.data.dataset import RolloutDataset
 from tdistill.data.mixed import MixedDataset
@@ -12,7 +15,8 @@ from tdistill.models.head import VALUES
 from tdistill.models.student import StudentModel
 from tdistill.objectives import BoundObjective
 from tdistill.recipe.schema import LmConfig, ValueConfig
-from tdistill.runtime.errors import ConfigError
+from tdistill.runtime.errors import ConfigError, TrainingError
+from tdistill.runtime.files import read_json
 from tdistill.training.arguments import refuse_unused
 from tdistill.training.finite import check_start
 from tdistill.training.on_policy import check_in_order
@@ -130,6 +134,23 @@ def unused_value_settings(value: ValueConfig, needs: frozenset[str]) -> list[str
     names = [] if needs & VALUES else ["learning_rate", "warmup_steps", "detach"]
     names += [] if "target" in needs else ["target_tau"]
     return [name for name in names if getattr(value, name) != getattr(default, name)]
+
+
+def check_same_length(checkpoint: Path, args: TrainingArguments, examples: int) -> None:
+    """Check that a run is as long as the one that wrote a checkpoint: the learning rate of a step depends on the number of steps.
+
+    Raises:
+        TrainingError: the checkpoint is of a run of another length.
+    """
+    state = read_json(checkpoint / TRAINER_STATE_NAME, TrainingError)
+    key = "max_steps" if args.max_steps > 0 else "num_train_epochs"
+    pairs = [(key, state[key], math.ceil(getattr(args, key))), ("steps in all", state["max_steps"], total_steps(args, examples))]
+    for name, there, here in pairs:
+        if there != here:
+            raise TrainingError(
+                f"{checkpoint} is of a run with {name}={there}, this one has {here}, so its learning rate would go another way. Resume with "
+                f"{name}={there}, or start from that checkpoint's weights as a new run."
+            )
 
 
 def check_callbacks(args: TrainingArguments, callbacks: Sequence[TrainerCallback]) -> None:

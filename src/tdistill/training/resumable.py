@@ -1,6 +1,5 @@
 """Save and resume training: a checkpoint is whole or refused, and a resumed run takes the steps that are left, no more."""
 
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -8,36 +7,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import EarlyStoppingCallback, Trainer, TrainingArguments
-from transformers.trainer import TRAINER_STATE_NAME
+from transformers import EarlyStoppingCallback, Trainer
 from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import SaveStrategy
 
 from tdistill.runtime.errors import NonFiniteLossError, TrainingError
-from tdistill.runtime.files import read_json
 from tdistill.training.checkpoints import find_checkpoints, last_checkpoint, remove_checkpoint, seal, verify
-from tdistill.training.checks import check_callbacks
+from tdistill.training.checks import check_callbacks, check_same_length
 from tdistill.training.finite import non_finite_tensor, non_finite_weight
-from tdistill.training.schedule import examples_per_step, total_steps
+from tdistill.training.schedule import examples_per_step
 from tdistill.training.sharding import sharing
 from tdistill.training.target import TargetNetwork
-
-
-def check_same_length(checkpoint: Path, args: TrainingArguments, examples: int) -> None:
-    """Check that a run is as long as the one that wrote a checkpoint: the learning rate of a step depends on the number of steps.
-
-    Raises:
-        TrainingError: the checkpoint is of a run of another length.
-    """
-    state = read_json(checkpoint / TRAINER_STATE_NAME, TrainingError)
-    key = "max_steps" if args.max_steps > 0 else "num_train_epochs"
-    pairs = [(key, state[key], math.ceil(getattr(args, key))), ("steps in all", state["max_steps"], total_steps(args, examples))]
-    for name, there, here in pairs:
-        if there != here:
-            raise TrainingError(
-                f"{checkpoint} is of a run with {name}={there}, this one has {here}, so its learning rate would go another way. Resume with "
-                f"{name}={there}, or start from that checkpoint's weights as a new run."
-            )
 
 
 class ResumableTrainer(Trainer):

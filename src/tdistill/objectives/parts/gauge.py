@@ -19,15 +19,15 @@ GAUGE_NEEDS: dict[str, frozenset[str]] = {
     "lse": frozenset({"log_z"}),
     "learned": frozenset({"value"}),
 }
-# Under the other gauges Q or V_p is held below a bound, or V_p is a function of the policy alone: no target can be regressed to.
+# Under the other gauges Q or V_p has an upper bound, or V_p is a function of the policy alone, so that Q can't be regressed to a target.
 FreeGauge = Literal["none", "learned"]
 
 
 def gauged_q(steps: Steps, gauge: Gauge) -> Float[Tensor, "B T K"]:
     """Return Q(s,a) = ℓ(s,a) − c(s) on A_p; every c carries gradient.
 
-    ``none`` c = 0 · ``max`` largest logit over V (the authors' choice) · ``max_support``, ``mean_support`` largest and
-    unweighted mean logit over A_p · ``lse`` log-partition, so Q = log π and V_p = log of the student's mass on A_p ·
+    ``none`` c = 0 · ``max`` the largest logit over V (the authors' choice) · ``max_support``, ``mean_support`` the largest and
+    the unweighted mean logit over A_p · ``lse`` the log-partition, so Q = log π and V_p = log of the student's mass on A_p ·
     ``learned`` Q = log proj_p π + v(s), so V_p = v(s) exactly.
     """
     return steps.q_t - _gauge(steps, gauge).unsqueeze(-1)

@@ -11,8 +11,8 @@ from tdistill.runtime.errors import ConfigError
 
 Phi = Literal["chi2", "hellinger", "kl", "js", "tv", "linear"]
 
-# Below margin·α φ goes on as its tangent there. hellinger and js end at −1 and −log 2, where they fall to −∞: half of the way.
-# kl has no end, but its slope e^(−x/α) has no bound. tv ends at −½, where its tangent is x itself.
+# Below margin·α, φ is continued by its tangent. hellinger and js fall to −∞ at −1 and −log 2: the margin is half of that.
+# kl is finite everywhere, but its slope e^(−x/α) has no bound. tv ends at −½, where its tangent is x itself.
 MARGIN: dict[str, float] = {"hellinger": -0.5, "kl": -5.0, "js": -0.5 * math.log(2.0), "tv": -0.5}
 ARGMAX: dict[str, float] = {"chi2": 2.0, "tv": 0.5}  # the least x/α at which φ is largest
 
@@ -23,8 +23,12 @@ def phi_alpha(x: Float[Tensor, "*B"], phi: Phi, alpha: float) -> Float[Tensor, "
     ``chi2`` x − x²/(4α), largest at 2α · ``hellinger`` αx/(α+x) · ``kl`` α(1−e^(−x/α)) · ``js`` α·log(2−e^(−x/α)) ·
     ``tv`` min(x, α/2) · ``linear`` x. Below ``MARGIN[phi]``·α it is the tangent at that point.
 
-    The conjugate of total variation is x on |x| ≤ α/2 and −∞ outside. Held at α/2 above and continued by x below, it stays
-    concave, and its gradient is that of a clamp on both sides that lets pass what would raise x.
+    Examples:
+        >>> phi_alpha(torch.tensor([0.0, 1.0, 2.0, 4.0]), "chi2", alpha=1.0)
+        tensor([0.0000, 0.7500, 1.0000, 0.0000])
+
+    The conjugate of total variation is x on |x| ≤ α/2 and −∞ outside. Here it is α/2 above and x below. So it stays concave, and its
+    gradient is that of a clamp on both sides which passes what would raise x.
     """
     if phi == "linear" or math.isinf(alpha):
         return x
