@@ -39,13 +39,10 @@ UNPLAIN: set[str] = {
     "tdistill.experiment.models:check_training",
     "tdistill.experiment.rollouts:check_inputs",
     "tdistill.cli:train",
-    "tdistill.data.collate:__call__",
-    "tdistill.data.corpus:read_documents",
     "tdistill.experiment.lm_eval:report",
     "tdistill.experiment.tasks:also_in_train",
     "tdistill.experiment.tasks:report",
     "tdistill.experiment.temperatures:report",
-    "tdistill.teachers.rollouts:_human_plan",
 }
 
 

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import oracles
 import pytest
 import torch
@@ -9,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tdistill.mdp.candidates import FIRST_TOPK, TOPK_GROWTH, Candidates, check_top_p, nucleus_mask, top_p_candidates
+from tdistill.mdp.candidates import FIRST_TOPK, TOPK_GROWTH, Candidates, Ragged, check_top_p, nucleus_mask, top_p_candidates
 from tdistill.runtime.errors import ConfigError
 
 SMOLLM2_VOCAB = 49_152
@@ -161,3 +162,45 @@ def test_tail_masses_below_float32_resolution_are_told_apart() -> None:
     """In float32 the mass before the second token rounds to 1; summed in float64 it is 1 − 3e-8, below p."""
     logp = torch.tensor([[-3e-8, -18.0, -20.0]], dtype=torch.float32)
     assert nucleus_mask(logp, 1 - 2e-8).tolist() == [[True, True, False]]
+
+
+def assert_same(found: Candidates, wanted: Candidates) -> None:
+    for name in ("ids", "logp", "legal", "kept_mass"):
+        assert torch.equal(getattr(found, name), getattr(wanted, name)), name
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 10_000), rows=st.integers(1, 5), p=st.floats(0.05, 1.0))
+def test_ragged_candidates_are_padded_to_what_they_were(seed: int, rows: int, p: float) -> None:
+    candidates = top_p_candidates(random_logp(seed, rows, vocab=13), p)
+    ragged = candidates.to_ragged()
+    assert ragged.counts.tolist() == candidates.counts.tolist()
+    assert len(ragged.ids) == len(ragged.logp) == ragged.counts.sum()
+    assert_same(Candidates.from_ragged(ragged), candidates)
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 10_000), rows=st.integers(1, 5))
+def test_states_that_are_split_and_joined_are_the_same(seed: int, rows: int) -> None:
+    candidates = top_p_candidates(random_logp(seed, rows, vocab=13), 0.8)
+    states = candidates.to_ragged().split()
+    assert len(states) == rows
+    for state, ids, legal in zip(states, candidates.ids, candidates.legal, strict=True):
+        assert state.ids.tolist() == ids[legal].tolist()
+        assert state.counts.tolist() == [len(state.ids)]
+    assert_same(Candidates.from_ragged(Ragged.join(states)), candidates)
+
+
+def test_candidates_that_are_cut_are_those_of_the_smaller_p() -> None:
+    logp = random_logp(7, rows=6, vocab=40)
+    candidates = top_p_candidates(logp, 0.9)
+    assert_same(candidates.cut(nucleus_mask(candidates.logp, 0.5)), top_p_candidates(logp, 0.5))
+
+
+def test_ragged_candidates_keep_their_types() -> None:
+    ragged = Ragged(np.array([5, 2, 9], np.int64), np.array([-0.5, -1.5, -0.1]), np.array([2, 1]), np.array([0.83, 0.9]))
+    padded = Candidates.from_ragged(ragged)
+    assert (padded.ids.dtype, padded.logp.dtype) == (torch.int64, torch.float64)
+    assert padded.ids.tolist() == [[5, 2], [9, 0]]
+    assert padded.logp.tolist() == [[-0.5, -1.5], [-0.1, -math.inf]]
+    assert padded.kept_mass.tolist() == [0.83, 0.9]

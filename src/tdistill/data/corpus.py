@@ -61,7 +61,7 @@ def read_documents(source: str) -> Iterator[str]:
     """Read the texts of a corpus. The whole file is checked before the first text is returned. Texts of white space alone are left out.
 
     Raises:
-        DataError: no such file, another format, not UTF-8, a line without ``text``, or no text at all; the line is named.
+        DataError: no file stands there, it has another format, not UTF-8, a line without ``text``, or no text at all; the line is named.
     """
     return iter([text for _, text in _located(source)])
 
