@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from artefact_figure import artefacts_plot
 from matplotlib.axes import Axes
 from tree_figure import tree_plot
 
@@ -25,7 +26,7 @@ GREY = "#808080"
 
 
 def main() -> None:
-    for plot in (tree_plot(), candidates_plot(), alpha_plot(), objectives_plot()):
+    for plot in (artefacts_plot(), tree_plot(), candidates_plot(), alpha_plot(), objectives_plot()):
         write_text(DOCS / "images" / f"{plot.key}.svg", plot_file(plot) + "\n")
 
 

@@ -1,4 +1,4 @@
-"""Check a roll-out cache that may come from anywhere: every number that training reads is one that a teacher can have given.
+"""Check the values of a roll-out cache. It may come from anywhere, and training must read only numbers that a teacher can have given.
 
 float16 rounds log-probs by a relative 2⁻¹¹, so masses and log-probs are compared within what that rounding allows, and
 ``TOLERANCE`` more for sums in float32.
@@ -33,7 +33,7 @@ class ListColumn:
 
     @classmethod
     def of(cls, column: Any) -> "ListColumn":
-        """Take a list column of a table apart."""
+        """Split a list column of a table into its values and its lengths."""
         array = column.combine_chunks()
         lengths = np.nan_to_num(array.value_lengths().to_numpy(zero_copy_only=False)).astype(np.int64)
         return cls(array.flatten().to_numpy(zero_copy_only=False), lengths, array.is_valid().to_numpy(zero_copy_only=False))
@@ -46,7 +46,7 @@ class ListColumn:
 
 
 class ShardCheck:
-    """Check one shard, in a fixed order: later checks rely on what earlier ones found right.
+    """Check one shard, in a fixed order, since later checks rely on earlier ones.
 
     Args:
         table: the shard's rows, of the cache's schema.

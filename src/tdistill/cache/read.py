@@ -21,7 +21,7 @@ _SHARD = re.compile(r"shard-(\d{5,})\.parquet")
 
 
 def finished_shards(directory: Path, settings: dict[str, Any]) -> Iterator[tuple[int, pa.Table]]:
-    """Read the shards that stand in a directory, by their numbers; each is checked as a reader of the cache would.
+    """Read the shards that stand in a directory, in the order of their numbers, and check each of them.
 
     Raises:
         CacheError: a shard is damaged, or was made with other settings.

@@ -1,4 +1,4 @@
-"""Turn a record into a conversation that waits for an answer, and the answers that came with it.
+"""Turn a record into a conversation that ends with a question, and the answers to it.
 
 Nothing in a record that belongs to the prompt is left out: what can't be used is refused.
 """
@@ -131,7 +131,7 @@ def _content(where: str, value: Any) -> str:
 
 
 def _answers(where: str, given: Mapping[str, Any]) -> list[str]:
-    """Return the texts of the answer column; empty ones are no answers."""
+    """Return the texts of the answer column; leave empty ones out."""
     found = {name: _texts(where, name, given[name]) for name in ANSWERS if name in given}
     texts = [answers for answers in found.values() if answers]
     if any(answers != texts[0] for answers in texts):

@@ -19,7 +19,7 @@ EXPERT_ORIGINS = frozenset({"teacher", "human"})
 
 
 class RolloutDataset(Dataset):
-    """Return one response for each index; the collator builds the batches.
+    """Read one response for each index; the collator builds the batches.
 
     Args:
         directory: a complete cache.
@@ -99,7 +99,7 @@ class RolloutDataset(Dataset):
         return example
 
     def _cut(self, ragged: Ragged) -> Candidates:
-        """Return candidates cut to this data set's p and rule."""
+        """Pad candidates, and cut them to this data set's p and rule."""
         found = Candidates.from_ragged(ragged)
         found = replace(found, logp=torch.from_numpy(with_mass(found.logp.numpy(), ragged.kept_mass).astype(np.float32)))
         keep = found.legal

@@ -19,13 +19,13 @@ def conversation_key(prompt: Prompt) -> Conversation:
 
 
 def shared_prompts(prompts: Iterable[Prompt], others: Iterable[Prompt]) -> list[Prompt]:
-    """Return the prompts whose conversation is one of the others'."""
+    """Return the prompts whose conversation also stands among the others."""
     known = {conversation_key(other) for other in others}
     return [prompt for prompt in prompts if conversation_key(prompt) in known]
 
 
 def load_split(data: DataConfig, split: str) -> list[Prompt]:
-    """Read a prompt set and cut it to its largest size, before those that are also in ``train`` are looked for.
+    """Read a prompt set and cut it to its largest size, before prompts that are also in ``train`` are dropped.
 
     Raises:
         DataError: see ``load_prompts``.
@@ -34,7 +34,7 @@ def load_split(data: DataConfig, split: str) -> list[Prompt]:
 
 
 def held_out_prompts(data: DataConfig, split: str) -> list[Prompt]:
-    """Read a prompt set, without those that are also in ``train`` if ``data.overlap`` is ``drop``.
+    """Read a prompt set, and drop the prompts that are also in ``train`` if ``data.overlap`` is ``drop``.
 
     Raises:
         DataError: the set can't be read, or none of it is left.
@@ -50,7 +50,7 @@ def held_out_prompts(data: DataConfig, split: str) -> list[Prompt]:
 
 
 def check_overlap(data: DataConfig, sets: Mapping[str, Sequence[Prompt]]) -> None:
-    """Compare the sets as ``load_split`` read them, and say what they share.
+    """Compare the prompt sets that ``load_split`` read, and print how many prompts they share.
 
     Raises:
         DataError: ``data.overlap`` is ``refuse`` and a prompt of ``valid`` or ``test`` is also in ``train``.

@@ -71,9 +71,9 @@ def load_prompts(source: str) -> list[Prompt]:
 
 
 def prompt_set_key(prompts: Iterable[Prompt], with_references: bool) -> str:
-    """Return 64 hex digits of prompts as they are used, in their order: any change of one changes the key.
+    """Return 64 hex digits of prompts as they are used, in their order: a change of any prompt changes the key.
 
-    The key knows nothing of the file that they came from: its path, its format, the order of the keys in a record.
+    The file is no part of the key: neither its path, nor its format, nor the order of the keys in a record.
 
     Args:
         prompts: the prompts, after they were cut and those that overlap were dropped.
@@ -153,7 +153,7 @@ def template_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
 def tokenize_prompts(
     prompts: Sequence[Prompt], tokenizer: PreTrainedTokenizerBase, max_prompt_length: int, overlong: str
 ) -> tuple[list[TokenizedPrompt], int]:
-    """Render prompts; those over ``max_prompt_length`` tokens are dropped and counted, or refused.
+    """Render prompts; drop and count those over ``max_prompt_length`` tokens, or refuse them.
 
     Raises:
         DataError: ``overlong="refuse"`` and a prompt is too long, none is left, or see ``render_prompts``.

@@ -17,7 +17,7 @@ ROWS_AT_ONCE = 1024
 
 
 def read_records(source: str) -> Records:
-    """Read the records of a file or a hub data set.
+    """Read the records of a file or of a data set on the hub.
 
     Args:
         source: a path, ``owner/name`` or ``owner/name:split``.

@@ -1,4 +1,4 @@
-"""Roll out a prompt set into a cache, shard by shard; a rerun keeps the finished ones."""
+"""Roll out a prompt set into a cache, shard by shard; a rerun keeps the finished shards."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -122,7 +122,7 @@ class RolloutWriter:
     policy_id: str
 
     def write(self, items: Sequence[Item], answer: Callable[[Sequence[Item]], list[Response]], title: str | None = None) -> Manifest:
-        """Answer what no finished shard holds, batch by batch, and finish the cache.
+        """Answer the items that no finished shard holds, batch by batch, and finish the cache.
 
         A shard is a run of whole batches in the order of the plan. So with the same batch size what is left gives the same batches, and
         the cache ends with the same bytes after a kill; with another one, the finished shards stay and the rest is planned anew.
@@ -183,7 +183,7 @@ class RolloutWriter:
         return bool(self.settings["origin"] == "human")
 
     def _keys(self, table: pa.Table) -> Iterator[tuple[str, Any]]:
-        """Return what tells responses apart: a sample's index, or the text where it is a person's."""
+        """Yield the key of every response: its prompt, and its sample's index or, for human text, its tokens."""
         second = map(tuple, table["response_ids"].to_pylist()) if self._human else table["sample_index"].to_pylist()
         return zip(table["prompt_id"].to_pylist(), second, strict=True)
 

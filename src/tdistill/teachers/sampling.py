@@ -1,4 +1,4 @@
-"""Sample with noise that belongs to the token, not to the batch: reproducible under any batch plan and after any resume."""
+"""Sample tokens. The noise belongs to the token, not to the batch, so samples are the same under any batch size and after any stop."""
 
 import hashlib
 

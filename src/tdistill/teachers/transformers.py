@@ -26,7 +26,7 @@ COMPACT_BELOW = 0.75
 
 @dataclass(frozen=True)
 class Mixed:
-    """Set a second author: every token is drawn from weight·(its distribution) + (1 − weight)·(the first model's)."""
+    """Set a second model that writes too: every token is drawn from weight·(its distribution) + (1 − weight)·(the first model's)."""
 
     model: PreTrainedModel
     weight: float
