@@ -15,6 +15,7 @@ from tdistill.experiment import systems
 from tdistill.experiment.answers import answers, divergences
 from tdistill.experiment.kept import kept_of_artefact
 from tdistill.experiment.report import collect
+from tdistill.pages.tables import format_estimate
 from tdistill.runtime.files import read_jsonl
 
 MEASURED = ("answers", "divergences", "concentration", "students")
@@ -145,3 +146,22 @@ def test_a_stop_in_the_middle_of_answering_keeps_whole_batches(recipe, monkeypat
     assert sum(map(len, asked[:2])) == 6, "two batches of the teacher's answers, none of them twice"
     assert len(read_jsonl(place / "answers.jsonl")) == 6
     assert not (place / "answers.batches").exists()
+
+
+def test_tables_of_temperatures_and_tasks_have_one_line_for_each_method(recipe, capsys) -> None:
+    data = recipe.parent / "tasks"
+    (data / "dolly").mkdir(parents=True)
+    (data / "dolly/test.jsonl").write_text("".join(json.dumps({"instruction": f"Name {i}", "output": "A"}) + "\n" for i in range(3)))
+    assert command("run", recipe, SEEDS) == 0
+    capsys.readouterr()
+    assert command("evaluate", recipe, SEEDS, "--temperatures", "1", "--tasks", "dolly", "--data-dir", data, "--seeds", 1) == 0
+    lines = [[cell.strip() for cell in line.split("|")[1:4]] for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
+    methods = ["sft", "sft_continued", "distilled"]
+    assert [name for name, t, _ in lines if t == "1"] == ["teacher", *methods]
+    assert [name for task, name, _ in lines if task == "dolly"] == ["teacher", "start", *methods]
+    own = next(cells for cells in lines if cells[:2] == ["distilled", "1"])
+    (shown,) = (s for s in collect(experiment(recipe, [SEEDS])).systems if s.name == "distilled")
+    assert own[2] == format_estimate(shown.metrics["teacher_nll"])
+    (folder,) = (recipe.parent / "run/tasks").iterdir()
+    rows = [(row["system"], row["method"], row["seed"]) for row in read_jsonl(folder / "tasks.jsonl")]
+    assert rows[-2:] == [("distilled, seed 3", "distilled", 3), ("distilled, seed 4", "distilled", 4)]
