@@ -32,12 +32,12 @@ Overrides = Annotated[
     typer.Argument(metavar="[KEY.SUB=VALUE]...", help="Options of the recipe to change, such as train.objective.alpha=10 output_dir=runs/b."),
 ]
 
-Workers = Annotated[int, typer.Option(min=1, help="number of students to train side by side, each in a process of its own")]
+Workers = Annotated[int, typer.Option(min=1, help="Number of students to train side by side, each in a process of its own.")]
 
 
 @app.command()
 def run(recipe: RecipeArgument, overrides: Overrides = None, workers: Workers = 1) -> None:
-    """Run all stages, skipping what is already complete for the same settings, and print the result."""
+    """Run every stage of a recipe, and print the result. A stage that is complete for the same settings is skipped."""
     from tdistill.experiment.graph import WAY
 
     current = _stages(recipe, overrides, *WAY, workers=workers)
@@ -58,7 +58,7 @@ def sft(recipe: RecipeArgument, overrides: Overrides = None) -> None:
 
 @app.command()
 def train(recipe: RecipeArgument, overrides: Overrides = None, workers: Workers = 1) -> None:
-    """Distil: train the student, and the recipe's baselines, by their objectives, each with every seed."""
+    """Train the student and the recipe's baselines, each with its own objective and with every seed."""
     _stages(recipe, overrides, "train", workers=workers)
 
 
@@ -84,7 +84,7 @@ def evaluate(
     lm_eval: Annotated[str | None, typer.Option(help="Also evaluate on these tasks of lm-eval, separated by commas.")] = None,
     lm_eval_include_path: Annotated[Path | None, typer.Option(help="Directory with lm-eval tasks of your own.")] = None,
 ) -> None:
-    """Measure teacher, start, SFT student, baselines and distilled student on the test prompts, at other temperatures, on named tasks."""
+    """Evaluate the teacher and every student on the test prompts, and optionally at other temperatures and on named tasks."""
     from tdistill.experiment.graph import execute
     from tdistill.experiment.lm_eval import LmEvalOptions, LmEvalRun
     from tdistill.experiment.tasks import TaskOptions, TaskRun
@@ -146,8 +146,8 @@ def sample(
 
 @app.command()
 def judge(
-    answers_a: Annotated[Path, typer.Argument(help="a system's answers: answers/KEY/answers.jsonl")],
-    answers_b: Annotated[Path, typer.Argument(help="another's, to the same prompts")],
+    answers_a: Annotated[Path, typer.Argument(help="Answers of the first system: answers/KEY/answers.jsonl.")],
+    answers_b: Annotated[Path, typer.Argument(help="Answers of the second system to the same prompts.")],
     base_url: Annotated[str, typer.Option(help="Address of an OpenAI-compatible server, such as http://localhost:8000/v1.")],
     model: Annotated[str, typer.Option(help="Name of the judge model on that server.")],
     output: Annotated[
@@ -189,8 +189,8 @@ def judge(
 
 @app.command()
 def compare(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="output directories of `tdistill run`, or RUN/evaluation/KEY")],
-    output: Annotated[Path, typer.Option(help="where the pages go")] = Path("runs/compare"),
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Output directories of `tdistill run`, or RUN/evaluation/KEY.")],
+    output: Annotated[Path, typer.Option(help="Directory for the pages.")] = Path("runs/compare"),
     baseline: Annotated[
         str | None, typer.Option(help="Method that differences are taken to. Default: sft_continued, if the runs have it.")
     ] = None,

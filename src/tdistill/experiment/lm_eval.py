@@ -91,7 +91,7 @@ class LmEvalRun:
         return {title: read_results(artefact.directory / RESULTS, title) for title, artefact in found.items()}
 
     def report(self) -> str:
-        """Measure, and return what came out: a Markdown table and where the results are."""
+        """Measure every system, and return a Markdown table with the place of the results."""
         table = lm_eval_table(self.measure())
         return f"{to_markdown(table)}\n\n{table.caption}\nresults: {self.experiment.root / 'lm_eval'}"
 

@@ -128,7 +128,7 @@ def _make_start(experiment: Experiment, directory: Path) -> dict[str, Any]:
 
 
 def check_training(experiment: Experiment) -> None:
-    """Check, before the roll-outs, that adapters fit the start, the objectives' heads read it, and the corpus has a window.
+    """Check before the roll-outs that adapters fit the start, the objectives' heads read it, and the corpus has a window.
 
     Raises:
         ConfigError, DataError, ModelError: they do not.

@@ -98,7 +98,7 @@ def _make(experiment: Experiment, split: str, human: bool, directory: Path) -> d
 
 
 def check_inputs(experiment: Experiment) -> None:
-    """Check, before the first token is drawn, all that training needs: a bad test file or adapter must not cost an hour of roll-outs.
+    """Check all inputs of training before the first token is drawn, since a bad test file or adapter must not cost an hour of roll-outs.
 
     Raises:
         ConfigError, DataError, ModelError: see ``read_prompts`` and ``check_training``.

@@ -108,7 +108,7 @@ class TaskRun:
         return [self._record(task, system) for task in self.tasks for system in systems(self.experiment)]
 
     def report(self) -> str:
-        """Measure, and return what came out: a Markdown table and where the rows are."""
+        """Measure every system, and return a Markdown table with the place of the rows."""
         table = tasks_table(self.measure())
         return f"{to_markdown(table)}\n\n{table.caption}\nrows: {self.collection().directory / ROWS}"
 
@@ -119,7 +119,7 @@ class TaskRun:
 
     @cached_property
     def also_in_train(self) -> dict[str, int]:
-        """Count, per task, the prompts that the students were trained on."""
+        """Return how many prompts of each task the students were trained on."""
         train = self.experiment.prompts("train")
         return {name: len(shared_prompts((p.prompt for p in prompts), train)) for name, prompts in self.prompts.items()}
 

@@ -70,7 +70,7 @@ class TemperatureRun:
         return [Measured(system.name, system.seed, t, read_scores(artefact.directory / SCORES)) for system, t, artefact in asked]
 
     def report(self) -> str:
-        """Measure, and return what came out: a Markdown table and where the scores are."""
+        """Measure every system, and return a Markdown table with the place of the scores."""
         table = sweep_table(self.measure())
         return f"{to_markdown(table)}\n\n{table.caption}\nscores: {self.experiment.root / ANSWERS_KIND}"
 
