@@ -68,7 +68,7 @@ class ResumableTrainer(Trainer):
         """Return the settings that a run must share with a checkpoint to go on from it, beside its length."""
         args = self.args
         return {
-            "objective": self.objective.describe(),
+            "objective": self.objective.identity(),
             "examples a step": examples_per_step(args),
             "number of processes": max(args.world_size, 1),
             "way to share the student": sharing(self.accelerator),
