@@ -52,12 +52,12 @@ def load_system(experiment: Experiment, system: System) -> PreTrainedModel:
     held: dict[Path, PreTrainedModel] = experiment.memo.setdefault(load_system, {})
     directory, own = system.artefact.directory, teacher(experiment).directory
     if directory not in held:
-        for other in held.keys() - {own}:
-            del held[other]
         dtype = experiment.recipe.evaluation.dtype
         if directory == own:
             held[directory] = load_teacher(experiment, dtype)
         else:
+            for other in held.keys() - {own}:
+                del held[other]
             held[directory] = load_model(find_model(str(directory)), dtype, trusts_student(experiment)).to(compute_device())
     return held[directory]
 

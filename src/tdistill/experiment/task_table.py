@@ -1,11 +1,10 @@
-"""Show the rows of tasks as a table."""
+"""Show the scores of tasks as a table."""
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
-from tdistill.pages.tables import ARROWS, Align, Cell, Table, format_estimate
-from tdistill.statistics.estimate import Estimate
+from tdistill.pages.tables import ARROWS, Cell, Table, format_estimate, right_aligned
+from tdistill.statistics.pooling import pooled
 
 # metric → (title, which direction is better)
 TASK_METRICS: dict[str, tuple[str, str]] = {
@@ -20,19 +19,21 @@ TASK_METRICS: dict[str, tuple[str, str]] = {
 }
 
 
-def tasks_table(rows: Sequence[dict[str, Any]]) -> Table:
-    """Build a table with one line for each system × task, and the metrics that any of them has."""
-    metrics = [m for m in TASK_METRICS if any(m in row["metrics"] for row in rows)]
-    header = ["task", "system", "prompts", *(TASK_METRICS[m][0] + ARROWS[TASK_METRICS[m][1]] for m in metrics)]
+def tasks_table(records: Sequence[dict[str, Any]]) -> Table:
+    """Build a table with one line for each task and method, pooled over seeds, and the metrics that any of them has."""
+    metrics = [m for m in TASK_METRICS if any(m in record["scores"] for record in records)]
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for record in records:
+        groups.setdefault((record["task"], record["method"]), []).append(record)
     lines = [
-        [Cell(r["task"]), Cell(r["system"]), Cell(str(r["prompts"])), *(Cell(_format(r["metrics"].get(m))) for m in metrics)] for r in rows
+        [
+            Cell(task),
+            Cell(method),
+            Cell(str(group[0]["prompts"])),
+            *(Cell(format_estimate(pooled({r["seed"]: r["scores"].get(m, {}) for r in group}))) for m in metrics),
+        ]
+        for (task, method), group in groups.items()
     ]
-    align: list[Align] = ["right"] * len(header)
-    align[:2] = ["left", "left"]
-    return Table("Mean over prompts ± standard error; each prompt's value is the mean of its answers.", header, lines, align)
-
-
-def _format(metric: dict[str, Any] | None) -> str:
-    if metric is None:
-        return format_estimate(None)
-    return format_estimate(Estimate(metric["mean"], math.nan if metric["stderr"] is None else metric["stderr"], metric["n"]))
+    header = ["task", "system", "prompts", *(TASK_METRICS[m][0] + ARROWS[TASK_METRICS[m][1]] for m in metrics)]
+    caption = "Mean over seeds and prompts ± standard error; each prompt's value is the mean of its answers."
+    return Table(caption, header, lines, right_aligned(len(header), left=2))

@@ -98,12 +98,14 @@ class TaskRun:
         return Artefact(self.experiment.root, TASKS_KIND, "tasks", self.settings, self._collect, found)
 
     def measure(self) -> list[dict[str, Any]]:
-        """Make what is missing, and return the rows of all systems, task by task in the order asked for."""
+        """Make what is missing, and return the records of all systems, task by task in the order asked for: a row of ``tasks.jsonl`` has their
+        values' means.
+        """
         for task in self.tasks:
             say(self._describe(task))
         make_missing(self.experiment, self.artefacts())
         make_missing(self.experiment, [self.collection()])
-        return [row_of(self._record(task, system)) for task in self.tasks for system in systems(self.experiment)]
+        return [self._record(task, system) for task in self.tasks for system in systems(self.experiment)]
 
     def report(self) -> str:
         """Measure, and return what came out: a Markdown table and where the rows are."""

@@ -13,7 +13,7 @@ from tdistill.experiment.systems import START, System, systems
 from tdistill.pages.markdown import to_markdown
 from tdistill.pages.tables import ARROWS, Cell, Table, format_estimate, right_aligned
 from tdistill.runtime.errors import ConfigError
-from tdistill.statistics.estimate import estimate
+from tdistill.statistics.pooling import pooled
 
 SHOWN = ("teacher_nll", "rouge_l", "entropy", "distinct_2", "mean_length")
 
@@ -39,7 +39,8 @@ def parse_temperatures(text: str) -> tuple[float, ...]:
 class Measured:
     """Hold the scores of one system at one temperature."""
 
-    system: str  # its title
+    system: str  # its name, which students that differ by their seed share
+    seed: int | None
     temperature: float
     scores: dict[str, dict[str, float]]  # metric → prompt → value
 
@@ -66,7 +67,7 @@ class TemperatureRun:
         """Make the answers that are missing, and return all scores. A model is loaded once for all temperatures."""
         asked = self.artefacts()
         make_missing(self.experiment, [artefact for _, _, artefact in asked])
-        return [Measured(system.title, t, read_scores(artefact.directory / SCORES)) for system, t, artefact in asked]
+        return [Measured(system.name, system.seed, t, read_scores(artefact.directory / SCORES)) for system, t, artefact in asked]
 
     def report(self) -> str:
         """Measure, and return what came out: a Markdown table and where the scores are."""
@@ -75,18 +76,21 @@ class TemperatureRun:
 
 
 def sweep_table(measured: Sequence[Measured]) -> Table:
-    """Build a table with one line for each system and temperature."""
+    """Build a table with one line for each system and temperature, pooled over seeds."""
+    groups: dict[tuple[str, float], list[Measured]] = {}
+    for found in measured:
+        groups.setdefault((found.system, found.temperature), []).append(found)
     header = ["system", "T", *(METRICS[m][0] + ARROWS[METRICS[m][2]] for m in SHOWN)]
     rows = [
         [
-            Cell(found.system),
-            Cell(f"{found.temperature:g}"),
-            *(Cell(format_estimate(estimate(list(found.scores.get(m, {}).values())))) for m in SHOWN),
+            Cell(system),
+            Cell(f"{temperature:g}"),
+            *(Cell(format_estimate(pooled({found.seed: found.scores.get(m, {}) for found in group}))) for m in SHOWN),
         ]
-        for found in measured
+        for (system, temperature), group in groups.items()
     ]
     caption = (
-        "Mean over prompts ± standard error. Entropy: of the distribution drawn from, nats a token. At one temperature a sharper student "
-        "writes likelier text: compare systems at equal entropy, which `tdistill compare` does."
+        "Mean over seeds and prompts ± standard error. Entropy: of the distribution drawn from, nats a token. At one temperature a sharper "
+        "student writes likelier text: compare systems at equal entropy, which `tdistill compare` does."
     )
     return Table(caption, header, rows, right_aligned(len(header)))
