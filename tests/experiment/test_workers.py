@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -10,30 +11,42 @@ from pathlib import Path
 import places
 import pytest
 import yaml
-from conftest import command
-from processes_under_test import PATIENCE_S, finish, start, stop, wait_for
+from conftest import command, tiny_recipe_dict
+from runtime.processes_under_test import PATIENCE_S, start, stop, wait_for
 from test_cli import flat
 
 from tdistill.experiment.artefact import LOCK, MANIFEST
 
-SEEDS = "train.seeds=[3, 4]"
 CHECKPOINT = "checkpoints/checkpoint-20/tdistill.complete"
 
 
-@pytest.fixture
-def recipe(tiny_recipe: Path) -> Path:
-    """A recipe whose roll-outs are complete, and whose students take long enough to be disturbed."""
-    content = yaml.safe_load(tiny_recipe.read_text())
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, tiny_teacher: Path) -> Path:
+    """The recipe of two students that one process trained one after the other. They take long enough to be disturbed."""
+    directory = tmp_path_factory.mktemp("undisturbed")
+    content = tiny_recipe_dict(tiny_teacher, directory)
     del content["sft"]
-    content["train"]["baselines"] = {}
-    content["train"]["arguments"] |= {"max_steps": 300, "eval_steps": 300, "save_steps": 20, "load_best_model_at_end": False}
-    tiny_recipe.write_text(yaml.safe_dump(content))
-    assert command("rollout", tiny_recipe) == 0
-    return tiny_recipe
+    content["train"] |= {"baselines": {}, "seeds": [3, 4]}
+    content["train"]["arguments"] |= {"max_steps": 120, "eval_steps": 120, "save_steps": 20, "load_best_model_at_end": False}
+    recipe = directory / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump(content))
+    for stage in ("rollout", "train"):
+        assert command(stage, recipe) == 0
+    return recipe
 
 
-def students(recipe: Path, *overrides: str) -> list[Path]:
-    return [places.student(recipe, [SEEDS, *overrides], seed=seed) for seed in (3, 4)]
+@pytest.fixture
+def recipe(undisturbed: Path, tmp_path: Path) -> Path:
+    """The same recipe, whose students are not trained yet."""
+    content = yaml.safe_load(undisturbed.read_text())
+    root = shutil.copytree(content["output_dir"], tmp_path / "run", symlinks=True, ignore=shutil.ignore_patterns("students", "latest"))
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(content | {"output_dir": str(root)}))
+    return path
+
+
+def students(recipe: Path) -> list[Path]:
+    return [places.student(recipe, seed=seed) for seed in (3, 4)]
 
 
 def holder(student: Path) -> int:
@@ -57,8 +70,8 @@ def is_gone(pid: int) -> bool:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-def test_workers_end_with_the_command_and_the_same_command_goes_on(signum: int, recipe: Path) -> None:
-    process = start("train", recipe, SEEDS, "--workers", 2)
+def test_workers_end_with_the_command_and_the_same_command_goes_on(signum: int, recipe: Path, undisturbed: Path) -> None:
+    process = start("train", recipe, "--workers", 2)
     both = students(recipe)
     wait_for(process, lambda: all((student / CHECKPOINT).exists() for student in both))
     pids = [holder(student) for student in both]
@@ -68,18 +81,15 @@ def test_workers_end_with_the_command_and_the_same_command_goes_on(signum: int, 
     assert "Traceback" not in stopped.errors
     for pid in pids:
         eventually(lambda pid=pid: is_gone(pid))
-    finish("train", recipe, SEEDS, "--workers", 2)
-    undisturbed = f"output_dir={recipe.parent / 'undisturbed'}"
-    finish("rollout", recipe, undisturbed)
-    finish("train", recipe, SEEDS, undisturbed)
-    for one, other in zip(both, students(recipe, undisturbed), strict=True):
+    assert command("train", recipe, "--workers", 2) == 0
+    for one, other in zip(both, students(undisturbed), strict=True):
         assert (one / "model.safetensors").read_bytes() == (other / "model.safetensors").read_bytes()
 
 
 @pytest.mark.slow
 def test_a_student_that_another_process_trains_is_not_trained_twice(recipe: Path) -> None:
     """A worker that outlives its command, as on a machine that hangs: the next command says who holds the student, and makes the other."""
-    process = start("train", recipe, SEEDS, "--workers", 2)
+    process = start("train", recipe, "--workers", 2)
     first, second = students(recipe)
     wait_for(process, lambda: (first / CHECKPOINT).exists() and (second / CHECKPOINT).exists())
     survivor = holder(first)
@@ -87,7 +97,7 @@ def test_a_student_that_another_process_trains_is_not_trained_twice(recipe: Path
     process.kill()
     process.wait()
     try:
-        again = start("train", recipe, SEEDS, "--workers", 2)
+        again = start("train", recipe, "--workers", 2)
         errors = flat(again.communicate()[1].decode())
         assert again.returncode == 2
         assert f"{first} is in use by process {survivor}" in errors
@@ -97,13 +107,13 @@ def test_a_student_that_another_process_trains_is_not_trained_twice(recipe: Path
     finally:
         os.kill(survivor, signal.SIGKILL)
     eventually(lambda: is_gone(survivor))
-    finish("train", recipe, SEEDS)
+    assert command("train", recipe) == 0
     assert (first / MANIFEST).is_file()
 
 
 @pytest.mark.slow
 def test_a_worker_that_is_killed_is_named_and_the_others_are_made(recipe: Path) -> None:
-    process = start("train", recipe, SEEDS, "--workers", 2)
+    process = start("train", recipe, "--workers", 2)
     first, second = students(recipe)
     wait_for(process, lambda: (first / CHECKPOINT).exists())
     os.kill(holder(first), signal.SIGKILL)
@@ -111,4 +121,4 @@ def test_a_worker_that_is_killed_is_named_and_the_others_are_made(recipe: Path) 
     assert process.returncode == 2
     assert "distilled, seed 3: its process was ended by SIGKILL" in errors
     assert (second / MANIFEST).is_file()
-    finish("train", recipe, SEEDS)
+    assert command("train", recipe) == 0
