@@ -1,10 +1,13 @@
-"""Draw the pictures of docs/concepts: `python benchmarks/figures.py` writes them again, the same bytes from the same numbers.
+"""Draw the pictures of docs/concepts: `python benchmarks/figures.py` writes them again, the same bytes from the same numbers;
+`--check` writes nothing and fails if one is stale.
 
 Measured numbers come from docs/results/*.jsonl and from the table in docs/concepts/candidates.md. The curves of α on the left of
 `td-alpha.svg` are solved for here, exactly.
 """
 
+import argparse
 import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -26,8 +29,17 @@ GREY = "#808080"
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="write nothing, fail if a picture would change")
+    check, stale = parser.parse_args().check, 0
     for plot in (artefacts_plot(), tree_plot(), candidates_plot(), alpha_plot(), objectives_plot()):
-        write_text(DOCS / "images" / f"{plot.key}.svg", plot_file(plot) + "\n")
+        path, text = DOCS / "images" / f"{plot.key}.svg", plot_file(plot) + "\n"
+        if not path.exists() or path.read_text(encoding="utf-8") != text:
+            print(path.relative_to(DOCS.parent))
+            stale += 1
+            if not check:
+                write_text(path, text)
+    sys.exit(1 if check and stale else 0)
 
 
 def candidates_plot() -> Plot:
