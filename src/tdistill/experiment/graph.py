@@ -38,9 +38,13 @@ def _named_students(experiment: Experiment) -> dict[str, Artefact]:
     return {name: student.artefact for name, student in student_names(experiment).items()}
 
 
+def _named_rollouts(experiment: Experiment) -> dict[str, Artefact]:
+    return {f"rollouts-{name}": artefact for name, artefact in rollouts.rollouts(experiment).items()}
+
+
 STAGES: dict[str, Stage] = {
     "models": Stage((), lambda e: [models.teacher(e), models.start(e)]),
-    "rollout": Stage(("models",), lambda e: list(rollouts.rollouts(e).values()), rollouts.check_inputs),
+    "rollout": Stage(("models",), lambda e: list(rollouts.rollouts(e).values()), rollouts.check_inputs, named=_named_rollouts),
     "sft": Stage(("models", "rollout"), lambda e: [s.artefact for s in [students.sft(e)] if s is not None], parallel=True),
     "train": Stage(("models", "rollout", "sft"), lambda e: [s.artefact for s in students.students(e)], named=_named_students, parallel=True),
     "evaluate": Stage(("models", "rollout", "sft", "train"), evaluation.evaluations),
