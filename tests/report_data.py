@@ -6,7 +6,7 @@ from statistics import NormalDist
 import numpy as np
 
 from tdistill.pages.parts import Sample
-from tdistill.report.data import Difference, ReportData, Sparsity, Stage, System, TrainingCurve
+from tdistill.report.data import Difference, ReportData, Sparsity, StageCost, SystemResult, TrainingCurve
 from tdistill.statistics.estimate import Estimate
 from tdistill.statistics.pooling import Compared
 
@@ -22,12 +22,12 @@ training: {max_steps: 600, learning_rate: 2.0e-4}
 """
 
 
-def system(name: str, description: str, parameters: int, layers: int, means: dict[str, float], noise: float = 0.02) -> System:
+def system(name: str, description: str, parameters: int, layers: int, means: dict[str, float], noise: float = 0.02) -> SystemResult:
     metrics = {metric: Estimate(mean, abs(mean) * noise, 160) for metric, mean in means.items()}
-    return System(name, description, parameters, layers, metrics)
+    return SystemResult(name, description, parameters, layers, metrics)
 
 
-def systems() -> list[System]:
+def systems() -> list[SystemResult]:
     keys = ("rouge_l", "teacher_nll", "forward_kl", "reverse_kl", "student_mass", "distinct_2", "mean_length")
     students = {
         "pruned": ("10 of 30 layers, no training", (4.21, 8.93, 9.412, 10.33, 0.112, 0.41, 128.0)),
@@ -120,13 +120,13 @@ def differences(seeds: int = 1) -> list[Difference]:
     ]
 
 
-def stages() -> list[Stage]:
+def stages() -> list[StageCost]:
     return [
-        Stage("prune", 3.2, 127_000_000, 900_000_000),
-        Stage("sft", 1450.0, 127_000_000, 3_400_000_000, "600 steps"),
-        Stage("rollout", 2711.0, 88_400_000, 2_100_000_000, "2,000 prompts, 31.4 tokens/s"),
-        Stage("train", 4075.0, 127_000_000, 4_200_000_000, "600 steps"),
-        Stage("evaluate", 913.0, 2_300_000, 2_000_000_000),
+        StageCost("prune", 3.2, 127_000_000, 900_000_000),
+        StageCost("sft", 1450.0, 127_000_000, 3_400_000_000),
+        StageCost("rollout", 2711.0, 88_400_000, 2_100_000_000),
+        StageCost("train", 4075.0, 127_000_000, 4_200_000_000),
+        StageCost("evaluate", 913.0, 2_300_000, 2_000_000_000),
     ]
 
 
@@ -157,7 +157,7 @@ def report_data() -> ReportData:
 
 def bare_data() -> ReportData:
     """One system without standard errors and nothing else."""
-    lonely = System("teacher", "alone", 1000, 2, {"rouge_l": Estimate(26.31, float("nan"), 1)})
+    lonely = SystemResult("teacher", "alone", 1000, 2, {"rouge_l": Estimate(26.31, float("nan"), 1)})
     empty = {"differences": [], "curves": [], "sparsity": None, "stages": [], "samples": [], "notes": [], "recipe_yaml": ""}
     return replace(report_data(), systems=[lonely], **empty)
 

@@ -43,6 +43,19 @@ def test_every_kind_of_part_shows_its_text_and_escapes_it(kind):
     assert all(sum(fence < i for fence in fences) % 2 == 1 for i in raw), "only a code block holds it as it is"
 
 
+@pytest.mark.parametrize(
+    ("note", "html", "markdown"),
+    [
+        ("run `a_b <c>` first", "<li>run <code>a_b &lt;c&gt;</code> first</li>", "- **Note:** run `a_b <c>` first\n"),
+        ("`a` and `b`", "<li><code>a</code> and <code>b</code></li>", "- **Note:** `a` and `b`\n"),
+        ("a ` alone", "<li>a ` alone</li>", "- **Note:** a \\` alone\n"),
+    ],
+)
+def test_text_between_backticks_of_a_note_is_code(note, html, markdown):
+    assert html in html_page(page(Notes([note])))
+    assert markdown in markdown_page(page(Notes([note])))
+
+
 def test_control_characters_are_shown_as_text_in_html():
     assert "a␛[31mb" in html_page(page("a\x1b[31mb"))
 

@@ -8,8 +8,11 @@ from rich.console import Console
 from tdistill.pages.parts import Document, Notes, Section
 from tdistill.pages.tables import Cell, Table
 from tdistill.pages.terminal import print_document, print_table
+from tdistill.report.data import Difference
 from tdistill.report.sections import report_document
-from tdistill.report.tables import quality_table
+from tdistill.report.tables import comparison_table, quality_table
+from tdistill.statistics.estimate import Estimate
+from tdistill.statistics.pooling import Compared
 
 
 def console(width: int) -> Console:
@@ -45,6 +48,20 @@ def test_a_table_that_is_too_wide_is_split_and_every_part_names_its_rows():
     assert sum(line.strip().startswith("parameters") for line in lines) == 2
     assert sum("Quality of every system" in line for line in lines) == 1
     assert sum(line.strip().startswith("parameters") for line in printed(quality_table(systems()), 120).splitlines()) == 1
+
+
+def test_every_part_of_a_split_table_has_all_columns_that_name_its_rows():
+    rows = [[Cell("one"), Cell(metric), Cell("0.123 ± 0.456"), Cell("0.789 ± 0.123")] for metric in ("first", "second")]
+    shown = printed(Table("", ["method", "metric", "a", "b"], rows, ["left", "left", "right", "right"], labels=2), 40)
+    assert sum(line.split() == ["method", "metric", name] for name in "ab" for line in shown.splitlines()) == 2
+    assert all(re.search(rf"one +{metric} +{number}", shown) for metric in ("first", "second") for number in ("0.123 ±", "0.789 ±"))
+
+
+def test_the_differences_of_pooled_students_fit_80_columns():
+    value = Compared(Estimate(-0.521, 0.101, 100), -0.7, -0.3, 0.001, (3, 3), paired=True)
+    table = comparison_table([Difference("distilled", "sft_continued", "student_mass", value)])
+    assert sum("verdict" in line for line in printed(table, 80).splitlines()[:5]) == 1
+    assert sum("metric" in line for line in printed(table, 80).splitlines()[:12]) == 1
 
 
 def test_a_number_that_no_width_holds_is_folded_and_loses_no_digit():

@@ -8,7 +8,7 @@ from report_data import bare_data, curves, report_data, seeded_data, sparsity, s
 
 from tdistill.pages.lines import thinned
 from tdistill.pages.svg import Plot, panel_svgs, plot_file
-from tdistill.report.data import Sparsity, Stage, TrainingCurve
+from tdistill.report.data import Sparsity, StageCost, TrainingCurve
 from tdistill.report.plots import all_plots, curves_plot, palette, quality_plot, sparsity_plot, time_plot
 from tdistill.statistics.estimate import Estimate
 
@@ -145,15 +145,15 @@ def test_no_sparsity_without_numbers():
 
 def test_time_needs_a_stage_that_took_some():
     assert time_plot([]) is None
-    assert time_plot([Stage("a", 0.0, 1, 1), Stage("b", NAN, 1, 1)]) is None
-    plot = time_plot([Stage("a", 10_000.0, 1, 1)])
+    assert time_plot([StageCost("a", 0.0, 1, 1), StageCost("b", NAN, 1, 1)]) is None
+    plot = time_plot([StageCost("a", 10_000.0, 1, 1)])
     assert plot is not None
     assert "hours" in words(plot_file(plot))
 
 
 def test_names_may_hold_markup_dollars_and_control_characters():
     name = "<b>$x$\x1b & a very long name indeed"
-    plot = time_plot([Stage(name, 10.0, 1, 1)])
+    plot = time_plot([StageCost(name, 10.0, 1, 1)])
     assert plot is not None
     assert "<b>$x$␛ & a very …" in words(plot_file(plot))
 

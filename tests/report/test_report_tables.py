@@ -2,7 +2,7 @@ import pytest
 from report_data import difference, differences, sparsity, stages, systems
 
 from tdistill.pages.tables import Table
-from tdistill.report.data import Sparsity, System
+from tdistill.report.data import Sparsity, SystemResult
 from tdistill.report.tables import best_of, comparison_table, format_p, quality_table, sparsity_table, stages_table, verdict
 from tdistill.statistics.estimate import Estimate
 
@@ -47,7 +47,7 @@ def test_a_single_student_is_best_of_nothing_and_ties_are_all_best():
 
 
 def test_metrics_that_nobody_has_get_no_column():
-    table = quality_table([System("teacher", "", 1, 1, {"rouge_l": Estimate(1.0, 0.1, 4), "mean_length": Estimate(NAN, NAN, 0)})])
+    table = quality_table([SystemResult("teacher", "", 1, 1, {"rouge_l": Estimate(1.0, 0.1, 4), "mean_length": Estimate(NAN, NAN, 0)})])
     assert table.header == ["system", "parameters", "layers", "ROUGE-L ↑"]
 
 
@@ -90,5 +90,5 @@ def test_sparsity_quantiles_are_sizes_that_occur():
 
 def test_stages_end_with_their_total():
     table = stages_table(stages())
-    assert [cell.text for cell in table.rows[-1]] == ["total", "2 h 32 min", "449.8 MiB", "3.9 GiB", ""]
+    assert [cell.text for cell in table.rows[-1]] == ["total", "2 h 32 min", "449.8 MiB", "3.9 GiB"]
     assert all(cell.strong for cell in table.rows[-1])

@@ -132,7 +132,7 @@ def test_every_other_text_is_escaped_too(data):
         differences=[replace(d, a=ATTACK, metric=ATTACK) for d in data.differences],
         curves=[replace(c, name=f"{c.name}{ATTACK}", records=[{"step": 1.0, "loss": 1.0}]) for c in data.curves],
         sparsity=None,
-        stages=[replace(s, name=ATTACK, notes=ATTACK) for s in data.stages],
+        stages=[replace(s, name=ATTACK) for s in data.stages],
         samples=[replace(s, answers={ATTACK: ATTACK}) for s in data.samples],
         recipe_yaml=ATTACK,
         notes=[ATTACK],

@@ -59,9 +59,9 @@ def differences_table(differences: Sequence[Difference], baseline: str) -> Table
         ]
         for d in differences
     ]
-    caption = f"Differences to {baseline}, paired by seed and prompt, ± standard error; the interval covers 95 %. {VERDICT}"
-    header = ["method", "metric", "difference", "95 % interval", "p", "seeds × prompts", "verdict"]
-    return Table(caption, header, rows, ["left", "left", "right", "right", "right", "right", "left"])
+    caption = f"Differences to {baseline}, paired by seed and prompt, ± standard error; the interval covers 95 %. n: seeds × prompts. {VERDICT}"
+    header = ["method", "metric", "difference", "95 % interval", "p", "n", "verdict"]
+    return Table(caption, header, rows, ["left", "left", "right", "right", "right", "right", "left"], labels=2)
 
 
 def _interval(value: Compared) -> str:

@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from tdistill.experiment import evaluation, models, report, rollouts, sparsity, students
+from tdistill.experiment import report, sparsity, students
 from tdistill.experiment.artefact import Artefact, build
 from tdistill.experiment.experiment import Experiment
 from tdistill.experiment.kept import kept_of_artefact, kept_of_run
 from tdistill.experiment.latest import link_latest, student_names
 from tdistill.experiment.provenance import provenance
+from tdistill.experiment.rollouts import check_inputs, rollouts
+from tdistill.experiment.stages import ARTEFACTS
 from tdistill.experiment.workers import make_side_by_side
 from tdistill.recipe.schema import Recipe
 from tdistill.runtime.disk import disk_errors
@@ -39,15 +41,15 @@ def _named_students(experiment: Experiment) -> dict[str, Artefact]:
 
 
 def _named_rollouts(experiment: Experiment) -> dict[str, Artefact]:
-    return {f"rollouts-{name}": artefact for name, artefact in rollouts.rollouts(experiment).items()}
+    return {f"rollouts-{name}": artefact for name, artefact in rollouts(experiment).items()}
 
 
 STAGES: dict[str, Stage] = {
-    "models": Stage((), lambda e: [models.teacher(e), models.start(e)]),
-    "rollout": Stage(("models",), lambda e: list(rollouts.rollouts(e).values()), rollouts.check_inputs, named=_named_rollouts),
-    "sft": Stage(("models", "rollout"), lambda e: [s.artefact for s in [students.sft(e)] if s is not None], parallel=True),
-    "train": Stage(("models", "rollout", "sft"), lambda e: [s.artefact for s in students.students(e)], named=_named_students, parallel=True),
-    "evaluate": Stage(("models", "rollout", "sft", "train"), evaluation.evaluations),
+    "models": Stage((), ARTEFACTS["models"]),
+    "rollout": Stage(("models",), ARTEFACTS["rollout"], check_inputs, named=_named_rollouts),
+    "sft": Stage(("models", "rollout"), ARTEFACTS["sft"], parallel=True),
+    "train": Stage(("models", "rollout", "sft"), ARTEFACTS["train"], named=_named_students, parallel=True),
+    "evaluate": Stage(("models", "rollout", "sft", "train"), ARTEFACTS["evaluate"]),
     "report": Stage(
         ("models", "rollout", "sft", "train", "evaluate"), lambda e: [report.report(e)], named=lambda e: {"report": report.report(e)}
     ),

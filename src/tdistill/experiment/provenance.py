@@ -25,7 +25,7 @@ def provenance(recipe: Recipe) -> dict[str, Any]:
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "python": platform.python_version(),
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, {_device()}",
+        "machine": f"{platform.machine()}, {_threads(torch.get_num_threads())}, {_device()}",
         "processes": process_count(),
         "git_commit": _git_commit(),
         "seed": recipe.seed,
@@ -48,6 +48,10 @@ def _device() -> str:
     import torch
 
     return torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
+
+
+def _threads(count: int) -> str:
+    return "1 thread" if count == 1 else f"{count} threads"
 
 
 def _git_commit() -> str:

@@ -9,17 +9,19 @@ from rich.console import Console
 from tdistill.evaluation.answer_files import SCORES, advice, read_scores
 from tdistill.evaluation.metrics import TEACHER
 from tdistill.evaluation.sparsity import SparsityForm
-from tdistill.experiment import evaluation, models, rollouts, students
+from tdistill.experiment import evaluation, rollouts, students
 from tdistill.experiment.answers import answers, divergences, protocol, read_own_answers, sampling_of
 from tdistill.experiment.artefact import Artefact
 from tdistill.experiment.experiment import Experiment
 from tdistill.experiment.provenance import provenance, resolved_yaml
+from tdistill.experiment.stages import ARTEFACTS
 from tdistill.experiment.students import SFT
 from tdistill.experiment.systems import START, System, systems
 from tdistill.pages.parts import Sample
+from tdistill.pages.tables import format_count
 from tdistill.pages.terminal import print_document
 from tdistill.recipe.schema import DISTILLED
-from tdistill.report.data import ReportData, Sparsity, Stage, TrainingCurve
+from tdistill.report.data import ReportData, Sparsity, StageCost, TrainingCurve
 from tdistill.report.pooled import MeasuredSystem, differences, pooled_system
 from tdistill.report.sections import report_document, write_report
 from tdistill.runtime.errors import OutputError
@@ -27,15 +29,6 @@ from tdistill.runtime.forms import read_form
 from tdistill.training.log import read_history
 
 PAGES = ("report.md", "report.html")
-# Stage → its artefacts, for the table of stages.
-MADE_BY: dict[str, Callable[[Experiment], Sequence[Artefact]]] = {
-    "models": lambda e: [models.teacher(e), models.start(e)],
-    "rollout": lambda e: list(rollouts.rollouts(e).values()),
-    "sft": lambda e: [s.artefact for s in [students.sft(e)] if s is not None],
-    "train": lambda e: [s.artefact for s in students.students(e)],
-    "evaluate": evaluation.evaluations,
-}
-Scores = dict[str, dict[str, float]]  # metric → prompt id → value
 
 
 def report(experiment: Experiment) -> Artefact:
@@ -80,7 +73,7 @@ def collect(experiment: Experiment) -> ReportData:
         differences=list(differences(measured[DISTILLED], [measured[name] for name in _others(measured)])),
         curves=_curves(experiment),
         sparsity=_sparsity(experiment),
-        stages=[_stage(experiment, name, made) for name, made in MADE_BY.items() if made(experiment)],
+        stages=[_stage(experiment, name, made) for name, made in ARTEFACTS.items() if made(experiment)],
         samples=_samples(experiment, [group[0] for group in methods.values()]),
         recipe_yaml=resolved_yaml(experiment.recipe),
         notes=[
@@ -102,8 +95,9 @@ def _others(measured: Mapping[str, MeasuredSystem]) -> list[str]:
     return [*(name for name in measured if name not in (TEACHER, DISTILLED, *references)), *references]
 
 
-def _scores(experiment: Experiment, system: System) -> Scores:
-    found: Scores = {}
+def _scores(experiment: Experiment, system: System) -> dict[str, dict[str, float]]:
+    """Return metric → prompt id → value."""
+    found: dict[str, dict[str, float]] = {}
     for artefact in (answers(experiment, system), divergences(experiment, system)):
         experiment.notes(artefact)
         found |= read_scores(artefact.directory / SCORES)
@@ -113,7 +107,7 @@ def _scores(experiment: Experiment, system: System) -> Scores:
 def _facts(experiment: Experiment, noted: dict[str, Any]) -> dict[str, str]:
     recipe, facts = experiment.recipe, provenance(experiment.recipe)
     own = next(s for s in noted.values() if s["name"] == DISTILLED)
-    sizes = [f"{s['parameters'] / 1e6:.1f}M parameters, {s['num_hidden_layers']} layers" for s in (noted["teacher"], own)]
+    sizes = [f"{format_count(s['parameters'])} parameters, {s['num_hidden_layers']} layers" for s in (noted["teacher"], own)]
     counts = experiment.notes(rollouts.rollouts(experiment)["train"])
     per_token = counts["candidates"] / counts["tokens"]
     return {
@@ -155,12 +149,12 @@ def _sparsity(experiment: Experiment) -> Sparsity:
     )
 
 
-def _stage(experiment: Experiment, name: str, made: Callable[[Experiment], Sequence[Artefact]]) -> Stage:
+def _stage(experiment: Experiment, name: str, made: Callable[[Experiment], Sequence[Artefact]]) -> StageCost:
     """Add up what the artefacts of a stage took. Each of them counts once."""
     artefacts = {a.directory: a for a in made(experiment)}
     manifests = [m for m in map(experiment.manifest, artefacts.values()) if m is not None]
     size = sum(f.stat().st_size for directory in artefacts for f in directory.rglob("*") if f.is_file())
-    return Stage(name, sum(m.seconds for m in manifests), size, max((m.peak_memory_bytes for m in manifests), default=0))
+    return StageCost(name, sum(m.seconds for m in manifests), size, max((m.peak_memory_bytes for m in manifests), default=0))
 
 
 def _samples(experiment: Experiment, every: Sequence[System]) -> list[Sample]:

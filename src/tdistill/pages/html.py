@@ -13,7 +13,7 @@ from markupsafe import Markup
 from tdistill.pages.parts import Details, Document, Notes, Samples, Terms
 from tdistill.pages.svg import Plot, panel_svgs
 from tdistill.pages.tables import Table
-from tdistill.pages.text import visible
+from tdistill.pages.text import code_spans, visible
 
 # Kind of part → the macro of templates/parts.html.j2 that renders it.
 _MACROS: dict[type, str] = {
@@ -45,7 +45,12 @@ def _environment() -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= {"macro": lambda part: _MACROS[type(part)], "panels": _panels, "dash_array": _DASH_ARRAYS.__getitem__}
+    environment.filters |= {
+        "macro": lambda part: _MACROS[type(part)],
+        "panels": _panels,
+        "code_spans": code_spans,
+        "dash_array": _DASH_ARRAYS.__getitem__,
+    }
     environment.tests["long"] = _is_long
     return environment
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from tdistill.pages.parts import Details, Document, Notes, Part, Sample, Samples, Terms
 from tdistill.pages.svg import Plot
 from tdistill.pages.tables import Table
-from tdistill.pages.text import escape_html, escape_markdown, fenced
+from tdistill.pages.text import escape_html, escape_markdown, fenced, note_markdown
 
 
 def markdown_page(document: Document) -> str:
@@ -39,7 +39,7 @@ def _part(part: Part) -> str:
         case Terms():
             return bullets(part.texts)
         case Notes():
-            return "\n".join(f"- **Note:** {escape_markdown(text)}" for text in part.texts)
+            return "\n".join(f"- **Note:** {note_markdown(text)}" for text in part.texts)
         case Samples():
             return "\n\n".join(block for number, sample in enumerate(part.samples, 1) for block in _sample(number, sample))
         case Details():

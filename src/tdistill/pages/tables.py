@@ -25,13 +25,14 @@ class Cell:
 
 @dataclass(frozen=True)
 class Table:
-    """Hold a table as plain values, however it is rendered; the first cell of a row names the row."""
+    """Hold a table as plain values, however it is rendered; the first cells of a row name the row."""
 
     caption: str
     header: list[str]
     rows: list[list[Cell]]
     align: list[Align]
     terminal: bool = False  # the terminal shows it too
+    labels: int = 1  # number of cells that name a row
 
 
 def heading(title: str, better: str) -> str:

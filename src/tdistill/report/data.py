@@ -8,7 +8,7 @@ from tdistill.statistics.pooling import Compared
 
 
 @dataclass(frozen=True)
-class System:
+class SystemResult:
     """Describe one evaluated model: the teacher, the pruned start, an SFT student, a student that was distilled with several seeds."""
 
     name: str  # e.g. "teacher", "pruned", "sft", "sft_continued", "distilled"
@@ -49,14 +49,13 @@ class Sparsity:
 
 
 @dataclass(frozen=True)
-class Stage:
+class StageCost:
     """Hold the time, size and memory of one stage of the run."""
 
     name: str
     seconds: float
     size_bytes: int
     peak_memory_bytes: int
-    notes: str = ""
 
 
 @dataclass(frozen=True)
@@ -66,11 +65,11 @@ class ReportData:
     title: str
     facts: dict[str, str]  # label → value: teacher, student, p, seed, versions, git commit, machine …
     protocol: str  # how the numbers in the table were obtained, one paragraph
-    systems: list[System]
+    systems: list[SystemResult]
     differences: list[Difference]
     curves: list[TrainingCurve]
     sparsity: Sparsity | None
-    stages: list[Stage]
+    stages: list[StageCost]
     samples: list[Sample]  # of the first training seed
     recipe_yaml: str
     notes: list[str] = field(default_factory=list)  # limits and warnings to show under the table

@@ -10,7 +10,7 @@ from tdistill.evaluation.metrics import METRICS, TEACHER
 from tdistill.pages.lines import AT_MOST_POINTS, COLOURS, REFERENCE_COLOUR, colour, dash, thinned
 from tdistill.pages.svg import INK, Line, Panel, Plot, set_scale, short
 from tdistill.pages.tables import format_number, format_seconds
-from tdistill.report.data import ReportData, Sparsity, Stage, System, TrainingCurve
+from tdistill.report.data import ReportData, Sparsity, StageCost, SystemResult, TrainingCurve
 from tdistill.statistics.estimate import Estimate
 
 SEED_ALPHA = 0.6  # of one training seed's line, where a system has several
@@ -51,7 +51,7 @@ def palette(data: ReportData) -> dict[str, str]:
     return {TEACHER: REFERENCE_COLOUR} | {name: colour(i) for i, name in enumerate(names)}
 
 
-def quality_plot(systems: Sequence[System], colours: Mapping[str, str]) -> Plot | None:
+def quality_plot(systems: Sequence[SystemResult], colours: Mapping[str, str]) -> Plot | None:
     """Plot the main metrics, one panel each: mean ± 2 standard errors of every system."""
     metrics = [m for m in QUALITY if sum(_known(s.metrics.get(m)) for s in systems) > 1]
     if not metrics:
@@ -62,7 +62,7 @@ def quality_plot(systems: Sequence[System], colours: Mapping[str, str]) -> Plot 
     return Plot("quality", caption, panels, columns=3, size=(330, 84 + 24 * len(shown)))
 
 
-def _quality_panel(metric: str, systems: Sequence[System], colours: Mapping[str, str]) -> Panel:
+def _quality_panel(metric: str, systems: Sequence[SystemResult], colours: Mapping[str, str]) -> Panel:
     title, hint, direction = METRICS[metric]
     values = [s.metrics.get(metric) for s in systems]
     known = [(y, s.name, e) for y, (s, e) in enumerate(zip(systems, values, strict=True)) if e is not None and _known(e)]
@@ -208,7 +208,7 @@ def _sizes_panel(p: float, sizes: np.ndarray) -> Panel:
     return Panel(f"Number of candidates at p = {p:g}: median {median:,}, 99th percentile {p99:,}.", draw)
 
 
-def time_plot(stages: Sequence[Stage]) -> Plot | None:
+def time_plot(stages: Sequence[StageCost]) -> Plot | None:
     """Plot the time of every stage as horizontal bars."""
     timed = [s for s in stages if math.isfinite(s.seconds) and s.seconds > 0]
     if not timed:

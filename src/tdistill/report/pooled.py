@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from tdistill.evaluation.metrics import METRICS
-from tdistill.report.data import Difference, System
+from tdistill.report.data import Difference, SystemResult
 from tdistill.statistics.bootstrap import ScoresBySeed
 from tdistill.statistics.pooling import compared, pooled
 
@@ -29,10 +29,10 @@ class MeasuredSystem:
         return {seed: scores[metric] for seed, scores in self.scores.items() if scores.get(metric)}
 
 
-def pooled_system(measured: MeasuredSystem) -> System:
+def pooled_system(measured: MeasuredSystem) -> SystemResult:
     """Return the system with every metric as mean ± standard error over training seeds and prompts."""
     found = {metric: pooled(measured.by_seed(metric)) for metric in METRICS if measured.by_seed(metric)}
-    return System(measured.name, measured.description, measured.parameters, measured.num_hidden_layers, found, measured.seeds)
+    return SystemResult(measured.name, measured.description, measured.parameters, measured.num_hidden_layers, found, measured.seeds)
 
 
 def differences(a: MeasuredSystem, others: Sequence[MeasuredSystem]) -> Iterator[Difference]:

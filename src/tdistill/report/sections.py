@@ -6,7 +6,7 @@ from pathlib import Path
 from tdistill.evaluation.metrics import METRICS
 from tdistill.pages.document import write_document
 from tdistill.pages.parts import Details, Document, Notes, Part, Samples, Section, Terms
-from tdistill.report.data import ReportData, System
+from tdistill.report.data import ReportData, SystemResult
 from tdistill.report.plots import all_plots, palette
 from tdistill.report.tables import comparison_table, metrics_of, quality_table, sparsity_table, stages_table
 
@@ -48,7 +48,7 @@ def _quality(data: ReportData) -> list[Part]:
     return parts + ([Notes(notes)] if notes else [])
 
 
-def seed_notes(systems: Sequence[System]) -> list[str]:
+def seed_notes(systems: Sequence[SystemResult]) -> list[str]:
     """Return what a reader should know of the training seeds; nothing if no system was trained."""
     seeds = max((s.seeds for s in systems), key=len, default=())
     if not seeds:

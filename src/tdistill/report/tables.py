@@ -7,13 +7,13 @@ import numpy as np
 
 from tdistill.evaluation.metrics import METRICS, TEACHER
 from tdistill.pages.tables import MISSING, Cell, Table, format_bytes, format_count, format_estimate, format_seconds, heading, right_aligned
-from tdistill.report.data import Difference, Sparsity, Stage, System
+from tdistill.report.data import Difference, Sparsity, StageCost, SystemResult
 
 SIGNIFICANT = 0.05
 LEAST_P = 0.001  # smaller ones are shown as smaller than this
 
 
-def metrics_of(systems: Sequence[System]) -> list[str]:
+def metrics_of(systems: Sequence[SystemResult]) -> list[str]:
     """Return the metrics that at least one system has, in the order of ``METRICS``."""
     present = {name for system in systems for name, value in system.metrics.items() if math.isfinite(value.mean)}
     return [name for name in METRICS if name in present]
@@ -37,7 +37,7 @@ def best_of(means: Mapping[str, float], metric: str) -> set[str]:
     return {name for name, mean in own.items() if mean == best}
 
 
-def quality_table(systems: Sequence[System]) -> Table:
+def quality_table(systems: Sequence[SystemResult]) -> Table:
     """Build the table of every system with every metric; the best student of a column is strong."""
     metrics = metrics_of(systems)
     best = {metric: best_of({s.name: s.metrics[metric].mean for s in systems if metric in s.metrics}, metric) for metric in metrics}
@@ -56,7 +56,7 @@ def quality_table(systems: Sequence[System]) -> Table:
     return Table(caption, header, rows, right_aligned(len(header)), terminal=True)
 
 
-def has_several_seeds(systems: Sequence[System]) -> bool:
+def has_several_seeds(systems: Sequence[SystemResult]) -> bool:
     """Tell whether a system is pooled over more than one training seed."""
     return any(len(s.seeds) > 1 for s in systems)
 
@@ -89,7 +89,7 @@ VERDICT = (
 
 
 def comparison_table(differences: Sequence[Difference]) -> Table:
-    """Build the table of paired differences with their verdicts; with several training seeds it has p-values and counts seeds too."""
+    """Build the table of paired differences with their verdicts; with several training seeds it has p-values and counts the seeds too."""
     several = any(max(d.value.seeds) > 1 for d in differences)
     rows = [
         [
@@ -103,9 +103,10 @@ def comparison_table(differences: Sequence[Difference]) -> Table:
         for d in differences
     ]
     paired = "over the same training seeds and prompts" if several else "over the same prompts"
-    caption = f"Paired differences a − b {paired}, ± standard error. The verdict is on a. {VERDICT}"
-    header = ["a − b", "metric", "difference", *(["p", "seeds × prompts"] if several else ["prompts"]), "verdict"]
-    return Table(caption, header, rows, [*right_aligned(len(header) - 1, left=2), "left"], terminal=True)
+    counts = " n: seeds × prompts." if several else ""
+    caption = f"Paired differences a − b {paired}, ± standard error.{counts} The verdict is on a. {VERDICT}"
+    header = ["a − b", "metric", "difference", *(["p", "n"] if several else ["prompts"]), "verdict"]
+    return Table(caption, header, rows, [*right_aligned(len(header) - 1, left=2), "left"], terminal=True, labels=2)
 
 
 def sparsity_table(sparsity: Sparsity) -> Table:
@@ -122,19 +123,19 @@ def sparsity_table(sparsity: Sparsity) -> Table:
     return Table(caption, header, rows, ["right"] * 6)
 
 
-def stages_table(stages: Sequence[Stage]) -> Table:
+def stages_table(stages: Sequence[StageCost]) -> Table:
     """Build the table of time, size on disk and peak memory of each stage, with their totals (for memory, the largest)."""
-    total = Stage(
+    total = StageCost(
         "total",
         sum(s.seconds for s in stages if math.isfinite(s.seconds)),
         sum(s.size_bytes for s in stages),
         max((s.peak_memory_bytes for s in stages), default=0),
     )
     rows = [
-        [Cell(t) for t in (s.name, format_seconds(s.seconds), format_bytes(s.size_bytes), format_bytes(s.peak_memory_bytes))] + [Cell(s.notes)]
+        [Cell(t) for t in (s.name, format_seconds(s.seconds), format_bytes(s.size_bytes), format_bytes(s.peak_memory_bytes))]
         for s in (*stages, total)
     ]
     rows[-1] = [Cell(cell.text, strong=True) for cell in rows[-1]]
-    header = ["stage", "time", "size on disk", "peak memory", "notes"]
+    header = ["stage", "time", "size on disk", "peak memory"]
     caption = "Time, size on disk and peak memory of every stage; the total of peak memory is the largest one."
-    return Table(caption, header, rows, ["left", "right", "right", "right", "left"])
+    return Table(caption, header, rows, right_aligned(len(header)))
