@@ -1,4 +1,4 @@
-"""Do roll-outs depend on how prompts are batched? The noise of a token does not, but floating-point logits do.
+"""Measure how far roll-outs depend on how prompts are batched. The noise of a token does not, but floating-point logits do.
 
 `python benchmarks/batch_plan.py RECIPE [KEY=VALUE]... > docs/results/batch_plan.jsonl` answers the recipe's validation prompts in
 batches of several sizes and counts how many responses, and how many tokens before the first difference, equal those of the
@@ -9,9 +9,11 @@ import json
 import sys
 
 import torch
-from tdistill.experiment.pipeline import Run, provenance
 
-from tdistill.experiment.models import models_info, student_tokenizer, teacher_directory, vocab_size
+from tdistill.experiment.experiment import Experiment
+from tdistill.experiment.graph import execute
+from tdistill.experiment.models import teacher_files, teacher_notes, vocab_size
+from tdistill.experiment.provenance import provenance
 from tdistill.experiment.recipe_checks import open_recipe
 from tdistill.experiment.rollouts import read_prompts
 from tdistill.models.load import load_model
@@ -23,13 +25,13 @@ BATCH_SIZES = (1, 4, 16)
 
 
 def main() -> None:
-    run = Run(open_recipe(sys.argv[1], sys.argv[2:]))
-    run.execute("models")
-    tokenizer, eos_ids, c = student_tokenizer(run), models_info(run)["eos_ids"], run.recipe.rollout
-    prompts, _ = read_prompts(run, "valid", tokenizer)
-    vocabulary = Vocabulary(vocab_size(run), eos_ids)
+    experiment = Experiment(open_recipe(sys.argv[1], sys.argv[2:]))
+    experiment.prepare()
+    execute(experiment, "models")
+    prompts, _ = read_prompts(experiment, "valid")
+    c, vocabulary = experiment.recipe.rollout, Vocabulary(vocab_size(experiment), teacher_notes(experiment)["eos_ids"])
     for dtype in ("float32", "bfloat16"):
-        teacher = load_model(teacher_directory(run), dtype)
+        teacher = load_model(teacher_files(experiment), dtype)
 
         def answers(size: int, teacher: torch.nn.Module = teacher) -> dict[str, list[int]]:
             batches = batch_plan([(p, 0) for p in prompts], size)
@@ -47,13 +49,13 @@ def main() -> None:
                 "tokens": total,
                 "equal_responses": sum(reference[k] == other[k] for k in reference) / len(reference),
                 "equal_tokens": sum(agreeing(reference[k], other[k]) for k in reference) / total,
-                "provenance": provenance(run.recipe),
+                "provenance": provenance(experiment.recipe),
             }
             print(json.dumps(row, sort_keys=True), flush=True)
 
 
 def agreeing(a: list[int], b: list[int]) -> int:
-    """Tokens before the first difference."""
+    """Return the number of tokens before the first difference."""
     return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 

@@ -1,313 +1,236 @@
-"""A bench on several cores: every seed is a process of `benchmarks/objectives.py` with a few torch threads.
+"""Train and measure every method of a recipe with every seed, and write one row each, with the scores of every prompt.
 
-`python benchmarks/bench.py benchmarks/fast --seeds 0-9 --workers 2 --rows FILE [--methods NAME.yaml] [--only NAME,…] [--split test]
-[KEY=VALUE]...` takes a folder with `recipe.yaml`, `methods.yaml` and `methods.json` (each method's learning rate, if there), trains and
-evaluates every method from one SFT student and one cache, and writes one row a method and seed with every prompt's scores, so that a
-bootstrap can pair prompts. What is there is kept: a killed bench goes on at the student that it was at, and a student whose row stands in
-the rows' file is not trained again, be it from another machine (`sft_fingerprint` says from which start).
-The seeds are of the order of the data (and of student roll-outs): start, cache and the noise of the answers are the same for all.
-A folder may bring its roll-outs along, as `rollout/KEY`: a recipe that would make the same takes them from there.
+`python benchmarks/bench.py RECIPE [KEY=VALUE …] --rows FILE [--workers N] [--split valid|test] [--only NAME,…]` takes the recipe's
+baselines, or the methods that ``--only`` names (``distilled`` is the recipe's own objective), each with all of ``train.seeds``. All start
+from one SFT student and learn from one cache. A method and seed whose row stands in the rows' file is not trained again, be it from
+another machine: ``sft_fingerprint`` says from which start it was trained. What the output directory holds is kept, so a bench that was
+killed goes on. A student whose loss diverges has a row that says so.
+
+`--rates 1e-4,3e-4` trains every method at each learning rate, as NAME@RATE, and `--choose FILE` writes the rate of the lowest teacher NLL.
+
+A folder ``rollouts`` beside the recipe holds roll-outs that came along with it: a recipe that would make the same takes them.
 """
 
 import argparse
-import os
-import shutil
-import signal
-import subprocess
-import sys
-import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import objectives
-from tdistill.experiment.pipeline import Run
+from bench_rows import START, Unit, kept_rows, row_of
+from pooled_methods import methods, methods_table, pooled
+from taken_rollouts import take_rollouts
+from transformers.utils.logging import disable_progress_bar
 
-from tdistill.experiment.evaluation import SCORES, EvaluatedSystem, read_scores
-from tdistill.experiment.models import load_teacher
+from tdistill.evaluation.metrics import TEACHER
+from tdistill.experiment.answers import answers, divergences
+from tdistill.experiment.artefact import Artefact
+from tdistill.experiment.evaluation import describe
+from tdistill.experiment.experiment import Experiment
+from tdistill.experiment.graph import execute, is_complete, make_all
+from tdistill.experiment.on_demand import make_missing
+from tdistill.experiment.preflight import preflight
 from tdistill.experiment.recipe_checks import open_recipe
-from tdistill.experiment.students import start_directory
-from tdistill.experiment.systems import protocol
+from tdistill.experiment.students import Trained, divergence, start_of_training, students
+from tdistill.experiment.systems import START as UNTRAINED
+from tdistill.experiment.systems import System, systems
+from tdistill.experiment.workers import make_side_by_side
 from tdistill.models.find import find_model
 from tdistill.models.fingerprint import weights_fingerprint
-from tdistill.models.load import load_model
-from tdistill.objectives import bind
-from tdistill.recipe.schema import BaselineConfig, Recipe, TrainConfig
-from tdistill.recipe.text import parse_yaml
-from tdistill.runtime.errors import ConfigError, OutputError
-from tdistill.runtime.files import read_jsonl, write_json, write_jsonl
-from tdistill.runtime.progress import bar, say
+from tdistill.recipe.schema import DISTILLED, Recipe
+from tdistill.runtime.errors import ConfigError, NonFiniteLossError
+from tdistill.runtime.files import write_json, write_jsonl
+from tdistill.runtime.progress import say
+from tdistill.runtime.stops import watched
 
-POLL_SECONDS = 1.0
-DIGITS = 4  # of a prompt's score in a row
-SIGNALLED = 128  # what a shell adds to the number of the signal that ended a command
-ROLLOUT, STARTS = "rollout", "sft_fingerprint"
-# Of a recipe, where things lie and what they are called.
-PLACES = {
-    "title": True,
-    "output_dir": True,
-    "data": {"train", "valid", "test"},
-    "teacher": {"teacher_model_name_or_path"},
-    "student": {"student_model_name_or_path"},
-}
-
-Scores = dict[str, dict[str, float]]  # metric → prompt → value
+SHOWN = ("forward_kl", "reverse_kl", "teacher_nll", "rouge_l", "distinct_2")
+USUAL_BASELINE = "sft_continued"
 
 
 class Bench:
-    """What is asked for, and where it lies; ``rows`` is a file of ours whose students need not be trained again."""
+    """Hold the students that are asked for: of a recipe, or of the recipe at several learning rates."""
 
-    def __init__(self, options: argparse.Namespace, rows: Path | None = None):
-        self.options = options
-        self.run = Run(open_recipe(options.bench / "recipe.yaml", options.override))
-        self.listed = options.bench / options.methods
-        read = TrainConfig(objective={"name": "nll"}, baselines=parse_yaml(self.listed.read_bytes(), str(self.listed))).baselines
-        own = self.listed.with_suffix(".json")
-        self.rates = options.rates or (str(own) if own.exists() else None)
-        methods = objectives.at_rates(read, self.rates)
-        unknown = options.only - set(read)
+    def __init__(self, options: argparse.Namespace, rates: Sequence[float] = ()):
+        recipe = open_recipe(options.recipe, options.override)
+        unknown = options.only - recipe.train.methods().keys()
         if unknown:
-            raise ConfigError(f"{self.listed} lists no {', '.join(sorted(unknown))}. It has {', '.join(read)}.")
-        self.methods = {n: m for n, m in methods.items() if not options.only or n.partition("@")[0] in options.only}
-        self.root = self.run.root / "objectives" / objectives.run_key(self.run)
-        self.evaluated = self.root / "evaluated" / objectives.evaluation_key(self.run, options.split)
-        self.rows = rows
-        self.kept = kept_rows(self)
+            raise ConfigError(f"{options.recipe} has no {', '.join(sorted(unknown))}. It has {', '.join(recipe.train.methods())}.")
+        self.split: str = options.split
+        self.beside = Path(options.recipe).parent
+        self.only = options.only or recipe.train.baselines.keys() or {DISTILLED}
+        self.experiments = {rate: Experiment(recipe if rate is None else at_rate(recipe, rate), self.only) for rate in rates or (None,)}
+        self.first = next(iter(self.experiments.values()))
 
-    def units(self) -> list[tuple[str, int]]:
-        """Every method with every seed."""
-        return [(name, seed) for seed in self.options.seeds for name in self.methods]
+    def units(self) -> dict[Unit, Experiment]:
+        """Return every method, at every rate, with every seed."""
+        found: dict[Unit, Experiment] = {}
+        for rate, experiment in self.experiments.items():
+            for name in experiment.recipe.train.methods():
+                if name in self.only:
+                    found |= {Unit(name, seed, rate): experiment for seed in experiment.recipe.train.seeds}
+        return found
 
-    def is_done(self, name: str, seed: int) -> bool:
-        """Trained and evaluated on the split, or diverged, here or wherever the rows' file comes from."""
-        return (name, seed) in self.kept or self.is_here(name, seed)
+    def student(self, unit: Unit) -> Trained:
+        """Return the student of a unit. The models and roll-outs must be complete."""
+        return next(s for s in students(self.experiments[unit.rate]) if (s.name, s.seed) == (unit.name, unit.seed))
 
-    def is_here(self, name: str, seed: int) -> bool:
-        """Trained and evaluated on the split, or diverged, in this output directory."""
-        directory = self.root / f"{name}-{seed}"
-        evaluated = self.evaluated / SCORES / f"{directory.name}.json"
-        return (directory / objectives.DIVERGED).exists() or ((directory / objectives.TRAINED).exists() and evaluated.exists())
+    def make_starts(self) -> None:
+        """Make what all students share: the models, the roll-outs and the SFT student."""
+        preflight(self.first, ("sft", "train"))
+        self.first.prepare()
+        execute(self.first, "models")
+        take_rollouts(self.first, self.beside / "rollouts")
+        execute(self.first, "rollout")
+        if self.first.recipe.sft is not None:
+            execute(self.first, "sft")
 
-    def arguments(self, method: BaselineConfig) -> dict[str, Any]:
-        """What ``TrainingArguments`` gets: the recipe's, then the method's own."""
-        return self.run.recipe.train.arguments | method.arguments
+    def is_here(self, unit: Unit) -> bool:
+        """Return whether a student is trained and measured on the split, or diverged, in this output directory."""
+        experiment, student = self.experiments[unit.rate], self.student(unit)
+        if divergence(student.artefact.directory) is not None:
+            return True
+        wanted = [student.artefact, *measurements(experiment, student.artefact, self.split)]
+        return all(experiment.is_complete(a) for a in wanted)
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """Yield the row of every student that is here."""
+        if not is_complete(self.first, "sft"):
+            return
+        here = [unit for unit in self.units() if self.is_here(unit)]
+        common = {"split": self.split, "protocol": describe(self.first, self.split), START: start_fingerprint(self.first)}
+        for unit in here:
+            experiment, student = self.experiments[unit.rate], self.student(unit)
+            yield row_of(experiment, student, unit, measurements(experiment, student.artefact, self.split)) | common
 
 
-def main() -> None:
-    options = _options()
-    asked = Bench(options, options.rows)
-    check_settings(asked)
-    take_rollouts(asked)
-    signal.signal(signal.SIGTERM, _stop)  # by default it would leave the workers running
+def at_rate(recipe: Recipe, rate: float) -> Recipe:
+    """Return a recipe whose every method trains at one learning rate."""
+    train, own = recipe.train, {"learning_rate": rate}
+    baselines = {name: b.model_copy(update={"arguments": b.arguments | own}) for name, b in train.baselines.items()}
+    return recipe.model_copy(update={"train": train.model_copy(update={"baselines": baselines, "arguments": train.arguments | own})})
+
+
+def start_fingerprint(experiment: Experiment) -> str:
+    """Return the fingerprint of the weights that every student starts from."""
+    return weights_fingerprint(find_model(str(start_of_training(experiment).directory)))
+
+
+def measurements(experiment: Experiment, student: Artefact, split: str) -> list[Artefact]:
+    """Return a student's answers to the prompts of a split, and its divergences there."""
+    system = next(s for s in systems(experiment) if s.artefact.directory == student.directory)
+    return [answers(experiment, system, split), divergences(experiment, system, split)]
+
+
+def make_and_measure(split: str, recipe: Recipe, directory: Path) -> None:
+    """Train the student that lies in a directory and measure it, in a process of its own."""
+    train_and_measure(Experiment(recipe), directory, split)
+
+
+def train_and_measure(experiment: Experiment, directory: Path, split: str) -> None:
+    """Train the student that lies in a directory and measure it on a split. A divergence is a result: it is noted in the directory."""
+    student = next(s for s in students(experiment) if s.artefact.directory == directory)
     try:
-        failed = work(asked)
-    finally:
-        rows = all_rows(asked)
-        if asked.rows:
-            write_jsonl(asked.rows, rows)
-            say(f"{len(rows)} rows → {asked.rows}")
-            starts = {r[STARTS] for r in rows}
-            if len(starts) > 1:
-                say(f"Students of {len(starts)} starts ({', '.join(sorted(starts))}): another machine's SFT ends in other bits.")
-    lines = list(objectives.averages(scores_by_method(r for r in rows if r["method"] in asked.methods)))
-    if lines:
-        print(objectives.table(lines))
-    if asked.options.choose:
-        write_json(asked.options.choose, objectives.chosen_rates(lines))
-    if failed:
-        raise OutputError(f"Seeds {failed} stopped early: their logs lie beside {log_path(asked, failed[0])}. Run again to go on.")
-
-
-def kept_rows(asked: Bench) -> dict[tuple[str, int], dict[str, Any]]:
-    """What the rows' file holds, by method and seed.
-
-    Raises:
-        ConfigError: its rows are of other settings.
-    """
-    path = asked.rows
-    if path is None or not path.exists():
-        return {}
-    rows = read_jsonl(path)
-    wanted = asked.run.recipe.model_dump(exclude=PLACES)
-    for row in rows:
-        if row["split"] != asked.options.split or Recipe.model_validate(row["recipe"]).model_dump(exclude=PLACES) != wanted:
-            raise ConfigError(f"{path} holds rows of the {row['split']} prompts and of a recipe with other settings: give --rows another file.")
-    return {(row["method"], row["seed"]): row for row in rows}
-
-
-def take_rollouts(asked: Bench) -> None:
-    """Copy the folder's roll-outs to where the run looks for them."""
-    source, target = asked.options.bench / ROLLOUT / asked.run.key(ROLLOUT), asked.run.directory(ROLLOUT)
-    if source.is_dir() and not target.exists():
-        asked.run.prepare()
-        shutil.copytree(source, target)
-        say(f"roll-outs taken from {source}")
-
-
-def _stop(number: int, _: object) -> None:
-    sys.exit(SIGNALLED + number)
-
-
-def check_settings(asked: Bench) -> None:
-    """A student is found by name and seed: one of the same name, trained by other settings, must not pass for it.
-
-    Raises:
-        ConfigError: there is one.
-    """
-    for row in all_rows(asked):
-        method = asked.methods.get(row["method"])
-        if method is None:
-            continue
-        train = asked.run.recipe.train
-        own, value = method.on_policy or train.on_policy, method.value or train.value
-        wanted = (bind(method.objective).describe(), asked.arguments(method), own and own.model_dump(), value.model_dump())
-        if (row["objective"], row["arguments"], row["on_policy"], row["value"]) != wanted:
-            where = asked.root if asked.is_here(row["method"], row["seed"]) else asked.rows
-            raise ConfigError(
-                f"{row['method']}-{row['seed']} of {where} was trained by other settings ({row['objective']}): remove it and its scores, or "
-                "rename the method."
-            )
-
-
-def work(asked: Bench) -> list[int]:
-    """Run a process a seed, ``--workers`` at once; returns the seeds whose process failed.
-
-    The first starts alone until roll-outs and SFT student are there: two would write the same files.
-    """
-    todo = [s for s in asked.options.seeds if not all(asked.is_done(n, s) for n in asked.methods)]
-    running: dict[int, subprocess.Popen[bytes]] = {}
-    failed: list[int] = []
-    seen = _count_done(asked)
-    with bar("method × seed", len(asked.units()), "students", seen) as progress:
-        try:
-            while todo or running:
-                room = asked.options.workers if asked.run.is_complete("sft") else 1
-                while todo and len(running) < room:
-                    seed = todo.pop(0)
-                    running[seed] = start(asked, seed)
-                time.sleep(POLL_SECONDS)
-                for seed in [s for s, process in running.items() if process.poll() is not None]:
-                    failed += [seed] if running.pop(seed).returncode else []
-                now = _count_done(asked)
-                progress.advance(now - seen)
-                seen = now
-        finally:
-            for process in running.values():
-                process.terminate()
-    return failed
-
-
-def _count_done(asked: Bench) -> int:
-    return sum(asked.is_done(*unit) for unit in asked.units())
-
-
-def log_path(asked: Bench, seed: int) -> Path:
-    """What the process of a seed says."""
-    return asked.root / f"seed-{seed}.log"
-
-
-def start(asked: Bench, seed: int) -> "subprocess.Popen[bytes]":
-    """`objectives.py` for one seed, its words in a file: bars of several processes would write over each other."""
-    o = asked.options
-    command = [sys.executable, objectives.__file__, o.bench / "recipe.yaml", *o.override, "--methods", asked.listed]
-    command += ["--split", o.split, "--students-only"]
-    todo = {name.partition("@")[0] for name in asked.methods if not asked.is_done(name, seed)}
-    command += ["--seeds", seed, "--only", ",".join(sorted(todo)), *(["--rates", asked.rates] if asked.rates else [])]
-    asked.root.mkdir(parents=True, exist_ok=True)
-    # The torch threads of small matmuls wait more than they work: workers, not threads, fill the cores.
-    threads = {k: str(o.threads) for k in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")} | {"TOKENIZERS_PARALLELISM": "false"}
-    with log_path(asked, seed).open("wb") as log:
-        return subprocess.Popen([str(c) for c in command], stdout=log, stderr=log, env={**os.environ, **threads})
-
-
-def all_rows(asked: Bench) -> list[dict[str, Any]]:
-    """What was made here, over what the rows' file held; sorted by method and seed."""
-    found = asked.kept | {(r["method"], r["seed"]): r for r in unit_rows(asked)}
-    return [found[unit] for unit in sorted(found)]
-
-
-def scores_by_method(rows: Iterable[dict[str, Any]]) -> dict[str, dict[int, dict[str, dict[str, float]]]]:
-    """Method → seed → metric → prompt → value, of those that did not diverge."""
-    found: dict[str, dict[int, dict[str, dict[str, float]]]] = {}
-    for row in rows:
-        if not row.get("diverged"):
-            found.setdefault(row["method"], {})[row["seed"]] = row["scores"]
-    return found
-
-
-def unit_rows(asked: Bench) -> Iterator[dict[str, Any]]:
-    """One row a method and seed that is there: objectives.py's, with every prompt's scores and what it started from."""
-    done = {f"{name}-{seed}": (name, seed) for name, seed in asked.units() if asked.is_here(name, seed)}
-    if not done:
+        make_all(experiment, [student.artefact])
+    except NonFiniteLossError as error:
+        say(f"{student.artefact.title}: {error}")
         return
-    shared = protocol(asked.run, asked.options.split)
-    common = {
-        "recipe": asked.run.recipe.model_dump(),
-        "split": asked.options.split,
-        "protocol": shared.describe(),
-        STARTS: weights_fingerprint(find_model(str(start_directory(asked.run)))),
-    }
-    for row in objectives.rows(asked.root, asked.evaluated, asked.methods, shared):
-        if row.get("system") in done:
-            scores = {} if row.get("diverged") else read_scores(asked.evaluated, row["system"])["scores"]
-            yield row | common | {"scores": rounded(scores)}
+    make_missing(experiment, measurements(experiment, student.artefact, split))
 
 
-def systems(asked: Bench) -> Iterator[tuple[EvaluatedSystem, dict[str, Any]]]:
-    """The teacher, the SFT student, and every method and seed that is trained."""
-    dtype = asked.run.recipe.evaluation.dtype
-    load, start = partial(load_model, dtype=dtype), find_model(str(start_directory(asked.run)))
-    about = {STARTS: weights_fingerprint(start)}
-    yield EvaluatedSystem("teacher", "", partial(load_teacher, asked.run, dtype)), {}
-    yield EvaluatedSystem("sft", "", partial(load, start)), about
-    for name, seed in asked.units():
-        directory = asked.root / f"{name}-{seed}"
-        if (directory / objectives.TRAINED).exists():
-            yield EvaluatedSystem(directory.name, "", partial(load, find_model(str(directory)))), about | {"method": name, "seed": seed}
+def make_students(asked: Bench, missing: Sequence[Unit], workers: int) -> None:
+    """Train and measure the students that are not here, ``workers`` at a time.
+
+    Raises:
+        TrainingError: some could not be made; the others are.
+    """
+    for rate, experiment in asked.experiments.items():
+        todo = [asked.student(unit).artefact for unit in missing if unit.rate == rate and not asked.is_here(unit)]
+        if workers > 1 and len(todo) > 1:
+            make_side_by_side(experiment, todo, workers, partial(make_and_measure, asked.split))
+        else:
+            for artefact in todo:
+                train_and_measure(experiment, artefact.directory, asked.split)
 
 
-def check_rows(path: Path, rows: Iterable[dict[str, Any]], settings: dict[str, Any]) -> None:
+def measured_systems(experiment: Experiment) -> Iterator[tuple[System, dict[str, Any]]]:
+    """Yield the teacher, the SFT student, and every student that is complete, each with the columns that name it in a row."""
+    start: dict[str, Any] = {START: start_fingerprint(experiment)}
+    for system in systems(experiment):
+        if system.name == UNTRAINED or not experiment.is_complete(system.artefact):
+            continue
+        if system.seed is not None:
+            yield system, {"system": f"{system.name}-{system.seed}", "method": system.name, "seed": system.seed} | start
+        else:
+            yield system, {"system": system.name} | ({} if system.name == TEACHER else start)
+
+
+def check_rows(path: Path, rows: Sequence[dict[str, Any]], settings: dict[str, Any]) -> None:
     """Raise ``ConfigError`` if a file holds rows that were measured by other settings."""
     if any(row[key] != value for row in rows for key, value in settings.items()):
         raise ConfigError(f"{path} holds rows of other settings than {settings}: give --rows another file.")
 
 
-def rounded(scores: Scores) -> Scores:
-    """A row's digits."""
-    return {metric: {prompt: float(f"{x:.{DIGITS}g}") for prompt, x in values.items()} for metric, values in scores.items()}
+def chosen_rates(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """Return method → the rate of its lowest teacher NLL. A rate at which every seed diverged is left out."""
+    best: dict[str, tuple[float, float]] = {}
+    for method in (m for m in methods(rows) if m.finished):
+        name, found = method.name.partition("@")[0], (pooled(method.of("teacher_nll")).mean, method.rate)
+        best[name] = min(found, best.get(name, found))
+    return {name: rate for name, (_, rate) in best.items()}
 
 
-def _seeds(text: str) -> list[int]:
-    """ "0-2,7" → 0, 1, 2, 7."""
-    found: list[int] = []
-    for part in text.split(","):
-        first, _, last = part.partition("-")
-        found += range(int(first), int(last or first) + 1)
-    return found
-
-
-def parser(description: str | None) -> argparse.ArgumentParser:
-    """What says which students are meant."""
+def parser(description: str | None, option: str = "", option_help: str = "") -> argparse.ArgumentParser:
+    """Return a parser of the options that say which students are meant, and of one more that is required."""
     made = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    made.add_argument("bench", type=Path, help="folder with recipe.yaml, methods.yaml, methods.json")
-    made.add_argument("override", nargs="*", help="KEY.SUB=VALUE of the recipe")
-    made.add_argument("--methods", default="methods.yaml", help="file of the folder that lists them, by default methods.yaml")
-    made.add_argument("--only", type=lambda s: {n for n in s.split(",") if n}, default=set(), help="comma-separated names")
-    made.add_argument("--seeds", type=_seeds, default=_seeds("0-9"), help="such as 0-9 or 3,5")
+    made.add_argument("recipe", type=Path)
+    made.add_argument("override", nargs="*", help="KEY.SUB=VALUE of the recipe, such as train.seeds=[3,5]")
+    made.add_argument("--only", type=lambda s: {n for n in s.split(",") if n}, default=set(), help="comma-separated names of methods")
     made.add_argument("--split", choices=("valid", "test"), default="valid")
-    made.add_argument("--rates", help="as for objectives.py; by default the file of the methods' name in .json, if there")
-    made.add_argument("--rows", type=Path, help="write the rows here")
+    made.add_argument("--rows", type=Path, required=True, help="write the rows here, and keep those that it holds")
+    if option:
+        made.add_argument(option, required=True, help=option_help)
     return made
 
 
 def _options() -> argparse.Namespace:
     made = parser(__doc__)
-    made.add_argument("--workers", type=int, default=2, help="processes at once")
-    made.add_argument("--threads", type=int, default=1, help="torch threads of each")
-    made.add_argument("--choose", type=Path, help="as for objectives.py")
+    made.add_argument("--workers", type=int, default=2, help="students trained side by side")
+    made.add_argument("--rates", type=lambda s: [float(r) for r in s.split(",")], default=[], help="learning rates to try, such as 1e-4,3e-4")
+    made.add_argument("--choose", type=Path, help="write each method's best rate here")
     return made.parse_intermixed_args()
 
 
+def main() -> None:
+    options = _options()
+    asked = Bench(options, options.rates)
+    kept = kept_rows(options.rows, asked.units(), asked.split)
+    missing = [unit for unit in asked.units() if unit.key not in kept]
+    made: dict[tuple[str, int], dict[str, Any]] = {}
+    if missing:
+        asked.make_starts()
+        try:
+            make_students(asked, missing, options.workers)
+        finally:
+            made = {(row["method"], row["seed"]): row for row in asked.rows()}
+            write_jsonl(options.rows, [row for _, row in sorted((made | kept).items())])
+    found = made | kept
+    say(f"{len(found)} rows → {options.rows}")
+    report([found[unit.key] for unit in asked.units() if unit.key in found], options.choose)
+
+
+def report(rows: Sequence[dict[str, Any]], choose: Path | None) -> None:
+    """Print the table of the methods that were asked for, and write the best rates."""
+    starts = sorted({row[START] for row in rows})
+    if len(starts) > 1:
+        say(f"Students of {len(starts)} starts ({', '.join(starts)}): another machine's SFT ends in other bits.")
+    finished = [m.name for m in methods(rows) if m.finished]
+    if finished:
+        print(methods_table(rows, USUAL_BASELINE if USUAL_BASELINE in finished else finished[0], SHOWN))
+    if choose:
+        write_json(choose, chosen_rates(rows))
+
+
 if __name__ == "__main__":
-    main()
+    disable_progress_bar()  # ours are enough
+    with watched():
+        main()

@@ -2,10 +2,10 @@
 
 `python benchmarks/kills.py [--kills 120] [--seed 0] [--output runs/kills]` makes a tiny random teacher and a recipe with SFT, own text, a
 corpus, a value head, a target network and a baseline, for a constant and for the default learning-rate schedule. A process is killed
-(SIGKILL) right before its n-th file operation in a stage, or at a random time in it. Then the same command runs to its end. Roll-outs,
-weights, logs, answers and scores must be those of the undisturbed run, bit by bit, and one more run must skip everything. It prints a
-table by stage, writes a JSON row for every kill into kills.jsonl, and ends with status 1 on any difference. Run again with the same seed and
-output, it goes on where it was.
+(SIGKILL) right before its n-th file operation among the artefacts of a kind, or at a random time after the first. Then the same command
+runs to its end. Roll-outs, weights, logs, answers and scores must be those of the undisturbed run, bit by bit, and one more run must skip
+everything. It prints a table by kind of artefact, writes a JSON row for every kill into kills-SEED.jsonl, and ends with status 1 on any
+difference. Run again with the same seed and output, it goes on where it was.
 """
 
 import argparse
@@ -31,12 +31,23 @@ from kills_results import differences, results
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from tdistill.experiment.graph import WAY
 from tdistill.runtime.files import read_jsonl, write_jsonl
 
 torch.set_num_threads(1)  # a pool of threads does not survive a fork
-STAGES = ("models", "rollout", "sft", "train", "evaluate", "report")
-# Shares of the kills: training has the most to lose.
-SHARES = {"models": 0.05, "rollout": 0.15, "sft": 0.17, "train": 0.33, "evaluate": 0.15, "report": 0.15}
+# Kind of artefact → share of the kills, in the order of a run. Training has the most to lose.
+SHARES = {
+    "teacher": 0.03,
+    "start": 0.03,
+    "rollouts": 0.15,
+    "students": 0.44,
+    "answers": 0.12,
+    "divergences": 0.07,
+    "concentration": 0.02,
+    "evaluation": 0.04,
+    "report": 0.1,
+}
+KINDS = tuple(SHARES)
 SCHEDULES = ("constant", "default")
 MOST_KILLS_OF_A_RUN = 5
 SHARE_BY_OPERATION = 0.7
@@ -45,7 +56,7 @@ EQUAL, DIFFERENT = "equal", "different"
 
 @dataclass(frozen=True)
 class Undisturbed:
-    """A recipe, and what it makes in peace."""
+    """Hold a recipe and what it makes undisturbed."""
 
     recipe: Path
     results: dict[str, Any]
@@ -53,7 +64,7 @@ class Undisturbed:
 
 
 class Campaign:
-    """Runs below a directory, killed as a seed says."""
+    """Run commands below a directory, and kill them as a seed says."""
 
     def __init__(self, output: Path, seed: int, kills: int):
         self.output, self.seed, self.kills = output, seed, kills
@@ -61,7 +72,7 @@ class Campaign:
         self.rows: list[dict[str, Any]] = read_jsonl(self.rows_file) if self.rows_file.exists() else []
 
     def run(self, progress: Progress) -> None:
-        """Kill until there are enough."""
+        """Kill runs until there are enough kills."""
         task = progress.add_task("kills", total=self.kills, completed=len(self.rows))
         references = {schedule: self._undisturbed(schedule) for schedule in SCHEDULES}
         index = 1 + max((row["run"] for row in self.rows), default=-1)
@@ -91,7 +102,7 @@ class Campaign:
         root, log = place / "run", place / "log.txt"
         kills = []
         done = Counter(row["stage"] for row in self.rows)
-        missing = {stage: max(share * self.kills - done[stage], 0.1) for stage, share in SHARES.items()}
+        missing = {kind: max(share * self.kills - done[kind], 0.1) for kind, share in SHARES.items()}
         for kill in planned(rng, reference.ended, missing):
             ended = self._tdistill(reference.recipe, root, log, kill)
             kills += [asdict(kill)] if ended.status == -9 else []
@@ -114,8 +125,8 @@ class Campaign:
         again = log.with_name("again.txt")
         ended = self._tdistill(reference.recipe, root, again)
         skipped = again.read_text(encoding="utf-8").count("complete, skipped")
-        if ended.status != 0 or skipped != len(STAGES) or stamps(root) != before:
-            found.append(f"one more run ended with status {ended.status} and skipped {skipped} of {len(STAGES)} stages")
+        if ended.status != 0 or skipped != len(WAY) or stamps(root) != before:
+            found.append(f"one more run ended with status {ended.status} and skipped {skipped} of {len(WAY)} stages")
         return found
 
     def _tdistill(self, recipe: Path, root: Path, log: Path, kill: Kill | None = None) -> Ended:
@@ -123,16 +134,16 @@ class Campaign:
 
 
 def planned(rng: random.Random, undisturbed: Ended, weights: dict[str, float]) -> list[Kill]:
-    """Draw the kills of one run, in the order of the stages.
+    """Draw the kills of one run, in the order in which it makes its artefacts.
 
     Args:
-        rng: the source of chance.
-        undisturbed: what a run does in peace.
-        weights: stage → how much a kill in it is wanted.
+        rng: random numbers.
+        undisturbed: how an undisturbed run ended.
+        weights: kind of artefact → how much a kill in it is wanted.
     """
     stages = rng.choices(list(weights), list(weights.values()), k=rng.randint(1, MOST_KILLS_OF_A_RUN))
     kills = []
-    for stage in sorted(stages, key=STAGES.index):
+    for stage in sorted(stages, key=KINDS.index):
         if rng.random() < SHARE_BY_OPERATION:
             kills.append(Kill(stage, operation=rng.randint(1, undisturbed.operations[stage])))
         else:
@@ -141,8 +152,8 @@ def planned(rng: random.Random, undisturbed: Ended, weights: dict[str, float]) -
 
 
 def stamps(root: Path) -> dict[str, int]:
-    """Return file → time of its last change, of all that the stages made."""
-    return {str(p): p.stat().st_mtime_ns for stage in STAGES for p in (root / stage).rglob("*") if p.is_file()}
+    """Return file → time of its last change, of all that the run made."""
+    return {str(p): p.stat().st_mtime_ns for kind in KINDS for p in (root / kind).rglob("*") if p.is_file()}
 
 
 def last_line(log: Path) -> str:
@@ -151,14 +162,14 @@ def last_line(log: Path) -> str:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Return kills by stage and by how the moment was chosen, with what came of them."""
-    lines = [f"{'stage':<10}{'kills':>7}{'before an operation':>22}{'at a time':>12}{'equal':>8}{'different':>11}"]
-    for stage in [*STAGES, "all"]:
+    """Return kills by kind of artefact and by how the moment was chosen, with what came of them."""
+    lines = [f"{'kind':<14}{'kills':>7}{'before an operation':>22}{'at a time':>12}{'equal':>8}{'different':>11}"]
+    for stage in [*KINDS, "all"]:
         own = [row for row in rows if stage in (row["stage"], "all")]
         verdicts = Counter(row["verdict"] for row in own)
         by_operation = sum(row["operation"] is not None for row in own)
         counts = f"{len(own):>7}{by_operation:>22}{len(own) - by_operation:>12}{verdicts[EQUAL]:>8}{verdicts[DIFFERENT]:>11}"
-        lines.append(f"{stage:<10}{counts}")
+        lines.append(f"{stage:<14}{counts}")
     return "\n".join(lines)
 
 

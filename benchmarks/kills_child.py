@@ -30,15 +30,15 @@ REPORTED = b"."
 
 @dataclass(frozen=True)
 class Kill:
-    """A moment in a stage: right before its n-th file operation, or so many seconds after its first."""
+    """Name a moment: right before the n-th file operation in a folder of the output directory, or some seconds after the first."""
 
-    stage: str
+    stage: str  # the folder: a kind of artefact
     operation: int | None = None
     seconds: float | None = None
 
 
 class Watch:
-    """Counts a process's file operations below a directory by stage, and kills the process at the chosen one."""
+    """Count a process's file operations in each folder of a directory, and kill the process at the chosen one."""
 
     def __init__(self, root: Path, kill: Kill | None, report: int):
         self._root, self._kill, self._report = f"{root}{os.sep}", kill, report
@@ -81,7 +81,7 @@ class Watch:
 
 @dataclass(frozen=True)
 class Ended:
-    """How a process ended, and what an undisturbed one counted."""
+    """Hold how a process ended, and what an undisturbed one counted."""
 
     status: int  # exit status; −9: killed
     seconds: float
@@ -90,7 +90,7 @@ class Ended:
 
 
 def run_command(argv: list[str], root: Path, log: Path, kill: Kill | None = None) -> Ended:
-    """Run ``tdistill ARGV...`` in a fork, and kill it at the moment, if it comes to that.
+    """Run ``tdistill ARGV...`` in a fork, and kill it at the chosen moment unless it ends before.
 
     Args:
         argv: the command's arguments.

@@ -1,4 +1,4 @@
-"""A recipe that does everything in seconds: a random teacher of two layers, SFT, own text, a corpus, a value head, a target network."""
+"""Write a recipe that does everything in seconds: a random teacher of two layers, SFT, own text, a corpus, a value head, a target network."""
 
 import json
 from pathlib import Path
@@ -60,7 +60,14 @@ def write_recipe(directory: Path, teacher: Path, schedule: str) -> Path:
         data[split] = str(directory / f"{split}.jsonl")
     corpus = directory / "corpus.txt"
     corpus.write_text("\n\n".join(" ".join(WORDS[i:] + WORDS[:i]) for i in range(len(WORDS))) + "\n")
-    arguments = {"max_steps": 6, "eval_steps": 2, "save_steps": 2, "logging_steps": 1, "per_device_train_batch_size": 2, "learning_rate": 3e-3}
+    arguments: dict[str, Any] = {
+        "max_steps": 6,
+        "eval_steps": 2,
+        "save_steps": 2,
+        "logging_steps": 1,
+        "per_device_train_batch_size": 2,
+        "learning_rate": 3e-3,
+    }
     if schedule == "constant":
         arguments["lr_scheduler_type"] = "constant"
     own_text = {"lmbda": 0.5, "refresh_steps": 2, "replay": 2, "teacher_mix": 0.2}

@@ -1,22 +1,26 @@
-"""What of a finished run must not depend on whether it was killed on the way."""
+"""Collect the results of a finished run that must not depend on whether it was killed on the way."""
 
 import hashlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from tdistill.experiment.latest import LATEST
+
 # Times differ from run to run.
 TIMED = ("seconds", "runtime", "per_second")
-WEIGHTS = ("models/*/start/model.safetensors", "sft/*/model.safetensors", "train/*/*/model.safetensors")
-FILES = ("rollout/*/*/shard-*.parquet", "evaluate/*/answers/*.jsonl", *WEIGHTS)
+WEIGHTS = ("start/*/model.safetensors", "students/*/model.safetensors", "students/*/value_head.safetensors")
+FILES = ("rollouts/*/shard-*.parquet", "students/*/rollouts/*/shard-*.parquet", "answers/*/answers.jsonl", *WEIGHTS)
 VALUES = (
-    "rollout/*/*/manifest.json",
-    "evaluate/*/scores/*.json",
-    "evaluate/*/sparsity.json",
+    "rollouts/*/manifest.json",
+    "answers/*/scores.json",
+    "divergences/*/scores.json",
+    "concentration/*/sparsity.json",
     "*/*/log_history.json",
-    "train/*/*/log_history.json",
 )
-MARKS = ("*/*/stage.json", "train/*/*/done.json")
+MANIFESTS = "*/*/artefact.json"
+COMPARED = ("kind", "key", "group", "title", "settings", "inputs", "notes")  # of a manifest; the rest is of a machine and a time
 PAGES = ("report/*/report.html", "report/*/report.md")
 LEFTOVERS = ("**/*.partial", "**/checkpoint-*")
 
@@ -24,24 +28,24 @@ LEFTOVERS = ("**/*.partial", "**/checkpoint-*")
 def results(root: Path) -> dict[str, Any]:
     """Return name → content of everything that must be the same: checksums of bytes, and parsed JSON without times."""
     found: dict[str, Any] = {}
-    for pattern in FILES:
-        for path in root.glob(pattern):
-            found[_name(path, root)] = hashlib.sha256(path.read_bytes()).hexdigest()
-    for pattern in VALUES:
-        for path in root.glob(pattern):
-            found[_name(path, root)] = untimed(json.loads(path.read_text(encoding="utf-8")))
-    for path in root.glob(MARKS[0]):
-        record = json.loads(path.read_text(encoding="utf-8"))
-        found[_name(path, root)] = untimed({k: record[k] for k in ("stage", "key", "after", "notes")})
-    for path in root.glob(MARKS[1]):
+    for path in _matching(root, FILES):
+        found[_name(path, root)] = hashlib.sha256(path.read_bytes()).hexdigest()
+    for path in _matching(root, VALUES):
         found[_name(path, root)] = untimed(json.loads(path.read_text(encoding="utf-8")))
-    for pattern in PAGES:
-        for path in root.glob(pattern):
-            found[_name(path, root)] = path.stat().st_size > 1000
-    for pattern in LEFTOVERS:
-        for path in root.glob(pattern):
-            found[f"left over: {_name(path, root)}"] = True
+    for path in _matching(root, (MANIFESTS,)):
+        record = json.loads(path.read_text(encoding="utf-8"))
+        found[_name(path, root)] = untimed({k: record[k] for k in COMPARED})
+    for path in _matching(root, PAGES):
+        found[_name(path, root)] = path.stat().st_size > 1000
+    for path in _matching(root, LEFTOVERS):
+        found[f"left over: {_name(path, root)}"] = True
     return found
+
+
+def _matching(root: Path, patterns: tuple[str, ...]) -> Iterator[Path]:
+    """Yield the files of a run, without the links by which people find them."""
+    for pattern in patterns:
+        yield from (path for path in root.glob(pattern) if path.relative_to(root).parts[0] != LATEST)
 
 
 def differences(expected: dict[str, Any], got: dict[str, Any]) -> list[str]:

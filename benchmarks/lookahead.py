@@ -1,38 +1,34 @@
-"""How much could looking ahead gain? Measured without any TD algorithm: what follows each token is played out.
+"""Measure how much looking ahead could gain, without any TD algorithm: what follows each token is played out.
 
-`python benchmarks/lookahead.py RECIPE --student DIR [--student DIR …] --rows FILE [KEY=VALUE …]`. In states of the student's own text every
-one of the teacher's likeliest tokens is taken, and the student goes on from there many times. With G(a) = −Σ γᵏ KL_{t+1+k} the divergence
-that follows token a (per state exact, over the vocabulary), the distribution that lowers the divergence of the whole text, all other
-states left as they are, is q(a) ∝ p(a)·exp G(a), where cloning aims at p. The difference of the two in nats,
+`python benchmarks/lookahead.py RECIPE --only NAME,… --rows FILE [KEY=VALUE …]` takes students that `bench.py` trained. In states of the
+student's own text every one of the teacher's likeliest tokens is taken, and the student goes on from there many times. Let G(a) =
+−Σ γᵏ KL_{t+1+k} be minus the divergence that follows token a, exact in every state, over the whole vocabulary. Cloning aims at p. The
+distribution that lowers the divergence of the whole text, all other states left as they are, is q(a) ∝ p(a)·exp G(a). The difference of
+the two in nats,
 
     gain(s) = log E_p[exp G] − E_p[G] ≈ ½ Var_p[G],
 
 is what a perfect critic could save at s over perfect cloning at s. Two independent halves of the continuations give Var_p[G] without the
-bias of their noise: their covariance under p. It is given for the total divergence, for one that leaves out the student's mean per token
-(then ending early saves nothing), and for the teacher's log-likelihood of what follows, less its mean.
+bias of their noise: their covariance under p. It is measured for the total divergence, for one that leaves out the student's mean per
+token (then ending early saves nothing), and for the teacher's log-likelihood of what follows, less its mean.
 """
 
 import argparse
 from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from tdistill.experiment.pipeline import Run, provenance
+from bench import Bench, measured_systems, parser
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from tdistill.data.prompts import Prompt, TokenizedPrompt
-from tdistill.evaluation.answers import EVALUATION_SEED_OFFSET
-from tdistill.experiment.models import load_teacher, models_info, vocab_size
-from tdistill.experiment.recipe_checks import open_recipe
-from tdistill.experiment.systems import protocol
-from tdistill.models.find import find_model
+from tdistill.experiment.answers import protocol, sampling_of
+from tdistill.experiment.provenance import provenance
+from tdistill.experiment.systems import load_own_teacher, load_system
 from tdistill.models.forward import step_logp
 from tdistill.models.layout import pad_pairs
-from tdistill.models.load import load_model
 from tdistill.models.vocabulary import Vocabulary
 from tdistill.recipe.schema import Sampling
 from tdistill.runtime.files import write_jsonl
@@ -45,7 +41,7 @@ ROWS_AT_ONCE = 256  # continuations in a batch
 
 @dataclass(frozen=True)
 class State:
-    """A prefix of a text of the student's, and the tokens to try there."""
+    """Hold a prefix of a text of the student's, and the tokens to try there."""
 
     ids: tuple[int, ...]
     left: int  # tokens up to the length limit, the one to try included
@@ -57,7 +53,7 @@ class State:
 
 @dataclass(frozen=True)
 class Setting:
-    """What continuations are made of."""
+    """Hold the models and settings that continuations are made with."""
 
     student: PreTrainedModel
     teacher: PreTrainedModel
@@ -68,7 +64,7 @@ class Setting:
 
 
 def text_costs(setting: Setting, prompts: list[tuple[int, ...]], texts: list[list[int]]) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Of every text, per token: KL(q‖p) in its state, and log p of the token."""
+    """Return for every text, for each token, KL(q‖p) in its state and log p of the token."""
     inputs, attention, taken, _ = pad_pairs(prompts, texts)
     logq, logp = (step_logp(m, inputs, attention, taken.shape[1], setting.vocab) for m in (setting.student, setting.teacher))
     kl = (logq.exp() * (logq - logp)).sum(-1).double().numpy()
@@ -77,7 +73,7 @@ def text_costs(setting: Setting, prompts: list[tuple[int, ...]], texts: list[lis
 
 
 def pick_states(setting: Setting, prompts: list[TokenizedPrompt], count: int, actions: int) -> tuple[list[State], float, float]:
-    """States of the student's own texts, each drawn evenly from the tokens of all; and the means per token of KL and of log p."""
+    """Return states of the student's own texts, drawn evenly from the tokens of all, and the means per token of KL and of log p."""
     sampling = Sampling(max_completion_length=setting.length, seed=setting.seed)
     rows = generate_batch(setting.student, [(p, 0) for p in prompts], sampling, Vocabulary(setting.vocab, setting.eos_ids))
     texts = [r.response_ids for r in rows]
@@ -101,7 +97,7 @@ def _next_logp(model: PreTrainedModel, ids: tuple[int, ...], vocab: int) -> Tens
 
 
 def futures(setting: Setting, state: State, number: int, samples: int) -> list[list[tuple[np.ndarray, np.ndarray]]]:
-    """Action → sample → (KL, log p) per token of what follows it; empty after the end of the text."""
+    """Return action → sample → (KL, log p) for each token of what follows it; empty after the end of the text."""
     sampling = Sampling(max_completion_length=state.left - 1, seed=setting.seed + 1)
     live = [k for k, a in enumerate(state.actions) if int(a) not in setting.eos_ids]
     # The noise goes by prompt id and sample: every action meets noise of its own.
@@ -119,7 +115,7 @@ def futures(setting: Setting, state: State, number: int, samples: int) -> list[l
 
 
 def returns(future: list[list[tuple[np.ndarray, np.ndarray]]], gamma: float, mean_kl: float, mean_logp: float) -> dict[str, np.ndarray]:
-    """Kind of return → [K, samples]."""
+    """Return kind of return → its values, [K, samples]."""
 
     def total(values: np.ndarray) -> float:
         return float((gamma ** np.arange(len(values)) * values).sum())
@@ -133,7 +129,7 @@ def returns(future: list[list[tuple[np.ndarray, np.ndarray]]], gamma: float, mea
 
 
 def gain(g: np.ndarray, probs: np.ndarray) -> tuple[float, float]:
-    """½ Var_p of the mean return of each action, by the covariance of two halves of the samples; and E_p of the variance of one return."""
+    """Return ½ Var_p of the actions' mean returns, by the covariance of two halves of the samples, and E_p of the variance of one return."""
     half = g.shape[1] // 2
     first, second = g[:, :half].mean(1), g[:, half : 2 * half].mean(1)
     covariance = float((probs * (first - probs @ first) * (second - probs @ second)).sum())
@@ -141,7 +137,7 @@ def gain(g: np.ndarray, probs: np.ndarray) -> tuple[float, float]:
 
 
 def measure(setting: Setting, prompts: list[TokenizedPrompt], options: argparse.Namespace, title: str) -> dict[str, Any]:
-    """All of it for one student."""
+    """Return the row of one student."""
     states, mean_kl, mean_logp = pick_states(setting, prompts, options.states, options.actions)
     gains: dict[tuple[str, float], list[tuple[float, float]]] = {}
     with bar(title, len(states), "states") as progress:
@@ -170,23 +166,17 @@ def _estimate(values: list[float]) -> dict[str, float]:
 
 def main() -> None:
     options = _options()
-    run = Run(open_recipe(options.recipe, options.override))
-    shared = protocol(run, "valid")
-    load = partial(load_model, dtype=run.recipe.evaluation.dtype)
-    teacher = load_teacher(run, run.recipe.evaluation.dtype)
-    rows = []
-    for directory in options.student:
-        setting = Setting(
-            load(find_model(str(directory))),
-            teacher,
-            tuple(models_info(run)["eos_ids"]),
-            vocab_size(run),
-            shared.max_completion_length,
-            run.recipe.seed + EVALUATION_SEED_OFFSET,
-        )
-        found = measure(setting, list(shared.prompts), options, directory.name)
-        rows.append({"student": directory.name} | found | {"provenance": provenance(run.recipe)})
-        say(f"{directory.name}: KL {found['kl']['mean']:.3f} a state; " + "; ".join(_line(g) for g in found["gains"]))
+    experiment, rows = Bench(options).first, []
+    sampling = sampling_of(experiment)
+    shared = protocol(experiment, options.split, sampling)
+    for system, about in measured_systems(experiment):
+        if "method" not in about:
+            continue
+        models = load_system(experiment, system), load_own_teacher(experiment)
+        setting = Setting(*models, tuple(shared.eos_ids), shared.vocab_size, sampling.max_completion_length, sampling.seed)
+        found = measure(setting, list(shared.prompts), options, about["system"])
+        rows.append({"student": about["system"]} | found | {"provenance": provenance(experiment.recipe)})
+        say(f"{about['system']}: KL {found['kl']['mean']:.3f} a state; " + "; ".join(_line(g) for g in found["gains"]))
         write_jsonl(options.rows, rows)
 
 
@@ -195,15 +185,11 @@ def _line(g: dict[str, Any]) -> str:
 
 
 def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("recipe")
-    parser.add_argument("override", nargs="*", help="KEY.SUB=VALUE")
-    parser.add_argument("--student", type=Path, action="append", required=True)
-    parser.add_argument("--states", type=int, default=100)
-    parser.add_argument("--actions", type=int, default=6, help="the teacher's likeliest tokens in a state")
-    parser.add_argument("--samples", type=int, default=24, help="continuations after each")
-    parser.add_argument("--rows", type=Path, required=True)
-    return parser.parse_intermixed_args()
+    made = parser(__doc__)
+    made.add_argument("--states", type=int, default=100)
+    made.add_argument("--actions", type=int, default=6, help="number of the teacher's likeliest tokens tried in a state")
+    made.add_argument("--samples", type=int, default=24, help="number of continuations after each of them")
+    return made.parse_intermixed_args()
 
 
 if __name__ == "__main__":

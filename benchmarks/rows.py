@@ -4,18 +4,19 @@ import json
 import sys
 from dataclasses import asdict
 
-from tdistill.experiment.pipeline import Run
-
+from tdistill.experiment.artefact import read_manifest
+from tdistill.experiment.evaluation import evaluation
+from tdistill.experiment.experiment import Experiment
 from tdistill.experiment.recipe_checks import open_recipe
 from tdistill.experiment.report import collect
 
 
 def main() -> None:
-    run = Run(open_recipe(sys.argv[1], sys.argv[2:]))
-    data, provenance = collect(run), run.read_stage("evaluate")["provenance"]
+    experiment = Experiment(open_recipe(sys.argv[1], sys.argv[2:]))
+    data, measured = collect(experiment), read_manifest(evaluation(experiment).directory)
     for system in data.systems:
         row = {"system": system.name, "objective": system.description, "parameters": system.parameters}
-        row |= {"metrics": {k: asdict(v) for k, v in system.metrics.items()}, "provenance": provenance}
+        row |= {"metrics": {k: asdict(v) for k, v in system.metrics.items()}, "provenance": measured.provenance}
         print(json.dumps(row, sort_keys=True, ensure_ascii=False))
     for d in data.differences:
         print(json.dumps({"a": d.a, "b": d.b, "metric": d.metric, "paired_difference": asdict(d.value.difference)}, sort_keys=True))

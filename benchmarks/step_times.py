@@ -1,4 +1,4 @@
-"""Every objective on a recipe's own cache: does it train, and what does a step of it cost beside one of `nll`?
+"""Measure for every objective on a recipe's own cache whether it trains, and what a step of it costs beside one of `nll`.
 
 `python benchmarks/step_times.py RECIPE [KEY.SUB=VALUE …] [--rows FILE]` takes the recipe's SFT student and trains it 20 steps by each
 objective, on the same batches. After every step the same weights do one forward and backward of `nll` on the same batch: the ratio of
@@ -11,24 +11,28 @@ import json
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from tdistill.experiment.pipeline import Run, provenance
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from tdistill.data.collate import DistillCollator
+from tdistill.experiment.experiment import Experiment
+from tdistill.experiment.graph import execute
 from tdistill.experiment.models import load_teacher, vocab_size
+from tdistill.experiment.provenance import provenance
 from tdistill.experiment.recipe_checks import open_recipe
-from tdistill.experiment.rollouts import cache
-from tdistill.experiment.students import start_directory
+from tdistill.experiment.rollouts import dataset
+from tdistill.experiment.students import start_of_training
 from tdistill.models.find import find_model
 from tdistill.models.load import load_model
 from tdistill.models.student import StudentModel
 from tdistill.objectives import OBJECTIVES, BoundObjective, bind
+from tdistill.recipe.schema import MethodConfig
 from tdistill.runtime.files import write_jsonl
 from tdistill.runtime.progress import bar
 from tdistill.training.batch import build_steps, student_inputs, teacher_online
@@ -44,7 +48,7 @@ OTHERS = {f"{name} ({support})": {"name": name, "support": support} for support,
 
 
 def methods() -> dict[str, dict[str, Any]]:
-    """Every objective at its defaults, held at the tail where it has an anchor; and some over the whole vocabulary."""
+    """Return every objective at its defaults, held at the tail where it has an anchor; and some over the whole vocabulary."""
     own = {}
     for name in OBJECTIVES.keys() - ALIASES:
         own[name] = {"name": name, **({"anchor": "tail"} if OBJECTIVES[name].anchor else {})}
@@ -53,76 +57,76 @@ def methods() -> dict[str, dict[str, Any]]:
 
 def main() -> None:
     options = _options()
-    run = Run(open_recipe(options.recipe, options.override))
+    experiment = Experiment(open_recipe(options.recipe, options.override))
+    experiment.prepare()
     for stage in ("models", "rollout", "sft"):
-        run.execute(stage)
-    data, vocab = cache(run, "train", run.recipe.train.teacher_top_p), vocab_size(run)
+        execute(experiment, stage)
+    data = dataset(experiment, "train", MethodConfig(objective={"name": "nll"}, teacher_top_p=experiment.recipe.train.teacher_top_p))
     batches = [DistillCollator()([data[i] for i in range(BATCH * s, BATCH * (s + 1))]) for s in range(STEPS)]
     rows = _read(options.rows)
-    teacher = load_teacher(run)
-    facts = {"p": data.teacher_top_p, "batch": BATCH} | {
-        k: v for k, v in provenance(run.recipe).items() if k in ("machine", "git_commit", "torch", "transformers", "seed")
-    }
+    measure = Measure(load_teacher(experiment), vocab_size(experiment), batches)
+    made = provenance(experiment.recipe)
+    facts = {"p": data.teacher_top_p, "batch": BATCH} | {k: made[k] for k in ("machine", "git_commit", "torch", "transformers", "seed")}
     for name, term in methods().items():
         if name not in rows:
             objective = bind(term)
-            lm = load_model(find_model(str(start_directory(run)))).train()
+            lm = load_model(find_model(str(start_of_training(experiment).directory))).train()
             student = StudentModel.for_needs(lm, objective.needs)
             rate = GENTLER.get(name, LEARNING_RATE)
             with bar(name, STEPS, "step") as progress:
-                found = _measure(student, objective, rate, batches, teacher, vocab, progress.advance)
+                found = measure.train(student, objective, rate, progress.advance)
             rows[name] = {"objective": objective.describe(), "learning_rate": rate, **found, **facts}
             if options.rows:
                 write_jsonl(options.rows, [{"method": k, **v} for k, v in rows.items()])
     print("\n".join(table(rows)))
 
 
-def _measure(
-    student: StudentModel,
-    objective: BoundObjective,
-    rate: float,
-    batches: list[dict[str, Tensor]],
-    teacher: PreTrainedModel,
-    vocab: int,
-    tick: Callable[[], None],
-) -> dict[str, Any]:
-    loss_of, nll, kl = (partial(_loss, student, o, teacher=teacher, vocab=vocab) for o in (objective, bind("nll"), YARDSTICK))
-    optimizer = torch.optim.AdamW(student.parameters(), lr=rate)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / WARMUP))
-    before = _mean(loss_of, batches)
-    kl_before = _mean(kl, batches) if objective.name in SURROGATES else None
-    ratios, seconds, norms = [], [], []
-    for batch in batches:
-        own = _timed(loss_of, batch)
-        norms.append(float(torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)))
-        optimizer.step()
-        schedule.step()
-        optimizer.zero_grad()
-        other = _timed(nll, batch)
-        optimizer.zero_grad()
-        ratios.append(own / other)
-        seconds.append(own)
-        tick()
-    return {
-        "loss_before": before,
-        "loss_after": _mean(loss_of, batches),
-        "reverse_kl_before": kl_before,
-        "reverse_kl_after": _mean(kl, batches) if objective.name in SURROGATES else None,
-        "grad_norm_max": max(norms),
-        "finite": all(map(torch.isfinite, map(torch.tensor, [*norms, before]))),
-        "seconds": statistics.median(seconds),
-        "ratio_to_nll": statistics.median(ratios),
-        "ratio_quartiles": statistics.quantiles(ratios, n=4)[::2],
-    }
+@dataclass(frozen=True)
+class Measure:
+    """Measure objectives on the same batches."""
 
+    teacher: PreTrainedModel
+    vocab: int
+    batches: list[dict[str, Tensor]]
 
-def _loss(student: StudentModel, objective: BoundObjective, batch: dict[str, Tensor], *, teacher: PreTrainedModel, vocab: int) -> Tensor:
-    """Mean per valid step."""
-    online = teacher_online(teacher, batch, vocab) if "dense" in objective.needs else None
-    with torch.autocast("cpu", torch.bfloat16):
-        out = student(**student_inputs(batch), needs=objective.needs, vocab_size=vocab)
-    steps = build_steps(batch, out, vocab, online, objective.needs)
-    return torch.where(steps.mask_t, objective(steps).loss_t, 0.0).sum() / steps.mask_t.sum()
+    def train(self, student: StudentModel, objective: BoundObjective, rate: float, tick: Callable[[int], None]) -> dict[str, Any]:
+        """Train a student one step on every batch, and return losses, gradient norms and times of it."""
+        loss_of, nll, kl = (partial(self.loss, student, o) for o in (objective, bind("nll"), YARDSTICK))
+        optimizer = torch.optim.AdamW(student.parameters(), lr=rate)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / WARMUP))
+        before = _mean(loss_of, self.batches)
+        kl_before = _mean(kl, self.batches) if objective.name in SURROGATES else None
+        ratios, seconds, norms = [], [], []
+        for batch in self.batches:
+            own = _timed(loss_of, batch)
+            norms.append(float(torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)))
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad()
+            other = _timed(nll, batch)
+            optimizer.zero_grad()
+            ratios.append(own / other)
+            seconds.append(own)
+            tick(1)
+        return {
+            "loss_before": before,
+            "loss_after": _mean(loss_of, self.batches),
+            "reverse_kl_before": kl_before,
+            "reverse_kl_after": _mean(kl, self.batches) if objective.name in SURROGATES else None,
+            "grad_norm_max": max(norms),
+            "finite": all(map(torch.isfinite, map(torch.tensor, [*norms, before]))),
+            "seconds": statistics.median(seconds),
+            "ratio_to_nll": statistics.median(ratios),
+            "ratio_quartiles": statistics.quantiles(ratios, n=4)[::2],
+        }
+
+    def loss(self, student: StudentModel, objective: BoundObjective, batch: dict[str, Tensor]) -> Tensor:
+        """Return the mean loss of a valid step."""
+        online = teacher_online(self.teacher, batch, self.vocab) if "dense" in objective.needs else None
+        with torch.autocast("cpu", torch.bfloat16):
+            out = student(**student_inputs(batch), needs=objective.needs, vocab_size=self.vocab)
+        steps = build_steps(batch, out, self.vocab, online, objective.needs)
+        return torch.where(steps.mask_t, objective(steps).loss_t, 0.0).sum() / steps.mask_t.sum()
 
 
 def _timed(loss_of: Callable[[dict[str, Tensor]], Tensor], batch: dict[str, Tensor]) -> float:
@@ -137,7 +141,7 @@ def _mean(loss_of: Callable[[dict[str, Tensor]], Tensor], batches: list[dict[str
 
 
 def table(rows: dict[str, dict[str, Any]]) -> Iterator[str]:
-    """Markdown."""
+    """Yield the lines of a Markdown table."""
     yield "| objective | learning rate | own loss before → after | reverse KL | largest grad-norm | step time ÷ `nll`'s, median (quartiles) |"
     yield "|---|---|---|---|---|---|"
     for name, row in rows.items():

@@ -1,37 +1,39 @@
-"""Decoding temperatures: students that `bench.py` trained, each at several of them.
+"""Measure a recipe's students at several decoding temperatures.
 
-`python benchmarks/temperatures.py BENCH --only NAME,… --seeds 17-19 --split valid --temperatures 0.5,0.7,1 --rows FILE [KEY=VALUE …]` measures
-the teacher, the SFT student and every student that is there by `tdistill evaluate --temperatures`, and writes one row a system and temperature
-with every prompt's scores. What is in ``--rows`` is kept and not measured again.
+`python benchmarks/temperatures.py RECIPE --only NAME,… --split valid --temperatures 0.5,0.7,1 --rows FILE [KEY=VALUE …]` measures the teacher,
+the SFT student and every student that `bench.py` trained, and writes one row for each system and temperature, with the scores of every
+prompt. What stands in ``--rows`` is kept and not measured again.
 """
 
-import bench
-from tdistill.experiment.pipeline import provenance
+from bench import Bench, check_rows, measured_systems, parser
+from bench_rows import rounded
 
-from tdistill.experiment.temperatures import TemperatureRun, parse_temperatures
+from tdistill.evaluation.answer_files import SCORES, read_scores
+from tdistill.experiment.answers import answers
+from tdistill.experiment.on_demand import make_missing
+from tdistill.experiment.provenance import provenance
+from tdistill.experiment.temperatures import parse_temperatures
 from tdistill.runtime.files import read_jsonl, write_jsonl
 from tdistill.runtime.progress import say
 
 
 def main() -> None:
-    parser = bench.parser(__doc__)
-    parser.add_argument("--temperatures", required=True, help="separated by commas")
-    options = parser.parse_intermixed_args()
-    asked, wanted = bench.Bench(options), parse_temperatures(options.temperatures)
+    options = parser(__doc__, "--temperatures", "separated by commas").parse_intermixed_args()
+    experiment = Bench(options).first
+    section = experiment.recipe.evaluation
+    settings = section.model_dump(include={"batch_size", "dtype", "max_completion_length", "num_generations", "reference", "top_p"})
+    settings |= {"split": options.split, "sampling_seed": section.seed}
     rows = read_jsonl(options.rows) if options.rows.exists() else []
-    there = {(r["system"], r["temperature"]) for r in rows}
-    found = {s.name: (s, about) for s, about in bench.systems(asked) if any((s.name, t) not in there for t in wanted)}
-    if found:
-        measured = TemperatureRun(asked.run, options.temperatures, options.split, [system for system, _ in found.values()], asked.root)
-        settings = measured.settings
-        bench.check_rows(options.rows, rows, settings)
-        common = settings | {"provenance": provenance(asked.run.recipe)}
-        for m in measured.measure():
-            if m.temperature in wanted and (m.system, m.temperature) not in there:
-                row = {"system": m.system, "temperature": m.temperature} | found[m.system][1] | common
-                rows.append(row | {"scores": bench.rounded(m.scores)})
-        write_jsonl(options.rows, sorted(rows, key=lambda r: (r["system"], r["temperature"])))
-    say(f"{len(found)} systems measured → {options.rows}")
+    check_rows(options.rows, rows, settings)
+    there, wanted = {(r["system"], r["temperature"]) for r in rows}, parse_temperatures(options.temperatures)
+    units = [(system, about, t) for system, about in measured_systems(experiment) for t in wanted if (about["system"], t) not in there]
+    make_missing(experiment, [answers(experiment, system, options.split, t) for system, _, t in units])
+    common = settings | {"provenance": provenance(experiment.recipe)}
+    for system, about, t in units:
+        scores = read_scores(answers(experiment, system, options.split, t).directory / SCORES)
+        rows.append({"temperature": t} | about | common | {"scores": rounded(scores)})
+    write_jsonl(options.rows, sorted(rows, key=lambda r: (r["system"], r["temperature"])))
+    say(f"{len(units)} of {len(rows)} rows are new → {options.rows}")
 
 
 if __name__ == "__main__":

@@ -6,17 +6,21 @@ import random
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
-import yaml
 
-from tdistill.objectives import bind
-from tdistill.recipe.schema import TrainConfig
-from tdistill.runtime.files import read_jsonl, write_jsonl
+from tdistill.cache.read import read_manifest
+from tdistill.experiment.experiment import SPLITS, Experiment
+from tdistill.experiment.graph import execute, is_complete
+from tdistill.experiment.recipe_checks import open_recipe
+from tdistill.experiment.rollouts import rollouts
+from tdistill.runtime.files import read_jsonl, write_json, write_jsonl
 
 FAST = Path(__file__).parents[2] / "benchmarks" / "fast"
+RECIPES = sorted(FAST.parent.glob("**/*.yaml"))
 WORDS = ("the", "king", "shall", "speak", "of", "rivers", "and", "old", "towns", "where", "a", "green", "bird", "sings", "before", "winter")
 TINY_STEPS = [f"{stage}.arguments.{key}=1" for stage in ("sft", "train") for key in ("max_steps", "eval_steps", "save_steps")]
 
@@ -30,7 +34,7 @@ def scripts():
     import make_models
 
     yield make_models, bench
-    for name in ("make_models", "bench", "objectives", "exposure", "tasks", "temperatures", "pooled_methods"):
+    for name in ("make_models", "bench", "bench_rows", "taken_rollouts", "exposure", "lookahead", "tasks", "temperatures", "pooled_methods"):
         sys.modules.pop(name, None)
     patch.undo()
 
@@ -73,20 +77,36 @@ def test_models_and_prompts_are_written_with_what_they_measure(models):
     assert info["start"]["parameters"] > 0
 
 
-@pytest.mark.parametrize("path", sorted(FAST.parent.glob("*/*s.yaml")), ids=lambda p: f"{p.parent.name}/{p.name}")
-def test_every_method_of_a_bench_binds(path):
-    methods = TrainConfig(objective={"name": "nll"}, baselines=yaml.safe_load(path.read_text())).baselines
-    for method in methods.values():
-        bind(method.objective)
-    if path.with_suffix(".json").exists():
-        assert json.loads(path.with_suffix(".json").read_text()).keys() == methods.keys()
+@pytest.mark.parametrize("path", RECIPES, ids=lambda p: f"{p.parent.name}/{p.name}")
+def test_every_recipe_of_a_bench_can_be_run(path):
+    recipe = open_recipe(path)
+    assert len(recipe.train.baselines) > 5
+    assert all(method.arguments["learning_rate"] > 0 for method in recipe.train.methods().values())
+
+
+@pytest.mark.parametrize(
+    ("recipe", "rows", "options"),
+    [
+        ("fast/recipe.yaml", "fast.jsonl.xz", ["--split", "test"]),
+        ("fast/bd_ablations.yaml", "fast-bd-ablations.jsonl.xz", []),
+        ("fast/ac_ablations.yaml", "fast-ac-ablations.jsonl.xz", []),
+        ("fast/bd_ablations.yaml", "fast-bd-p-1.0.jsonl.xz", ["--only", "bd_tail_10", "train.teacher_top_p=1.0"]),
+        ("real/recipe.yaml", "real-long.jsonl.xz", ["--split", "test", "--only", "jsd_long,ac_uniform_gamma_09_long", "train.seeds=[19,20]"]),
+    ],
+)
+def test_the_recipe_of_the_published_rows_has_nothing_left_to_train(scripts, recipe, rows, options):
+    _, bench = scripts
+    path = FAST.parents[1] / "docs" / "results" / rows
+    asked = bench.Bench(bench.parser("").parse_intermixed_args([str(FAST.parent / recipe), *options, "--rows", str(path)]))
+    kept = bench.kept_rows(path, asked.units(), asked.split)
+    assert {unit.key for unit in asked.units()} == kept.keys()
 
 
 @pytest.fixture(scope="module")
 def measured(scripts, models, tmp_path_factory):
     """One student that the bench trained: what picks it, the bench's own command, and its row."""
     rows = tmp_path_factory.mktemp("measured") / "rows.jsonl"
-    picked = [str(FAST), *overrides(models), "--only", "reverse_kl", "--seeds", "5"]
+    picked = [str(FAST / "recipe.yaml"), *overrides(models), "train.seeds=[5]", "--only", "reverse_kl"]
     command = ["bench.py", *picked, "--workers", "1", "--rows", str(rows)]
     call(scripts[1], *command)
     (row,) = read_jsonl(rows)
@@ -101,13 +121,20 @@ def call(script, *argv: str) -> None:
 
 def test_one_method_and_seed_gives_one_row(measured, models):
     _, _, row = measured
-    evaluated = (models / "run").glob("objectives/*/evaluated/*/scores/*.json")
-    assert [p.stem for p in evaluated] == ["reverse_kl-5"]  # what has no row is not evaluated
-    assert (row["method"], row["seed"], row["split"]) == ("reverse_kl", 5, "valid")
+    assert (models / "run" / "students" / row["student"] / "artefact.json").exists()
+    assert len(list((models / "run" / "answers").iterdir())) == 1  # what has no row is not measured
+    assert (row["method"], row["seed"], row["system"], row["split"]) == ("reverse_kl", 5, "reverse_kl-5", "valid")
     assert len(row["sft_fingerprint"]) == 16
     assert row["training_seconds"] > 0.0
+    assert (row["objective"], row["on_policy"]) == ("reverse_kl", None)
     for metric in ("forward_kl", "reverse_kl", "teacher_nll", "entropy", "mean_length"):
         assert len(row["scores"][metric]) == 4, metric
+        assert row["metrics"][metric]["mean"] == pytest.approx(np.mean(list(row["scores"][metric].values())), rel=1e-3)
+
+
+def test_a_new_row_has_the_columns_of_the_published_ones(measured):
+    published = read_jsonl(FAST.parents[1] / "docs" / "results" / "fast.jsonl.xz")[0]
+    assert measured[2].keys() == published.keys() | {"student"}
 
 
 def test_a_student_by_position_in_its_own_text(measured, tmp_path):
@@ -121,6 +148,18 @@ def test_a_student_by_position_in_its_own_text(measured, tmp_path):
     student = found["reverse_kl-5"]
     assert max(student["count"]) == 4
     assert sum(student["nll"]) / sum(student["count"]) == pytest.approx(np.mean(list(row["scores"]["teacher_nll"].values())), rel=0.2)
+
+
+def test_a_student_that_is_equal_to_its_teacher_has_nothing_to_gain_by_looking_ahead(measured, tmp_path):
+    rows = tmp_path / "rows.jsonl"
+    call("lookahead", "lookahead.py", *measured[0], "--states", "2", "--actions", "2", "--samples", "4", "--rows", str(rows))
+    (found,) = read_jsonl(rows)
+    assert (found["student"], found["states"]) == ("reverse_kl-5", 2)
+    assert 0.0 < found["mass_of_actions"] < 1.0
+    # One step at the warm-up's rate of 0 leaves the start as it is, which has the teacher's size and seed.
+    assert found["kl"]["mean"] == pytest.approx(0.0, abs=1e-6)
+    gains = {g["return"]: g["gain"]["mean"] for g in found["gains"] if g["gamma"] == 1.0}
+    assert gains["divergence"] == pytest.approx(0.0, abs=1e-6)
 
 
 def test_a_student_on_a_task(scripts, measured, tmp_path):
@@ -138,6 +177,7 @@ def test_a_student_on_a_task(scripts, measured, tmp_path):
     for metric in ("teacher_nll", "rouge_l", "mean_length"):
         assert len(found["reverse_kl-5"]["scores"][metric]) == 2, metric
     assert (found["reverse_kl-5"]["method"], found["reverse_kl-5"]["sft_fingerprint"]) == ("reverse_kl", row["sft_fingerprint"])
+    assert "method" not in found["teacher"]
     write_jsonl(rows, [found["teacher"]])
     with pytest.raises(scripts[1].ConfigError, match="holds rows of other settings"):
         call("tasks", *own, "--limit", "3")
@@ -160,67 +200,108 @@ def test_a_student_at_several_temperatures(scripts, measured, tmp_path):
         call("temperatures", "temperatures.py", *picked, "--temperatures", "2", "evaluation.top_p=0.5", "--rows", str(rows))
 
 
-def test_what_is_there_is_kept_and_the_same_name_with_other_settings_is_refused(scripts, models, measured, monkeypatch, tmp_path):
+def test_what_is_there_is_kept_and_the_same_name_with_other_settings_is_refused(scripts, measured, monkeypatch):
     (_, bench), (_, command, _) = scripts, measured
-    monkeypatch.setattr(bench, "start", lambda *_: pytest.fail("nothing is left to train"))
+    monkeypatch.setattr(bench, "train_and_measure", lambda *_: pytest.fail("nothing is left to train"))
     call(bench, *command)
-    other = tmp_path / "methods.yaml"
-    other.write_text("reverse_kl: {name: reverse_kl, support: proj}\n")
-    with pytest.raises(bench.ConfigError, match="trained by other settings"):
-        call(bench, *command, "--methods", str(other.absolute()))
-    # Nor is it taken for the same where it has no scores yet.
-    own = ["objectives.py", str(FAST / "recipe.yaml"), *overrides(models), "--methods", str(other), "--seeds", "5", "--split", "test"]
-    with pytest.raises(bench.ConfigError, match="was trained by reverse_kl, and"):
-        call(bench.objectives, *own)
+    for changed, message in (
+        ("train.baselines.reverse_kl.support=proj", "trained by other settings"),
+        ("train.arguments.warmup_steps=2", "trained by other settings"),
+        ("train.teacher_top_p=0.5", "recipe with other settings"),
+        ("evaluation.top_p=0.5", "recipe with other settings"),
+    ):
+        with pytest.raises(bench.ConfigError, match=message):
+            call(bench, *command, changed)
+    with pytest.raises(bench.ConfigError, match="rows of the valid prompts"):
+        call(bench, *command, "--split", "test")
+    with pytest.raises(bench.ConfigError, match="has no reverse_lk. It has sft_continued"):
+        call(bench, *command, "--only", "reverse_lk")
 
 
-@pytest.mark.slow
-def test_rows_of_another_machine_count_and_so_do_roll_outs_that_came_along(scripts, models, monkeypatch, tmp_path, capsys):
+def test_a_student_that_diverges_has_a_row_that_says_so(scripts, models, tmp_path):
     _, bench = scripts
-    # A bench folder with roll-outs in it, as another machine would have left them, and the rows of one of two methods.
-    folder, made = tmp_path / "mine", bench.Run(bench.open_recipe(FAST / "recipe.yaml", overrides(models)))
-    folder.mkdir()
-    for stage in ("models", "rollout"):
-        made.execute(stage)
-    shutil.copytree(made.directory("rollout"), folder / "rollout" / made.key("rollout"))
-    shutil.copy(FAST / "recipe.yaml", folder)
-    (folder / "methods.yaml").write_text("sft_continued: {name: nll}\nreverse_kl: {name: reverse_kl}\n")
     rows = tmp_path / "rows.jsonl"
-    given = [*overrides(models), f"output_dir={tmp_path / 'run'}"]
-    argv = ["bench.py", str(folder), *given, "--seeds", "5", "--workers", "1", "--rows", str(rows), "--choose", str(tmp_path / "rates.json")]
-    argv += ["--rates", "1e-3"]
-    monkeypatch.setattr(sys, "argv", [*argv, "--only", "sft_continued"])
-    bench.main()
-    assert (tmp_path / "run" / "rollout" / made.key("rollout")).is_dir()
-    assert "rollout: complete, skipped" in next((tmp_path / "run").glob("objectives/*/seed-5.log")).read_text()
+    longer = [f"train.arguments.{key}=4" for key in ("max_steps", "eval_steps", "save_steps")]
+    wild = [*overrides(models), "train.seeds=[5]", *longer, "train.arguments.learning_rate=1e30"]
+    for _ in range(2):  # it is not tried again
+        call(bench, "bench.py", str(FAST / "recipe.yaml"), *wild, "--only", "jsd", "--workers", "1", "--rows", str(rows))
+        (row,) = read_jsonl(rows)
+        assert "became nan" in row["diverged"]
+        assert row["scores"] == {}
+        rows.unlink()
 
-    # Elsewhere: nothing but the rows. The other method is trained, both are compared and written.
+
+@pytest.fixture
+def with_rollouts(measured, models, tmp_path):
+    """A folder with a recipe and the roll-outs that another machine made by it."""
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    shutil.copy(FAST / "recipe.yaml", folder)
+    made = Experiment(open_recipe(FAST / "recipe.yaml", overrides(models)))
+    for split in SPLITS:
+        shutil.copytree(rollouts(made)[split].directory, folder / "rollouts" / split, ignore=shutil.ignore_patterns("artefact.json", ".*"))
+    write_json(folder / "rollouts" / "provenance.json", {"recipe": made.recipe.model_dump()})
+    return folder
+
+
+def test_roll_outs_that_came_along_are_taken_where_the_recipe_would_make_the_same(scripts, models, with_rollouts, tmp_path, monkeypatch):
+    _, bench = scripts
+
+    def asked(name: str, *changed: str) -> Experiment:
+        found = Experiment(open_recipe(with_rollouts / "recipe.yaml", [*overrides(models), f"output_dir={tmp_path / name}", *changed]))
+        execute(found, "models")
+        bench.take_rollouts(found, with_rollouts / "rollouts")
+        return found
+
+    monkeypatch.setattr("tdistill.experiment.rollouts.load_teacher", lambda *_: pytest.fail("the roll-outs are there"))
+    same = asked("same")
+    assert is_complete(same, "rollout")
+    for split in SPLITS:
+        taken = rollouts(same)[split]
+        assert same.notes(taken)["checksum"] == read_manifest(with_rollouts / "rollouts" / split).checksum
+    # The batch size is no part of the content; p, the answers' length and the teacher's dtype are.
+    assert is_complete(asked("batches", "rollout.batch_size=3"), "rollout")
+    for changed in ("rollout.teacher_top_p=0.5", "rollout.max_completion_length=5", "teacher.dtype=bfloat16"):
+        assert not is_complete(asked(changed, changed), "rollout"), changed
+
+
+def test_rows_of_another_machine_count(scripts, models, measured, tmp_path, capsys):
+    _, bench = scripts
+    rows, rates = tmp_path / "rows.jsonl", tmp_path / "rates.json"
+    given = [str(FAST / "recipe.yaml"), *overrides(models), "train.seeds=[5]", "--workers", "1", "--rows", str(rows), "--rates", "1e-3"]
+    call(bench, "bench.py", *given, "--only", "sft_continued")
     (kept,) = read_jsonl(rows)
     write_jsonl(rows, [kept | {"sft_fingerprint": "another"}])
-    shutil.rmtree(tmp_path / "run")
+    shutil.rmtree(models / "run" / "students" / kept["student"])
     capsys.readouterr()
-    monkeypatch.setattr(sys, "argv", argv)
-    bench.main()
+    call(bench, "bench.py", *given, "--only", "sft_continued,reverse_kl", "--choose", str(rates))
     found = {r["method"]: r for r in read_jsonl(rows)}
     assert found.keys() == {"sft_continued@0.001", "reverse_kl@0.001"}
     assert found["sft_continued@0.001"]["scores"] == kept["scores"]
-    assert not list((tmp_path / "run").glob("objectives/*/sft_continued*"))
+    assert not (models / "run" / "students" / kept["student"]).exists()
+    assert found["reverse_kl@0.001"]["arguments"]["learning_rate"] == 1e-3
     assert "Students of 2 starts" in capsys.readouterr().err
-    assert json.loads((tmp_path / "rates.json").read_text()) == {"sft_continued": 1e-3, "reverse_kl": 1e-3}
-
-    for changed, message in (
-        (["--split", "test"], "holds rows of the valid prompts"),
-        (["train.teacher_top_p=0.5"], "recipe with other settings"),
-        (["--methods", "others.yaml"], "trained by other settings"),
-    ):
-        (folder / "others.yaml").write_text("sft_continued: {name: forward_kl}\n")
-        monkeypatch.setattr(sys, "argv", [*argv, *changed])
-        with pytest.raises(bench.ConfigError, match=message):
-            bench.main()
+    assert json.loads(rates.read_text()) == {"sft_continued": 1e-3, "reverse_kl": 1e-3}
 
 
-def test_seeds_are_numbers_and_ranges(scripts):
-    assert scripts[1]._seeds("0-2,7") == [0, 1, 2, 7]
+@pytest.mark.slow
+def test_a_bench_that_is_killed_goes_on_where_it_was(models, tmp_path):
+    out, rows = tmp_path / "run", tmp_path / "rows.jsonl"
+    command = [sys.executable, str(FAST.parent / "bench.py"), str(FAST / "recipe.yaml"), *overrides(models), f"output_dir={out}"]
+    command += ["train.seeds=[5,6]", "--only", "reverse_kl,jsd", "--workers", "2", "--rows", str(rows)]
+    running = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while len(list(out.glob("students/*/artefact.json"))) < 3:  # the SFT student and two more
+        assert running.poll() is None, "it ended before it could be killed"
+        time.sleep(0.1)
+    running.kill()
+    running.wait()
+    before = {p: p.stat().st_mtime_ns for p in out.glob("students/*/artefact.json")}
+    assert not rows.exists()
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert [(r["method"], r["seed"]) for r in read_jsonl(rows)] == [("jsd", 5), ("jsd", 6), ("reverse_kl", 5), ("reverse_kl", 6)]
+    assert all(path.stat().st_mtime_ns == changed for path, changed in before.items())
+    assert "| `jsd` | 2 |" in done.stdout
 
 
 def test_students_of_another_start_are_marked(scripts):
@@ -230,9 +311,8 @@ def test_students_of_another_start_are_marked(scripts):
         return {"method": method, "seed": seed, "sft_fingerprint": start} | common
 
     rows = [row("jsd", 17, "a"), row("jsd", 18, "a"), row("forward_kl", 17, "a"), row("forward_kl", 18, "b")]
-    table = importlib.import_module("pooled_methods").methods_table(rows, "jsd", ["teacher_nll"])
-    seeds = {line.split(" | ")[0]: line.split(" | ")[3] for line in table.splitlines()[2:]}
-    assert seeds == {"| `jsd`": "2", "| `forward_kl`": "2 (1†)"}
+    lines = importlib.import_module("pooled_methods").starts_table(rows).splitlines()[2:]
+    assert lines == ["| `forward_kl` | 1 | 18 |"]
 
 
 def test_the_results_page_says_what_its_rows_say():

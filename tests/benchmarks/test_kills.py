@@ -33,26 +33,26 @@ def test_results_that_differ_are_found_wherever_they_lie(tmp_path, monkeypatch):
 
     run = tmp_path / "run"
     for name, text in {
-        "rollout/k/train/shard-00000.parquet": "rows",
-        "sft/k/model.safetensors": "weights",
-        "train/k/distilled/log_history.json": '{"history": [{"loss": 1.0, "seconds": 3.0}]}',
-        "evaluate/k/answers/sft.jsonl": "{}",
+        "rollouts/k/shard-00000.parquet": "rows",
+        "students/s/model.safetensors": "weights",
+        "students/d/log_history.json": '{"history": [{"loss": 1.0, "seconds": 3.0}]}',
+        "answers/k/answers.jsonl": "{}",
     }.items():
         (run / name).parent.mkdir(parents=True, exist_ok=True)
         (run / name).write_text(text)
     before = results(run)
     assert differences(before, results(run)) == []
-    (run / "train/k/distilled/log_history.json").write_text('{"history": [{"loss": 1.0, "seconds": 4.0}]}')
+    (run / "students/d/log_history.json").write_text('{"history": [{"loss": 1.0, "seconds": 4.0}]}')
     assert differences(before, results(run)) == [], "time is no result"
-    (run / "train/k/distilled/log_history.json").write_text('{"history": [{"loss": 1.5, "seconds": 3.0}]}')
-    assert differences(before, results(run)) == ["train/k/distilled/log_history.json: .history[0].loss is 1.5, undisturbed 1.0"]
-    (run / "sft/k/model.safetensors").write_text("weighed")
-    (run / "sft/k/x.partial").write_text("")
-    (run / "evaluate/k/answers/sft.jsonl").unlink()
+    (run / "students/d/log_history.json").write_text('{"history": [{"loss": 1.5, "seconds": 3.0}]}')
+    assert differences(before, results(run)) == ["students/d/log_history.json: .history[0].loss is 1.5, undisturbed 1.0"]
+    (run / "students/s/model.safetensors").write_text("weighed")
+    (run / "students/s/x.partial").write_text("")
+    (run / "answers/k/answers.jsonl").unlink()
     found = differences(before, results(run))
     assert [line.split(":")[0] for line in found] == [
-        "evaluate/k/answers/sft.jsonl",
+        "answers/k/answers.jsonl",
         "left over",
-        "sft/k/model.safetensors",
-        "train/k/distilled/log_history.json",
+        "students/d/log_history.json",
+        "students/s/model.safetensors",
     ]

@@ -17,7 +17,7 @@ from tdistill.cache.write import finish_cache
 from tdistill.data.dataset import RolloutDataset
 from tdistill.runtime.errors import CacheError
 
-COMMITTED = sorted(Path(__file__).parents[2].glob("benchmarks/*/rollout/*/*/manifest.json"))
+COMMITTED = sorted(Path(__file__).parents[2].glob("benchmarks/*/rollouts/*/manifest.json"))
 
 
 @pytest.fixture

@@ -71,15 +71,15 @@ def answers(experiment: Experiment, system: System, split: str = "test", tempera
     )
 
 
-def divergences(experiment: Experiment, system: System) -> Artefact:
-    """Return a system's divergences from the teacher on the teacher's own answers to the test prompts."""
+def divergences(experiment: Experiment, system: System, split: str = "test") -> Artefact:
+    """Return a system's divergences from the teacher on the teacher's own answers to the prompts of a split."""
     return Artefact(
         experiment.root,
         DIVERGENCES_KIND,
         f"divergences of {system.title}",
         {"dtype": experiment.recipe.evaluation.dtype},
-        partial(_make_divergences, experiment, system),
-        _inputs(experiment, system, "test"),
+        partial(_make_divergences, experiment, system, split),
+        _inputs(experiment, system, split),
     )
 
 
@@ -104,9 +104,9 @@ def _make_answers(experiment: Experiment, system: System, split: str, sampling: 
     }
 
 
-def _make_divergences(experiment: Experiment, system: System, directory: Path) -> dict[str, Any]:
+def _make_divergences(experiment: Experiment, system: System, split: str, directory: Path) -> dict[str, Any]:
     models = load_system(experiment, system), load_own_teacher(experiment)
-    found = held_out_metrics(*models, held_out(experiment, "test"), vocab_size(experiment), SCORED_AT_ONCE, f"{system.title}: divergences")
+    found = held_out_metrics(*models, held_out(experiment, split), vocab_size(experiment), SCORED_AT_ONCE, f"{system.title}: divergences")
     if system.name == TEACHER:
         found = {"student_mass": found["student_mass"]}
     check_finite(found, system.title)

@@ -92,16 +92,16 @@ def _make(experiment: Experiment, _: Path) -> dict[str, Any]:
     }
 
 
-def describe(experiment: Experiment) -> str:
-    """Describe the protocol in one paragraph for the report."""
-    c, (prompts, _) = experiment.recipe.evaluation, read_prompts(experiment, "test")
-    shared = overlap_count(experiment, "test", prompts)
+def describe(experiment: Experiment, split: str = "test") -> str:
+    """Describe the protocol on the prompts of a split in one paragraph."""
+    c, (prompts, _) = experiment.recipe.evaluation, read_prompts(experiment, split)
+    shared = overlap_count(experiment, split, prompts)
     trained = f"{shared} of them also trained on (data.overlap: count)" if shared else "never trained on"
     count = "1 answer" if c.num_generations == 1 else f"{c.num_generations} answers"
     over = "seeds and prompts" if len(experiment.recipe.train.seeds) > 1 else "prompts"
     paired = over.replace("seeds", "seed").replace("prompts", "prompt")
     return (
-        f"{len(prompts)} test prompts, {trained}; {count} per prompt, sampled at temperature {c.temperature:g} from the "
+        f"{len(prompts)} {split} prompts, {trained}; {count} per prompt, sampled at temperature {c.temperature:g} from the "
         f"nucleus {c.top_p:g}, up to {c.max_completion_length} tokens, seed {c.seed}, models in {c.dtype}. ROUGE-L is against the "
         f"{c.reference}'s answer. Both KLs and the mass on A_p are exact, over the whole vocabulary, per token of "
         f"{len(held_out(experiment, 'test'))} held-out teacher answers. ± is one standard error over {over}; differences are paired by "

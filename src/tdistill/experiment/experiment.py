@@ -1,6 +1,6 @@
 """Hold an experiment: a recipe, its output directory, and what several artefacts read."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import cached_property, wraps
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,8 +24,15 @@ Value = TypeVar("Value")
 class Experiment:
     """Hold a recipe and the artefacts that it describes."""
 
-    def __init__(self, recipe: Recipe):
+    def __init__(self, recipe: Recipe, only: Collection[str] = ()):
+        """Describe what a recipe makes.
+
+        Args:
+            recipe: what is asked for.
+            only: names of the methods that are trained and measured; by default all.
+        """
         self.recipe = recipe
+        self.only = frozenset(only) or frozenset(recipe.train.methods())
         self.root = _expanded(recipe.output_dir)
         self.memo: dict[Any, Any] = {}
         self._lock: Lock | None = None

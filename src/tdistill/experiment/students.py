@@ -63,9 +63,13 @@ def sft(experiment: Experiment) -> Trained | None:
 
 @once
 def students(experiment: Experiment) -> list[Trained]:
-    """Return all students of the recipe's ``train`` section, method by method in their order, each with all seeds."""
+    """Return all students of the recipe's ``train`` section, method by method in their order, each with all seeds.
+
+    Of an experiment that is about some methods only, the others are left out.
+    """
     train, first = experiment.recipe.train, start_of_training(experiment)
-    return [_trained(experiment, name, method, seed, first) for name, method in train.methods().items() for seed in train.seeds]
+    methods = {name: method for name, method in train.methods().items() if name in experiment.only}
+    return [_trained(experiment, name, method, seed, first) for name, method in methods.items() for seed in train.seeds]
 
 
 def start_of_training(experiment: Experiment) -> Artefact:
