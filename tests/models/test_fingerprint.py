@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from tdistill.models.find import find_model
-from tdistill.models.fingerprint import model_fingerprint, model_identity, weights_fingerprint
+from tdistill.models.fingerprint import model_identity, weights_fingerprint
 from tdistill.models.load import load_model
 from tdistill.models.tokenizer import load_tokenizer
 from tdistill.runtime.errors import ModelError
@@ -119,13 +119,12 @@ EDITS = {
 def test_an_edit_changes_its_own_part_of_the_fingerprint_and_no_other(sharded, tmp_path, edit, changed):
     directory = tmp_path / "a copy elsewhere"
     shutil.copytree(sharded, directory)
-    before, whole = identity(directory), model_fingerprint(find_model(str(directory)), trust_remote_code=True)
+    before = identity(directory)
     assert before == identity(sharded), "the path does not count"
     assert before.keys() == PARTS
     edit(directory)
     after = identity(directory)
     assert {part for part in PARTS if before[part] != after[part]} == changed
-    assert (model_fingerprint(find_model(str(directory)), trust_remote_code=True) != whole) == bool(changed)
 
 
 def identity(directory: Path) -> dict[str, str]:

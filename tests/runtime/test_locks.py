@@ -13,7 +13,7 @@ from processes_under_test import finish, matches, script, start, wait_for
 from test_cli import flat, refused, results
 
 from tdistill.runtime.errors import OutputError
-from tdistill.runtime.locks import LOCK, gone_directory, hold, release_all
+from tdistill.runtime.locks import LOCK, gone_directory, held_directories, hold, release_all
 
 HOLDER = """
 import os, sys, time
@@ -97,20 +97,22 @@ def test_an_old_claim_that_ends_late_leaves_a_new_one_alone(tmp_path):
     release_all()
     new = hold(tmp_path / LOCK, "it")
     old.release()
-    assert new.is_in_place
+    assert gone_directory() is None
+    assert held_directories() == [tmp_path]
     assert (tmp_path / LOCK).exists()
+    new.release()
 
 
 def test_a_directory_that_was_deleted_or_replaced_is_noticed(tmp_path):
     directory = tmp_path / "run"
     directory.mkdir()
     lock = hold(directory / LOCK, "it")
-    assert lock.is_in_place
     assert gone_directory() is None
     directory.rename(tmp_path / "elsewhere")
     directory.mkdir()
-    assert not lock.is_in_place
     assert gone_directory() == directory
+    lock.release()
+    assert gone_directory() is None
 
 
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP])
@@ -119,8 +121,8 @@ def test_a_file_system_without_locks_is_said_and_the_run_goes_on(number, tmp_pat
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(fcntl, "lockf", no_locks)  # there is no such file system here
-    lock = hold(tmp_path / LOCK, "it")
-    assert lock.is_in_place
+    hold(tmp_path / LOCK, "it")
+    assert held_directories() == []
     assert "has no file locks" in flat(capsys.readouterr().err)
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from tdistill.theory.compounding import METHODS, candidates, exact_loss, new_student, outcome, roll_out, steps_of, train
+from tdistill.theory.compounding import METHODS, candidate_table, exact_loss, new_student, outcome, sample_paths, steps_of, train_learner
 from tdistill.theory.instances import make_road
 
 
@@ -29,8 +29,8 @@ def test_the_teacher_has_no_regret(road):
 
 
 def test_steps_hold_the_texts_on_their_candidates(road):
-    table = candidates(road)
-    paths = roll_out(torch.Generator().manual_seed(1), road, road.teacher_logp, 4, 50)
+    table = candidate_table(road)
+    paths = sample_paths(torch.Generator().manual_seed(1), road, road.teacher_logp, 4, 50)
     student = new_student(road)
     with torch.no_grad():
         student.weight.normal_(generator=torch.Generator().manual_seed(2))
@@ -52,7 +52,7 @@ def test_steps_hold_the_texts_on_their_candidates(road):
 
 
 def test_roll_outs_follow_the_policy(road):
-    paths = roll_out(torch.Generator().manual_seed(3), road, road.teacher_logp, 1, 20_000)
+    paths = sample_paths(torch.Generator().manual_seed(3), road, road.teacher_logp, 1, 20_000)
     for s in range(2):
         counts = torch.bincount(paths.tokens[0][paths.states[0] == s], minlength=4).double()
         assert_close(counts / counts.sum(), road.teacher_logp[0, s].exp(), rtol=0, atol=0.02)
@@ -75,15 +75,15 @@ def test_looking_ahead_differentiates_the_regret(road):
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_improves_on_the_uniform_student(road, name):
     uniform = outcome(road, torch.zeros_like(road.teacher_logp), 3).regret
-    assert (outcome(road, train(road, METHODS[name], 3, 30, seed=0), 3).regret < uniform).all()
+    assert (outcome(road, train_learner(road, METHODS[name], 3, 30, seed=0), 3).regret < uniform).all()
 
 
 def test_seeds_do_not_see_each_other():
     both, one = make_road([0, 1]), make_road([1])
     method = METHODS["exact, looking ahead"]
-    assert_close(train(both, method, 4, 5, seed=0)[1], train(one, method, 4, 5, seed=0)[0], rtol=1e-9, atol=1e-9)
+    assert_close(train_learner(both, method, 4, 5, seed=0)[1], train_learner(one, method, 4, 5, seed=0)[0], rtol=1e-9, atol=1e-9)
 
 
 def test_training_is_reproducible(road):
     method = METHODS["actor_critic, own text"]
-    assert torch.equal(train(road, method, 3, 5, seed=4), train(road, method, 3, 5, seed=4))
+    assert torch.equal(train_learner(road, method, 3, 5, seed=4), train_learner(road, method, 3, 5, seed=4))

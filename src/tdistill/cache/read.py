@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tdistill.cache.check import ShardCheck, check_completeness
-from tdistill.cache.schema import ADVICE, MANIFEST, SCHEMA, SETTINGS_KEY, Manifest, canonical, read_manifest_file, shard_name
+from tdistill.cache.schema import ADVICE, MANIFEST, SCHEMA, SETTINGS_KEY, CacheManifest, canonical, read_manifest_file, shard_name
 from tdistill.runtime.errors import CacheError
 from tdistill.runtime.hashes import file_sha256
 
@@ -79,7 +79,7 @@ def survey(tables: Iterable[pa.Table], settings: dict[str, Any], directory: Path
     return counts, float(np.spacing(np.float16(abs(least)))) / 2.0
 
 
-def read_manifest(directory: Path) -> Manifest:
+def read_manifest(directory: Path) -> CacheManifest:
     """Read a finished cache's manifest.
 
     Raises:
@@ -87,10 +87,10 @@ def read_manifest(directory: Path) -> Manifest:
     """
     if not os.path.lexists(directory / MANIFEST):
         raise CacheError(f"{directory} holds no complete roll-out cache (no {MANIFEST}): run `tdistill rollout` first.")
-    return Manifest(**read_manifest_file(directory / MANIFEST))
+    return CacheManifest(**read_manifest_file(directory / MANIFEST))
 
 
-def open_cache(directory: Path, expect: dict[str, Any] | None = None, vocab_size: int | None = None) -> tuple[Manifest, pa.Table]:
+def open_cache(directory: Path, expect: dict[str, Any] | None = None, vocab_size: int | None = None) -> tuple[CacheManifest, pa.Table]:
     """Read the manifest and all rows, and check them.
 
     Args:
@@ -117,7 +117,7 @@ def open_cache(directory: Path, expect: dict[str, Any] | None = None, vocab_size
     return manifest, pa.concat_tables(tables)
 
 
-def check_shards(directory: Path, manifest: Manifest, checksums: dict[str, str]) -> None:
+def check_shards(directory: Path, manifest: CacheManifest, checksums: dict[str, str]) -> None:
     """Compare the checksums of shards with those that a manifest names.
 
     Raises:

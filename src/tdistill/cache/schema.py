@@ -105,7 +105,7 @@ def list_of(table: pa.Table, column: str, index: int, dtype: Any) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class Manifest:
+class CacheManifest:
     """Describe a finished cache. ``settings`` is all that shaped its content; ``plan`` notes the batches in which it was made."""
 
     settings: dict[str, Any]
@@ -181,7 +181,7 @@ class CountsForm(Form):
     candidates: Positive
 
 
-class ManifestForm(Form):
+class CacheManifestForm(Form):
     """Declare the form of the whole file."""
 
     model_config = ConfigDict(extra="forbid")
@@ -205,7 +205,7 @@ def read_manifest_file(path: Path) -> dict[str, Any]:
     version = raw.get("schema_version") if isinstance(raw, dict) else None
     if isinstance(version, int) and version != SCHEMA_VERSION:
         raise CacheError(f"{path.parent} has cache schema {version}; this tdistill reads {SCHEMA_VERSION}.")
-    check_form(raw, ManifestForm, str(path), CacheError, ADVICE)
+    check_form(raw, CacheManifestForm, str(path), CacheError, ADVICE)
     # No other names: a name with a path in it could lead anywhere.
     wrong = sorted(raw["shards"].keys() ^ {shard_name(i) for i in range(len(raw["shards"]))})[:3]
     if wrong or len(set(raw["shards"].values())) < len(raw["shards"]):

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import tdistill
 from tdistill.cache.check import ShardCheck
 from tdistill.cache.read import check_shards, read_manifest, read_shard, survey
-from tdistill.cache.schema import MANIFEST, SCHEMA, SETTINGS_KEY, Manifest, canonical, content_settings, shard_name
+from tdistill.cache.schema import MANIFEST, SCHEMA, SETTINGS_KEY, CacheManifest, canonical, content_settings, shard_name
 from tdistill.runtime.files import replacing, sync_directory, write_json
 from tdistill.runtime.hashes import file_sha256
 
@@ -54,7 +54,7 @@ def free_numbers(directory: Path, taken: Collection[int], count: int) -> list[in
     return free
 
 
-def finish_cache(directory: Path, settings: dict[str, Any], shards: int, plan: dict[str, int] | None = None) -> Manifest:
+def finish_cache(directory: Path, settings: dict[str, Any], shards: int, plan: dict[str, int] | None = None) -> CacheManifest:
     """Check, count and checksum the shards, and write the manifest: from here on the cache is complete.
 
     A manifest that is there already and fits is left as it is.
@@ -74,7 +74,7 @@ def finish_cache(directory: Path, settings: dict[str, Any], shards: int, plan: d
     if earlier is not None:
         check_shards(directory, earlier, checksums)
     counts, rounding = survey((read_shard(directory / n, settings) for n in names), settings, directory)
-    made = Manifest(content_settings(settings), counts, checksums, tdistill.__version__, rounding, plan=plan)
+    made = CacheManifest(content_settings(settings), counts, checksums, tdistill.__version__, rounding, plan=plan)
     if earlier is not None and canonical(earlier.settings) == canonical(settings):
         same = replace(made, settings=earlier.settings, tdistill_version=earlier.tdistill_version, plan=earlier.plan)
         if same == earlier:

@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from tdistill.compare.data import REFERENCES, Student, TrainingCost
+from tdistill.compare.data import REFERENCES, MeasuredStudent, TrainingCost
 from tdistill.evaluation.answer_files import SCORES, read_scores
 from tdistill.experiment.answers import ANSWERS_KIND
 from tdistill.experiment.artefact import MANIFEST, Manifest, has_manifest, read_manifest
@@ -49,7 +49,7 @@ class Evaluation:
 class Collected:
     """Hold everything that the pages show."""
 
-    students: list[Student]
+    students: list[MeasuredStudent]
     evaluations: list[Evaluation]
     notes: list[str]
 
@@ -65,7 +65,7 @@ def collect(runs: Sequence[Path]) -> Collected:
     evaluations = [evaluation for run in dict.fromkeys(runs) for evaluation in _evaluations(run, notes)]
     for other in evaluations[1:]:
         check_comparable(evaluations[0], other)
-    kept: dict[tuple[str, int], Student] = {}
+    kept: dict[tuple[str, int], MeasuredStudent] = {}
     repeated: dict[str, set[int]] = {}
     for student in (s for e in evaluations for s in _students(e)):
         same = kept.setdefault((student.method, student.seed), student)
@@ -137,13 +137,13 @@ def check_comparable(one: Evaluation, other: Evaluation) -> None:
         raise ConfigError(f"{who}: {said}. Evaluate both by one protocol, or name the ones to compare as RUN/{EVALUATION}/KEY.")
 
 
-def _students(evaluation: Evaluation) -> Iterator[Student]:
+def _students(evaluation: Evaluation) -> Iterator[MeasuredStudent]:
     manifests = _answers_by_temperature(evaluation.run)
     for system in evaluation.systems:
         yield _student(evaluation, system, manifests)
 
 
-def _student(evaluation: Evaluation, system: Mapping[str, Any], others: Mapping[str, Sequence[Manifest]]) -> Student:
+def _student(evaluation: Evaluation, system: Mapping[str, Any], others: Mapping[str, Sequence[Manifest]]) -> MeasuredStudent:
     run = evaluation.run
     own = _manifest(run, system["answers"])
     answered = read_scores(run / system["answers"] / SCORES)
@@ -161,11 +161,11 @@ def _student(evaluation: Evaluation, system: Mapping[str, Any], others: Mapping[
         "by_temperature": sweep | {own.settings[TEMPERATURE]: answered},
     }
     if system["name"] in REFERENCES:
-        return Student(objective=system["description"], **found)
+        return MeasuredStudent(objective=system["description"], **found)
     log = read_history(run / system["system"])
     validations = [e for e in log["history"] if VALIDATION in e and SECONDS in e]
     best, total = _costs(log["history"], log["best_step"] if _saves_best(system["settings"].get("arguments", {})) else None)
-    return Student(objective=log["objective"], best=best, total=total, validations=validations, **found)
+    return MeasuredStudent(objective=log["objective"], best=best, total=total, validations=validations, **found)
 
 
 def _manifest(run: Path, place: str) -> Manifest:

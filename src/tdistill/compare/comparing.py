@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tdistill.compare.collect import Collected, collect
-from tdistill.compare.data import METRICS, Method, Student, by_seed, methods
+from tdistill.compare.data import METRICS, MeasuredStudent, PooledMethod, by_seed, methods
 from tdistill.compare.figure import trained
 from tdistill.compare.frontier import AtBaseline, at_baseline
 from tdistill.compare.table import Quality, differences_table, methods_table
@@ -25,9 +25,9 @@ class Comparison:
     """Hold the whole result of a comparison."""
 
     collected: Collected
-    methods: list[Method]
+    methods: list[PooledMethod]
     quality: Quality
-    baseline: Method | None
+    baseline: PooledMethod | None
     differences: list[Difference]
     curves: dict[str, TemperatureCurve]  # of the methods that were decoded at several temperatures
     at_equal_entropy: list[AtBaseline]  # empty without a baseline, or unless it was decoded at several temperatures
@@ -60,7 +60,7 @@ def compare(runs: Sequence[Path], baseline: str | None = None) -> Comparison:
     return Comparison(collected, found, quality, chosen, differences, curves, equal, [*collected.notes, *_notes(found, chosen)])
 
 
-def choose_baseline(found: Sequence[Method], name: str | None) -> Method | None:
+def choose_baseline(found: Sequence[PooledMethod], name: str | None) -> PooledMethod | None:
     """Return the baseline: by its label in the table, or by its plain name if only one method has it.
 
     Raises:
@@ -77,7 +77,7 @@ def choose_baseline(found: Sequence[Method], name: str | None) -> Method | None:
     raise ConfigError(f"No method is called {name!r}.{nearest(name, [m.label for m in found])}")
 
 
-def _differences(found: Sequence[Method], baseline: Method) -> Iterator[Difference]:
+def _differences(found: Sequence[PooledMethod], baseline: PooledMethod) -> Iterator[Difference]:
     for method in found:
         for metric in METRICS if method is not baseline and not method.first.is_reference else ():
             value = compared(by_seed(method, metric), by_seed(baseline, metric))
@@ -85,7 +85,7 @@ def _differences(found: Sequence[Method], baseline: Method) -> Iterator[Differen
                 yield Difference(method.label, baseline.label, metric, value)
 
 
-def _notes(found: Sequence[Method], baseline: Method | None) -> list[str]:
+def _notes(found: Sequence[PooledMethod], baseline: PooledMethod | None) -> list[str]:
     """Return what a reader should know about the limits of the comparison."""
     own, notes = trained(found), []
     if baseline is None:
@@ -119,5 +119,5 @@ def _notes(found: Sequence[Method], baseline: Method | None) -> list[str]:
     return notes
 
 
-def _of(student: Student, keys: Sequence[str]) -> str:
+def _of(student: MeasuredStudent, keys: Sequence[str]) -> str:
     return str([student.settings.get(k) for k in keys])

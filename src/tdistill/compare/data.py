@@ -28,7 +28,7 @@ class TrainingCost:
 
 
 @dataclass(frozen=True)
-class Student:
+class MeasuredStudent:
     """Hold one model of one run, trained with one seed."""
 
     name: str
@@ -56,14 +56,14 @@ class Student:
 
 
 @dataclass(frozen=True)
-class Method:
+class PooledMethod:
     """Hold the students that differ only by their seed, under a label that no other method has."""
 
     label: str
-    students: list[Student]  # by seed
+    students: list[MeasuredStudent]  # by seed
 
     @property
-    def first(self) -> Student:
+    def first(self) -> MeasuredStudent:
         """Return the first student; all students share its name, objective and settings."""
         return self.students[0]
 
@@ -82,16 +82,16 @@ class Method:
         return sum(getattr(getattr(s, which), key) for s in self.students) / len(self.students)
 
 
-def methods(students: Sequence[Student]) -> list[Method]:
+def methods(students: Sequence[MeasuredStudent]) -> list[PooledMethod]:
     """Group students by method, in the order in which the methods appear."""
-    groups: dict[str, list[Student]] = {}
+    groups: dict[str, list[MeasuredStudent]] = {}
     for student in students:
         groups.setdefault(student.method, []).append(student)
     found = [sorted(group, key=lambda s: s.seed) for group in groups.values()]
-    return [Method(label, group) for label, group in zip(labels([group[0] for group in found]), found, strict=True)]
+    return [PooledMethod(label, group) for label, group in zip(labels([group[0] for group in found]), found, strict=True)]
 
 
-def labels(students: Sequence[Student]) -> list[str]:
+def labels(students: Sequence[MeasuredStudent]) -> list[str]:
     """Return a label for each student. Equal names get the fewest settings that tell them apart, the objective's first."""
     out = [s.name for s in students]
     for name in dict.fromkeys(out):
@@ -127,6 +127,6 @@ def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
     return {k: v for key, inner in items for k, v in _flat(inner, f"{prefix}.{key}".lstrip(".")).items()}
 
 
-def by_seed(method: Method, metric: str) -> ScoresBySeed:
+def by_seed(method: PooledMethod, metric: str) -> ScoresBySeed:
     """Return one metric of a method as seed → scores."""
     return {s.seed: s.scores[metric] for s in method.students if s.scores.get(metric)}

@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.transforms import ScaledTranslation
 
-from tdistill.compare.data import COSTS, METRICS, Method
+from tdistill.compare.data import COSTS, METRICS, PooledMethod
 from tdistill.compare.table import Quality
 from tdistill.evaluation.metrics import TEACHER
 from tdistill.pages.lines import REFERENCE_COLOUR, lines_of, thinned
@@ -27,17 +27,17 @@ SEED_ALPHA = 0.4  # of one seed's line where the mean is drawn too
 POINTS_PER_INCH = 72
 
 
-def lines(methods: Sequence[Method]) -> dict[str, Line]:
+def lines(methods: Sequence[PooledMethod]) -> dict[str, Line]:
     """Return label → line style, for each method that a train stage made."""
     return lines_of([m.label for m in trained(methods)])
 
 
-def trained(methods: Sequence[Method]) -> list[Method]:
+def trained(methods: Sequence[PooledMethod]) -> list[PooledMethod]:
     """Return the methods that a train stage made."""
     return [m for m in methods if not m.first.is_reference]
 
 
-def cost_plot(methods: Sequence[Method], quality: Quality) -> Plot | None:
+def cost_plot(methods: Sequence[PooledMethod], quality: Quality) -> Plot | None:
     """Plot every metric against every cost. A method has a point at the cost of its saved checkpoint, and a line to the end of training."""
     drawn = lines(methods)
     shown = [(metric, key) for metric in METRICS for key in COSTS if _known(trained(methods), quality, metric, key)]
@@ -52,11 +52,11 @@ def cost_plot(methods: Sequence[Method], quality: Quality) -> Plot | None:
     return Plot("cost", caption, panels, columns=3, size=(330, 210), legend=list(drawn.values()))
 
 
-def _known(methods: Sequence[Method], quality: Quality, metric: str, key: str) -> list[Method]:
+def _known(methods: Sequence[PooledMethod], quality: Quality, metric: str, key: str) -> list[PooledMethod]:
     return [m for m in methods if math.isfinite(quality[m.label][metric].mean) and math.isfinite(m.cost("best", key))]
 
 
-def _cost_panel(metric: str, key: str, methods: Sequence[Method], quality: Quality, drawn: Mapping[str, Line]) -> Panel:
+def _cost_panel(metric: str, key: str, methods: Sequence[PooledMethod], quality: Quality, drawn: Mapping[str, Line]) -> Panel:
     known = _known(trained(methods), quality, metric, key)
     at = {m.label: (m.cost("best", key), m.cost("total", key)) for m in known}
     log = _far_apart([cost for both in at.values() for cost in both])
@@ -89,7 +89,7 @@ def _far_apart(values: Sequence[float]) -> bool:
     return min(values) > 0 and max(values) > LOG_RATIO * min(values)
 
 
-def _levels(methods: Sequence[Method], quality: Quality, metric: str, shown: Sequence[Method]) -> list[tuple[float, str]]:
+def _levels(methods: Sequence[PooledMethod], quality: Quality, metric: str, shown: Sequence[PooledMethod]) -> list[tuple[float, str]]:
     """Return (value, dash) of the teacher and of the students' start, if these values are close enough to what is shown."""
     start = "sft" if any(m.first.name == "sft" for m in methods) else "start"
     dashes = {TEACHER: "--", start: ":"}
@@ -112,7 +112,7 @@ def _shifts(at: Mapping[str, float], log: bool) -> dict[str, float]:
     return {label: APART * (i - (len(group) - 1) / 2) for group in groups for i, label in enumerate(group)}
 
 
-def validation_plot(methods: Sequence[Method]) -> Plot | None:
+def validation_plot(methods: Sequence[PooledMethod]) -> Plot | None:
     """Plot validation by seconds and mark the saved checkpoint. Own losses share a panel where the objective is the same."""
     drawn, timed = lines(methods), [m for m in trained(methods) if all(s.validations for s in m.students)]
     panels = [_validation_panel(name, key, timed, drawn) for key, name in VALIDATIONS.items() if timed]
@@ -129,7 +129,7 @@ def validation_plot(methods: Sequence[Method]) -> Plot | None:
     return Plot("validation", caption, panels, columns=2, size=(420, 260), legend=[drawn[m.label] for m in timed])
 
 
-def _validation_panel(name: str, key: str, methods: Sequence[Method], drawn: Mapping[str, Line]) -> Panel:
+def _validation_panel(name: str, key: str, methods: Sequence[PooledMethod], drawn: Mapping[str, Line]) -> Panel:
     log_x = _far_apart([s.total.seconds for m in methods for s in m.students])
     log_y = _far_apart([v[key] for m in methods for s in m.students for v in s.validations])
 
@@ -152,7 +152,7 @@ def _validation_panel(name: str, key: str, methods: Sequence[Method], drawn: Map
     return Panel(f"{name}, by seconds: " + "; ".join(f"{label} ends at {format_number(end)}" for label, end in ends.items()) + ".", draw)
 
 
-def _mean(method: Method, key: str) -> np.ndarray:
+def _mean(method: PooledMethod, key: str) -> np.ndarray:
     """Return seconds and values as [n, 2]: means over seeds, at the steps that all seeds have."""
     tables = [{v["step"]: (v[SECONDS], v[key]) for v in s.validations} for s in method.students]
     steps = sorted(set.intersection(*(set(t) for t in tables)))

@@ -8,7 +8,7 @@ from typing import Any
 
 import tdistill
 from tdistill.compare.comparing import Comparison
-from tdistill.compare.data import COSTS, METRICS, Method
+from tdistill.compare.data import COSTS, METRICS, PooledMethod
 from tdistill.compare.figure import cost_plot, validation_plot
 from tdistill.compare.frontier import frontier_plot, frontier_table
 from tdistill.experiment.experiment import MARKER
@@ -84,7 +84,7 @@ def _drawn(plot: Plot | None) -> list[Part]:
     return [] if plot is None else [plot]
 
 
-def _where(found: Sequence[Method]) -> list[Table]:
+def _where(found: Sequence[PooledMethod]) -> list[Table]:
     header = ["method", "what it is", "checkpoint picked by", "seeds", "runs"]
     rows = [[Cell(m.label), Cell(m.first.objective), Cell(_picked_by(m)), *map(Cell, _origin(m))] for m in found]
     return [
@@ -97,13 +97,13 @@ def _where(found: Sequence[Method]) -> list[Table]:
     ]
 
 
-def _picked_by(method: Method) -> str:
+def _picked_by(method: PooledMethod) -> str:
     if method.first.is_reference:
         return MISSING
     return method.first.settings["arguments"].get("metric_for_best_model", DEFAULT_ARGUMENTS["metric_for_best_model"])
 
 
-def _origin(method: Method) -> tuple[str, str]:
+def _origin(method: PooledMethod) -> tuple[str, str]:
     return ", ".join(map(str, method.seeds)), ", ".join(dict.fromkeys(str(s.run) for s in method.students))
 
 

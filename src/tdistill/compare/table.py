@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 
-from tdistill.compare.data import METRICS, Method
+from tdistill.compare.data import METRICS, PooledMethod
 from tdistill.pages.tables import MISSING, Cell, Table, format_count, format_estimate, format_number, format_seconds, right_aligned
 from tdistill.report.data import Difference
 from tdistill.report.tables import VERDICT, best_of, format_p, title, verdict
@@ -13,7 +13,7 @@ from tdistill.statistics.pooling import Compared
 Quality = Mapping[str, Mapping[str, Estimate]]  # method's label → metric → value
 
 
-def methods_table(methods: Sequence[Method], quality: Quality) -> Table:
+def methods_table(methods: Sequence[PooledMethod], quality: Quality) -> Table:
     """Build the table of all methods, with their quality and cost."""
     best = {metric: best_of({m.label: quality[m.label][metric].mean for m in methods}, metric) for metric in METRICS}
     rows = [
@@ -33,7 +33,7 @@ def methods_table(methods: Sequence[Method], quality: Quality) -> Table:
     return Table(caption, header, rows, right_aligned(len(header)), terminal=True)
 
 
-def _cost(method: Method, key: str) -> str:
+def _cost(method: PooledMethod, key: str) -> str:
     best, total = (_shown(key, method.cost(which, key)) for which in ("best", "total"))
     until_the_end = all(s.best.steps == s.total.steps for s in method.students)
     return total if until_the_end or MISSING in (best, total) else f"{best} of {total}"

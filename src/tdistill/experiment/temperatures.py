@@ -90,7 +90,8 @@ def sweep_table(measured: Sequence[Measured]) -> Table:
         for (system, temperature), group in groups.items()
     ]
     caption = (
-        "Mean over seeds and prompts ± standard error. Entropy: of the distribution drawn from, nats a token. At one temperature a sharper "
+        "Mean over seeds and prompts ± standard error. Entropy is that of the distribution that the tokens were drawn from, in nats per "
+        "token. At one temperature a sharper "
         "student writes likelier text: compare systems at equal entropy, which `tdistill compare` does."
     )
     return Table(caption, header, rows, right_aligned(len(header)))

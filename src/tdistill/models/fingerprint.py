@@ -34,11 +34,6 @@ VOLATILE_ADAPTER = ("base_model_name_or_path", "revision", "peft_version", "infe
 ADVICE = "Save the model again."
 
 
-def model_fingerprint(source: ModelSource, trust_remote_code: bool = False) -> str:
-    """Return 16 hex digits that change with any part of ``model_identity``."""
-    return _hash_json(model_identity(source, trust_remote_code))
-
-
 def model_identity(source: ModelSource, trust_remote_code: bool = False) -> dict[str, str]:
     """Return one hash for each part of a model that shapes its answers.
 

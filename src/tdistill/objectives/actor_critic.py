@@ -7,7 +7,7 @@ from torch import Tensor
 from tdistill.mdp.bellman import lambda_return
 from tdistill.mdp.steps import Steps
 from tdistill.objectives.contract import Gamma, NonNegative, Objective, ObjectiveOutput, Positive, UnitInterval
-from tdistill.objectives.parts.divergence import Cost, divergence
+from tdistill.objectives.parts.divergence import DivergenceName, divergence
 from tdistill.objectives.parts.policy_gradient import centred_reward, log_policy, truncated_ratio
 from tdistill.objectives.parts.support import Support, distributions, support_needs
 
@@ -20,7 +20,7 @@ def actor_critic(
     rho_max: Positive = 1.0,
     value_coef: NonNegative = 0.5,
     center: UnitInterval = 1.0,
-    cost: Cost = "reverse_kl",
+    cost: DivergenceName = "reverse_kl",
     support: Support = "tail",
 ) -> ObjectiveOutput:
     """Follow the policy gradient of the discounted divergence along the student's own text, E_π Σ_t γ^t D_t, with a critic.

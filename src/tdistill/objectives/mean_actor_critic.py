@@ -7,7 +7,7 @@ from torch import Tensor
 from tdistill.mdp.bellman import expectation, lambda_return, project, take
 from tdistill.mdp.steps import Steps
 from tdistill.objectives.contract import Gamma, NonNegative, Objective, ObjectiveOutput, UnitInterval
-from tdistill.objectives.parts.divergence import Cost, divergence
+from tdistill.objectives.parts.divergence import DivergenceName, divergence
 from tdistill.objectives.parts.policy_gradient import centred_reward, truncated_ratio
 from tdistill.objectives.parts.support import Support, distributions, support_needs
 
@@ -19,7 +19,7 @@ def mean_actor_critic(
     lambda_: UnitInterval = 0.95,
     value_coef: NonNegative = 0.5,
     center: UnitInterval = 1.0,
-    cost: Cost = "reverse_kl",
+    cost: DivergenceName = "reverse_kl",
     support: Support = "tail",
 ) -> ObjectiveOutput:
     """Follow the policy gradient of E_π Σ_t γ^t D_t, as ``actor_critic``, but summed over the candidates.

@@ -11,7 +11,6 @@ from tdistill.runtime.files import read_json
 
 Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(ge=1)]
-Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Number = Annotated[float, Field(allow_inf_nan=True)]  # a diagnostic may be NaN
 Name = Annotated[str, Field(min_length=1)]
 

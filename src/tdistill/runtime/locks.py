@@ -44,11 +44,6 @@ class Lock:
         self._held = held
         self.release = weakref.finalize(self, _release, held)
 
-    @property
-    def is_in_place(self) -> bool:
-        """Tell whether the locked file still has its name: False after its directory was deleted or replaced."""
-        return self._held is None or _inode_at(self._held.path) == self._held.inode
-
 
 def hold(path: Path, what: str) -> Lock:
     """Lock a file, and write into it which process holds it. A missing file is made.

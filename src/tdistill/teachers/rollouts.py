@@ -12,7 +12,7 @@ import pyarrow as pa
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tdistill.cache.read import finished_shards, read_manifest
-from tdistill.cache.schema import MANIFEST, PLAN, Manifest, Response, to_row
+from tdistill.cache.schema import MANIFEST, PLAN, CacheManifest, Response, to_row
 from tdistill.cache.write import finish_cache, free_numbers, write_shard
 from tdistill.data.prompts import TokenizedPrompt
 from tdistill.models.control import TextEncoder, turn_end
@@ -64,7 +64,7 @@ def roll_out(
     rollout: RolloutConfig,
     human: bool = False,
     title: str = "roll-out",
-) -> Manifest:
+) -> CacheManifest:
     """Answer every prompt ``num_generations`` times and write the cache; with ``human``, score the prompts' references instead.
 
     Args:
@@ -121,7 +121,7 @@ class RolloutWriter:
     tokenizer: PreTrainedTokenizerBase
     policy_id: str
 
-    def write(self, items: Sequence[Item], answer: Callable[[Sequence[Item]], list[Response]], title: str | None = None) -> Manifest:
+    def write(self, items: Sequence[Item], answer: Callable[[Sequence[Item]], list[Response]], title: str | None = None) -> CacheManifest:
         """Answer the items that no finished shard holds, batch by batch, and finish the cache.
 
         A shard is a run of whole batches in the order of the plan. So with the same batch size what is left gives the same batches, and

@@ -55,7 +55,7 @@ def _run(output_dir: Path, settings: TheorySettings) -> dict[str, Rows]:
     n_curves = len(GAMMAS) + len(BIAS_GAMMAS) * len(BIAS_PS) + n_checks()
     with one_thread(), bar("theory", N_BATCHES + n_curves + len(METHODS) * len(settings.horizons), unit="checks") as progress:
         data = measure(settings, progress)
-    facts = provenance(settings) | {"seconds": round(time.perf_counter() - started, 1)}
+    facts = conditions(settings) | {"seconds": round(time.perf_counter() - started, 1)}
     write_theory(data, facts, output_dir)
     return data
 
@@ -95,7 +95,7 @@ def measure(settings: TheorySettings, progress: Bar) -> dict[str, Rows]:
     return data | {"estimators": found}
 
 
-def provenance(settings: TheorySettings) -> dict[str, Any]:
+def conditions(settings: TheorySettings) -> dict[str, Any]:
     """Return the versions, the machine and the settings that made the rows."""
     return {
         "tdistill": tdistill.__version__,

@@ -29,7 +29,7 @@ Data = Literal["teacher", "student", "exact_states", "exact"]
 
 
 @dataclass(frozen=True)
-class Method:
+class Learner:
     """Hold an objective and the text it learns from. Exact methods have no objective: they minimise the regret's own terms."""
 
     objective: dict[str, Any] | None
@@ -39,22 +39,22 @@ class Method:
 _TD: dict[str, Any] = {"gamma": GAMMA, "anchor": "tail"}
 _IQ: dict[str, Any] = {"name": "iq_learn", **_TD, "gauge": "lse", "estimator": "expected", "q_min": None}
 _PATHS: dict[str, Any] = {"name": "path_consistency", **_TD, "max_n": MAX_N}
-METHODS: dict[str, Method] = {
-    "forward_kl": Method({"name": "forward_kl"}),
-    "reverse_kl": Method({"name": "reverse_kl"}),
-    "iq_learn α=1": Method({**_IQ, "alpha": 1.0}),
-    "iq_learn α=10": Method({**_IQ, "alpha": 10.0}),
-    "iq_learn α=10 γ=0": Method({**_IQ, "alpha": 10.0, "gamma": 0.0}),
-    "iq_learn α=100": Method({**_IQ, "alpha": 100.0}),
-    "csil": Method({"name": "csil", **_TD}),
-    "q_lambda": Method({"name": "q_lambda", **_TD}),
-    "path_consistency": Method(_PATHS),
-    "actor_critic": Method({"name": "actor_critic", "gamma": GAMMA, "center": 0.0}),
-    "reverse_kl, own text": Method({"name": "reverse_kl"}, "student"),
-    "path_consistency, own text": Method(_PATHS, "student"),
-    "actor_critic, own text": Method({"name": "actor_critic", "gamma": GAMMA, "center": 0.0}, "student"),
-    "exact, states only": Method(None, "exact_states"),
-    "exact, looking ahead": Method(None, "exact"),
+METHODS: dict[str, Learner] = {
+    "forward_kl": Learner({"name": "forward_kl"}),
+    "reverse_kl": Learner({"name": "reverse_kl"}),
+    "iq_learn α=1": Learner({**_IQ, "alpha": 1.0}),
+    "iq_learn α=10": Learner({**_IQ, "alpha": 10.0}),
+    "iq_learn α=10 γ=0": Learner({**_IQ, "alpha": 10.0, "gamma": 0.0}),
+    "iq_learn α=100": Learner({**_IQ, "alpha": 100.0}),
+    "csil": Learner({"name": "csil", **_TD}),
+    "q_lambda": Learner({"name": "q_lambda", **_TD}),
+    "path_consistency": Learner(_PATHS),
+    "actor_critic": Learner({"name": "actor_critic", "gamma": GAMMA, "center": 0.0}),
+    "reverse_kl, own text": Learner({"name": "reverse_kl"}, "student"),
+    "path_consistency, own text": Learner(_PATHS, "student"),
+    "actor_critic, own text": Learner({"name": "actor_critic", "gamma": GAMMA, "center": 0.0}, "student"),
+    "exact, states only": Learner(None, "exact_states"),
+    "exact, looking ahead": Learner(None, "exact"),
 }
 
 
@@ -67,7 +67,7 @@ class Paths:
     behaviour_logp: Tensor  # [E, B, H] of the policy that wrote them
 
 
-def roll_out(g: Generator, road: Road, logp: Tensor, horizon: int, n_paths: int) -> Paths:
+def sample_paths(g: Generator, road: Road, logp: Tensor, horizon: int, n_paths: int) -> Paths:
     """Sample texts of exactly ``horizon`` tokens, the last of which ends them."""
     n_seeds = len(logp)
     rows = torch.arange(n_seeds).unsqueeze(-1)
@@ -85,7 +85,7 @@ def roll_out(g: Generator, road: Road, logp: Tensor, horizon: int, n_paths: int)
 
 
 @dataclass(frozen=True)
-class Student:
+class LinearStudent:
     """Compute logits and value linearly from the features of a state. It has fewer features than there are states, so it is too small."""
 
     weight: Tensor  # [E, D, A]
@@ -100,15 +100,15 @@ class Student:
         return (road.features @ self.value_weight).squeeze(-1)
 
 
-def new_student(road: Road) -> Student:
+def new_student(road: Road) -> LinearStudent:
     """Return a student of all zeros: the uniform policy, V = 0."""
     n_seeds, _, n_features = road.features.shape
     weight = torch.zeros(n_seeds, n_features, road.teacher_logp.shape[-1], dtype=torch.float64, requires_grad=True)
-    return Student(weight, torch.zeros(n_seeds, n_features, 1, dtype=torch.float64, requires_grad=True))
+    return LinearStudent(weight, torch.zeros(n_seeds, n_features, 1, dtype=torch.float64, requires_grad=True))
 
 
 @dataclass(frozen=True)
-class Candidates:
+class CandidateTable:
     """Hold A_p of every state, by descending teacher probability, padded to the widest."""
 
     ids: Tensor  # [E, S, K]
@@ -116,15 +116,15 @@ class Candidates:
     teacher_logp: Tensor  # [E, S, K]
 
 
-def candidates(road: Road, p: float = TOP_P) -> Candidates:
+def candidate_table(road: Road, p: float = TOP_P) -> CandidateTable:
     """Return the table of A_p."""
     kept = top_p_set(road.teacher_logp.exp(), torch.full(road.teacher_logp.shape[:-1], p, dtype=torch.float64))
     logp, ids = road.teacher_logp.masked_fill(~kept, -torch.inf).sort(-1, descending=True)
     width = int(kept.sum(-1).max())
-    return Candidates(ids[..., :width], logp[..., :width] > -torch.inf, logp[..., :width])
+    return CandidateTable(ids[..., :width], logp[..., :width] > -torch.inf, logp[..., :width])
 
 
-def steps_of(road: Road, table: Candidates, paths: Paths, student: Student) -> Steps:
+def steps_of(road: Road, table: CandidateTable, paths: Paths, student: LinearStudent) -> Steps:
     """Return the paths as objectives see them: [E·B, H, K] on A_p, every text finished by its last token."""
     n_states, horizon = road.teacher_logp.shape[1], paths.states.shape[-1]
     logits = student.logits(road)
@@ -190,32 +190,32 @@ def outcome(road: Road, logits: Tensor, horizon: int) -> Outcome:
     return Outcome(mine[:, 0], theirs[:, 1] - mine[:, 1], mine[:, 2] / horizon, theirs[:, 0] / horizon)
 
 
-def exact_loss(road: Road, student: Student, horizon: int, look_ahead: bool) -> Tensor:
+def exact_loss(road: Road, student: LinearStudent, horizon: int, look_ahead: bool) -> Tensor:
     """Return the regret per token, summed over seeds; without ``look_ahead`` the states visited carry no gradient."""
     logp = student.logits(road).log_softmax(-1)
     kl = (logp.exp() * (logp - road.teacher_logp)).sum(-1, keepdim=True)
     return _walk(road, logp, horizon, kl, detach=not look_ahead).sum() / horizon
 
 
-def train(road: Road, method: Method, horizon: int, n_steps: int, seed: int) -> Tensor:
-    """Return logits [E, S, A] of students trained by ``method`` on texts of ``horizon`` tokens: Adam, all texts at once, cosine rate.
+def train_learner(road: Road, learner: Learner, horizon: int, n_steps: int, seed: int) -> Tensor:
+    """Return logits [E, S, A] of students trained by ``learner`` on texts of ``horizon`` tokens: Adam, all texts at once, cosine rate.
 
     Seeds are trained side by side: Adam acts on each parameter alone, so they do not interact.
     """
     g = Generator().manual_seed(seed)
-    student, table, n_paths = new_student(road), candidates(road), max(TOKENS // horizon, 1)
-    paths = roll_out(g, road, road.teacher_logp, horizon, n_paths)
-    loss = bind(method.objective) if method.objective else None
+    student, table, n_paths = new_student(road), candidate_table(road), max(TOKENS // horizon, 1)
+    paths = sample_paths(g, road, road.teacher_logp, horizon, n_paths)
+    loss = bind(learner.objective) if learner.objective else None
     n_steps = n_steps if loss else EXACT_STEPS * n_steps
     optimiser = torch.optim.Adam([student.weight, student.value_weight], lr=LEARNING_RATE)
     for step in range(n_steps):
         for group in optimiser.param_groups:
             group["lr"] = 0.5 * LEARNING_RATE * (1.0 + math.cos(math.pi * step / n_steps))
-        if method.data == "student" and step % REFRESH == 0:
-            paths = roll_out(g, road, student.logits(road).detach().log_softmax(-1), horizon, n_paths)
+        if learner.data == "student" and step % REFRESH == 0:
+            paths = sample_paths(g, road, student.logits(road).detach().log_softmax(-1), horizon, n_paths)
         optimiser.zero_grad()
         if loss is None:
-            exact_loss(road, student, horizon, look_ahead=method.data == "exact").backward()
+            exact_loss(road, student, horizon, look_ahead=learner.data == "exact").backward()
         else:
             # A mean per seed, as if each were trained alone.
             (loss(steps_of(road, table, paths, student)).loss_t.sum() / (n_paths * horizon)).backward()

@@ -9,7 +9,20 @@ from torch import Generator, Tensor
 
 from tdistill.mdp.bellman import project
 from tdistill.objectives import bind
-from tdistill.theory.estimators import EOS, TOKEN_NOISE, Forest, Gradient, Last, Reading, Student, gradient, grow, near_teacher, reading, sum_by
+from tdistill.theory.estimators import (
+    EOS,
+    TOKEN_NOISE,
+    Forest,
+    Gradient,
+    Last,
+    Reading,
+    TabularStudent,
+    gradient,
+    grow,
+    near_teacher,
+    reading,
+    sum_by,
+)
 from tdistill.theory.optimum import Optimum, fit, learnt, mass, minimise, policy_kl
 from tdistill.theory.sweeps import mean_stderr
 
@@ -88,7 +101,7 @@ def estimator_rows(seed: int, n_trees: int, most_steps: int) -> Iterator[list[Ar
     yield last_token_rows(seed, n_trees, most_steps)
 
 
-def world(seed: int, n_trees: int, last: Last, token_noise: float = TOKEN_NOISE) -> tuple[Student, Reading]:
+def world(seed: int, n_trees: int, last: Last, token_noise: float = TOKEN_NOISE) -> tuple[TabularStudent, Reading]:
     """Return the student at the start, and the trees and texts that it reads."""
     g = Generator().manual_seed(seed)
     forest, texts = grow(g, n_trees, last=last)
@@ -109,7 +122,7 @@ def distance_rows(seed: int, n_trees: int, token_noise: float) -> list[Arguments
     return rows
 
 
-def start_row(read: Reading, start: Student) -> Arguments:
+def start_row(read: Reading, start: TabularStudent) -> Arguments:
     """Return the row of the trees, and of the student from which all settings start.
 
     ``kl_uniform`` is the KL of a uniform student, for comparison with the others.
@@ -126,7 +139,7 @@ def start_row(read: Reading, start: Student) -> Arguments:
     return row | mean_stderr("ended", read.per_tree(((texts.token == EOS) & texts.mask).any(-1).double()))
 
 
-def knob_rows(setting: Setting, read: Reading, start: Student, cloning: Gradient, most_steps: int) -> list[Arguments]:
+def knob_rows(setting: Setting, read: Reading, start: TabularStudent, cloning: Gradient, most_steps: int) -> list[Arguments]:
     """Return one row for each estimator: its gradient at the start, its bias against ``sampled``, and its optimum."""
     bound = {name: bind({**setting.arguments, "estimator": name}) for name in ESTIMATORS}
     found = {name: gradient(objective, read, start) for name, objective in bound.items()}
@@ -158,7 +171,7 @@ def optimum_columns(optimum: Optimum | None, forest: Forest) -> Arguments:
     return {"found": optimum.found, **columns}
 
 
-def reward_square(arguments: Arguments, read: Reading, student: Student) -> Tensor:
+def reward_square(arguments: Arguments, read: Reading, student: TabularStudent) -> Tensor:
     """Return [E]  E r² over the steps that count, at the token taken."""
     steps = read(read.rows(student))
     square_t = bind(arguments)(steps).metrics["td/bellman_error"]
@@ -166,7 +179,7 @@ def reward_square(arguments: Arguments, read: Reading, student: Student) -> Tens
     return read.per_tree(torch.where(counts_t, square_t, 0.0).sum(-1)) / read.per_tree(counts_t.sum(-1).double())
 
 
-def end_of(arguments: Arguments, read: Reading, start: Student, most_steps: int) -> Optimum:
+def end_of(arguments: Arguments, read: Reading, start: TabularStudent, most_steps: int) -> Optimum:
     """Return the optimum of an objective that has no estimator to choose."""
     if arguments["name"] in SEMI_GRADIENT:
         return fit(bind({**arguments, "target_network": True}), read, start, most_steps)

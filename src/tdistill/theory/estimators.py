@@ -59,7 +59,7 @@ class Texts:
 
 
 @dataclass(frozen=True)
-class Student:
+class TabularStudent:
     """Hold a table of logits and values, for every state or for every step of every text."""
 
     logits: Tensor  # [*B, V]
@@ -109,11 +109,11 @@ def _candidates(teacher_logp: Tensor) -> tuple[Tensor, Tensor]:
     return ids[:, :width], logp[:, :width] > -torch.inf
 
 
-def near_teacher(g: Generator, forest: Forest, token_noise: float = TOKEN_NOISE) -> Student:
+def near_teacher(g: Generator, forest: Forest, token_noise: float = TOKEN_NOISE) -> TabularStudent:
     """Return a student flatter than its teacher, with noise; its values start at 0, as a new value head's do."""
     noise = token_noise * torch.randn(forest.teacher_logp.shape, generator=g, dtype=torch.float64)
     shift = STATE_NOISE * torch.randn(len(forest.tree), 1, generator=g, dtype=torch.float64)
-    return Student(FLATNESS * forest.teacher_logp + noise + shift, torch.zeros(len(forest.tree), dtype=torch.float64))
+    return TabularStudent(FLATNESS * forest.teacher_logp + noise + shift, torch.zeros(len(forest.tree), dtype=torch.float64))
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ class Reading:
     ids: Tensor  # [N, T, K]
     fixed: dict[str, Any]  # the fields of ``Steps`` that no student changes
 
-    def __call__(self, rows: Student, target: Steps | None = None) -> Steps:
+    def __call__(self, rows: TabularStudent, target: Steps | None = None) -> Steps:
         """Return the batch of all texts."""
         return Steps(
             q_t=rows.logits.gather(-1, self.ids),
@@ -137,9 +137,9 @@ class Reading:
             **self.fixed,
         )
 
-    def rows(self, student: Student) -> Student:
+    def rows(self, student: TabularStudent) -> TabularStudent:
         """Return the rows of the table that each text reads. A text visits a state at most once, so each of its steps has a row of its own."""
-        return Student(student.logits[self.texts.state], student.value[self.texts.state])
+        return TabularStudent(student.logits[self.texts.state], student.value[self.texts.state])
 
     def per_tree(self, of_text: Tensor) -> Tensor:
         """Return [E]  Σ weight·x over the texts of each tree."""
@@ -214,17 +214,17 @@ class Gradient:
         return self.dot(other) / (self.dot(self) * other.dot(other)).sqrt()
 
 
-def text_gradients(objective: BoundObjective, read: Reading, student: Student) -> Tensor:
+def text_gradients(objective: BoundObjective, read: Reading, student: TabularStudent) -> Tensor:
     """Return [N, T, V + 1]  the gradient of each text's loss for the rows that it reads; semi-gradient if the objective's is."""
     rows = read.rows(student)
     leaves = (rows.logits.detach().requires_grad_(), rows.value.detach().requires_grad_())
     # Rows belong to one text each, so the gradient of the sum holds every text's own.
-    loss = text_loss(objective, read(Student(*leaves))).sum()
+    loss = text_loss(objective, read(TabularStudent(*leaves))).sum()
     logits, value = torch.autograd.grad(loss, leaves, allow_unused=True, materialize_grads=True)
     return torch.cat([logits, value.unsqueeze(-1)], -1)
 
 
-def gradient(objective: BoundObjective, read: Reading, student: Student) -> Gradient:
+def gradient(objective: BoundObjective, read: Reading, student: TabularStudent) -> Gradient:
     """Return the gradient's mean and spread over the texts: with every text and its probability, exactly the population's."""
     each = text_gradients(objective, read, student)
     weighted = (read.texts.weight[:, None, None] * each).flatten(0, 1)

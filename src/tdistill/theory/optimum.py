@@ -9,7 +9,7 @@ from torch import Tensor
 from tdistill.mdp.bellman import project, soft_value
 from tdistill.objectives.contract import BoundObjective
 from tdistill.objectives.parts.divergence import kl
-from tdistill.theory.estimators import Forest, Reading, Student, sum_by, text_loss
+from tdistill.theory.estimators import Forest, Reading, TabularStudent, sum_by, text_loss
 
 GRADIENT_TOLERANCE = 1e-6  # of a minimum: per state, given that it is visited, times the root of its visits
 NEAR_TOLERANCE = 1e-3  # nats per text that the last chunk of steps may still have gained near one
@@ -23,11 +23,11 @@ Found = Literal["minimum", "near", "nothing"]
 class Optimum:
     """Hold the student found, and how good it is: a ``minimum``, ``near`` one (a kink or a flat valley), or ``nothing`` within the steps."""
 
-    student: Student
+    student: TabularStudent
     found: Found
 
 
-def minimise(objective: BoundObjective, read: Reading, start: Student, most_steps: int, frozen: Student | None = None) -> Optimum:
+def minimise(objective: BoundObjective, read: Reading, start: TabularStudent, most_steps: int, frozen: TabularStudent | None = None) -> Optimum:
     """Minimise E[loss of a text] by L-BFGS in float64 from ``start``, summed over trees, which do not interact.
 
     Each state's row is scaled by the root of its visits, so that seldom visited states converge as others do. ``frozen`` is the
@@ -37,8 +37,8 @@ def minimise(objective: BoundObjective, read: Reading, start: Student, most_step
     point = [(start.logits * scale.unsqueeze(-1)).requires_grad_(), (start.value * scale).requires_grad_()]
     target = None if frozen is None else read(read.rows(frozen))
 
-    def table() -> Student:
-        return Student(point[0] / scale.unsqueeze(-1), point[1] / scale)
+    def table() -> TabularStudent:
+        return TabularStudent(point[0] / scale.unsqueeze(-1), point[1] / scale)
 
     def loss() -> Tensor:
         total = read.per_tree(text_loss(objective, read(read.rows(table()), target))).sum()
@@ -85,7 +85,7 @@ def _steps(optimiser: torch.optim.LBFGS) -> int:
     return sum(int(state.get("n_iter", 0)) for state in optimiser.state.values())
 
 
-def fit(objective: BoundObjective, read: Reading, start: Student, most_steps: int) -> Optimum:
+def fit(objective: BoundObjective, read: Reading, start: TabularStudent, most_steps: int) -> Optimum:
     """Find the optimum of an objective whose target carries no gradient: minimise, take the result as the target, and repeat.
 
     A target depends on the levels below its state, so one round for each level of the tree is enough.

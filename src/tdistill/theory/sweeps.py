@@ -7,7 +7,7 @@ from torch import Generator, Tensor
 
 from tdistill.mdp.bellman import kappa
 from tdistill.mdp.tabular import inverse_bellman, restrict, soft_optimal_q, top_p_set
-from tdistill.theory.compounding import METHODS, outcome, train
+from tdistill.theory.compounding import METHODS, outcome, train_learner
 from tdistill.theory.imitation import bandit, imitation, shaping_residual, solve, total_variation
 from tdistill.theory.instances import Family, Road, random_mdps
 
@@ -86,7 +86,7 @@ def bias_rows(gamma: float, p: float, n_mdps: int, seed: int) -> list[dict[str, 
 
 def compounding_row(road: Road, name: str, horizon: int, n_steps: int, seed: int) -> dict[str, Any]:
     """Return one method at one horizon: exact outcomes, mean and standard error over the seeds of ``road``, and each seed's regret."""
-    result = outcome(road, train(road, METHODS[name], horizon, n_steps, seed), horizon)
+    result = outcome(road, train_learner(road, METHODS[name], horizon, n_steps, seed), horizon)
     row: dict[str, Any] = {"method": name, "horizon": horizon, "seeds": len(result.regret), "steps": n_steps}
     for key in ("regret", "return_lost", "off_road", "cloning_error"):
         row |= mean_stderr(key, getattr(result, key))

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 
-from tdistill.cache.schema import Manifest, Response
+from tdistill.cache.schema import CacheManifest, Response
 from tdistill.data.dataset import RolloutDataset
 from tdistill.data.prompts import TokenizedPrompt
 from tdistill.models.vocabulary import Vocabulary
@@ -82,7 +82,7 @@ class StudentRollouts:
     def _at(self, index: int) -> Path:
         return self._directory / f"round-{index:04d}"
 
-    def _write(self, index: int, prompts: Sequence[TokenizedPrompt]) -> Manifest:
+    def _write(self, index: int, prompts: Sequence[TokenizedPrompt]) -> CacheManifest:
         eos, mix = self._expert.manifest.settings["eos_ids"], self._on_policy.teacher_mix
         vocabulary, rollout = Vocabulary(self._authors.vocab_size, eos), self._rollout
         teacher, policy = self._load_teacher(), self._policy()

@@ -8,10 +8,10 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 SKEW = 0.1  # the share that skew divergences mix in, as published (Ko et al. 2024)
-Cost = Literal["reverse_kl", "jsd", "skew_kl"]
+DivergenceName = Literal["reverse_kl", "jsd", "skew_kl"]
 
 
-def divergence(p: Float[Tensor, "*B J"], q: Float[Tensor, "*B J"], legal: Bool[Tensor, "*B J"], cost: Cost) -> Float[Tensor, "*B"]:
+def divergence(p: Float[Tensor, "*B J"], q: Float[Tensor, "*B J"], legal: Bool[Tensor, "*B J"], cost: DivergenceName) -> Float[Tensor, "*B"]:
     """Return the divergence of teacher p and student q that ``cost`` names, at its default arguments."""
     if cost == "jsd":
         return jensen_shannon(p, q, legal)
