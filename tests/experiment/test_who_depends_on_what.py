@@ -185,6 +185,7 @@ EDITS = [
     ("the objective's version", raise_version("iq_learn"), {"distilled", *SHOWN}),
     ("the anchor's version", raise_version("tail"), {"distilled", *SHOWN}),
     ("another objective's version", raise_version("jsd"), set()),
+    ("own text of share 0", lambda place, _: place.raw["train"].update(on_policy={"lmbda": 0}), set()),
     ("the corpus", edit_corpus, {"sft_continued", "distilled", *SHOWN}),
     ("a baseline more", lambda place, _: place.raw["train"]["baselines"].update(more={"name": "jsd"}), {"more", *SHOWN}),
     ("evaluation's nucleus", set_to("evaluation", top_p=0.9), SHOWN),

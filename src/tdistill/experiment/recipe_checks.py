@@ -7,7 +7,7 @@ from typing import Any
 from tdistill.models.lora import check_lora
 from tdistill.objectives import BoundObjective, bind
 from tdistill.recipe.read import load_recipe
-from tdistill.recipe.schema import DISTILLED, OnPolicyConfig, Recipe, TrainConfig, ValueConfig
+from tdistill.recipe.schema import DISTILLED, MethodConfig, Recipe, TrainConfig, ValueConfig
 from tdistill.runtime.errors import ConfigError
 from tdistill.runtime.paths import check_path
 from tdistill.training.argument_checks import check_training_arguments
@@ -91,7 +91,7 @@ def _check_objectives(train: TrainConfig) -> None:
         place = "train.objective" if name == DISTILLED else f"train.baselines.{name}"
         try:
             objective = bind(method.objective)
-            _check_has_other(objective, method.on_policy)
+            _check_has_other(objective, method)
             if own is not None:
                 _check_value(objective, own)
         except ConfigError as error:
@@ -105,8 +105,8 @@ def _check_objectives(train: TrainConfig) -> None:
             raise ConfigError(f"'train.value': {error}") from None
 
 
-def _check_has_other(objective: BoundObjective, on_policy: OnPolicyConfig | None) -> None:
-    if "other" in objective.needs and (on_policy is None or on_policy.lmbda == 0.0):
+def _check_has_other(objective: BoundObjective, method: MethodConfig) -> None:
+    if "other" in objective.needs and method.own_text is None:
         raise ConfigError(
             f"{objective.describe()} learns from steps that are not the expert's: set 'train.on_policy: {{lmbda: 0.5}}', or "
             "other: untaken where the objective has it."

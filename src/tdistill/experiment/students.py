@@ -99,14 +99,13 @@ def shaping(experiment: Experiment, method: MethodConfig) -> dict[str, Any]:
     """Return all settings of a method that shape its student, with every default filled in. What is only watched is left out."""
     bound, recipe = bind(method.objective), experiment.recipe
     p = method.teacher_top_p or recipe.rollout.teacher_top_p
-    own_text = method.on_policy if method.on_policy is not None and method.on_policy.lmbda > 0 else None
     read = {name: getattr(ValueConfig(), name) for name in unused_value_settings(method.value, bound.needs)}
     return {
         "objective": bound.identity(),
         "arguments": shaping_arguments(method.arguments),
         "teacher_top_p": p,
         "candidate_rule": method.candidate_rule and method.candidate_rule.model_dump(),
-        "on_policy": own_text and own_text.model_dump(),
+        "on_policy": method.own_text and method.own_text.model_dump(),
         "value": method.value.model_copy(update=read).model_dump(),
         "lm": method.lm and {**method.lm.model_dump(exclude={"corpus"}), "corpus": corpus_key(method.lm.corpus)},
         "peft": method.peft and method.peft.model_dump(),
@@ -117,7 +116,7 @@ def shaping(experiment: Experiment, method: MethodConfig) -> dict[str, Any]:
 
 def _online_teacher(experiment: Experiment, method: MethodConfig, bound: BoundObjective, p: float) -> Mapping[str, Any] | None:
     """Return how the teacher computes while the student trains; None where it is not asked."""
-    asked = "dense" in bound.needs or p >= 1.0 or method.on_policy is not None or (method.lm is not None and method.lm.kd_ratio > 0)
+    asked = "dense" in bound.needs or p >= 1.0 or method.own_text is not None or (method.lm is not None and method.lm.reads_teacher)
     teacher = experiment.recipe.teacher
     return {"dtype": teacher.dtype, "quantization": teacher.quantization} if asked else None
 

@@ -208,6 +208,11 @@ class MethodConfig(Section):
     monitor: MonitorConfig = Field(MonitorConfig(), description="what is logged and kept while a student trains")
     arguments: dict[str, Any] = Field(default={}, description="arguments of transformers.TrainingArguments")
 
+    @property
+    def own_text(self) -> OnPolicyConfig | None:
+        """Return the settings of the student's own text; None if the student writes none (``lmbda: 0`` is none too)."""
+        return self.on_policy if self.on_policy is not None and self.on_policy.lmbda > 0 else None
+
 
 class TrainConfig(MethodConfig):
     """Set distillation by an objective, and baselines from the same start on the same data, each with every seed."""

@@ -92,14 +92,10 @@ def _check(args: TrainingArguments, method: MethodConfig, inputs: FitInputs) -> 
     Raises:
         ConfigError: something was asked for that would be left out.
     """
-    if _writes(method) and inputs.load_teacher is None:
+    if method.own_text is not None and inputs.load_teacher is None:
         raise ConfigError("The student's own text (on_policy) is scored by the teacher, and there is none: give load_teacher, or leave it out.")
     if method.monitor.early_stopping_patience is not None:
         check_early_stopping(args)
-
-
-def _writes(method: MethodConfig) -> bool:
-    return method.on_policy is not None and method.on_policy.lmbda > 0.0
 
 
 def _read_values(value: ValueConfig, objective: BoundObjective, title: str) -> ValueConfig:
@@ -119,10 +115,10 @@ def _student(inputs: FitInputs, method: MethodConfig, objective: BoundObjective)
 
 
 def _rollouts(inputs: FitInputs, method: MethodConfig, student: StudentModel, seed: int, directory: Path) -> StudentRollouts | None:
-    if not _writes(method) or method.on_policy is None or inputs.load_teacher is None:
+    if method.own_text is None or inputs.load_teacher is None:
         return None
     authors = Authors(student.lm, inputs.load_teacher, inputs.tokenizer, inputs.vocab_size, DTYPES[inputs.teacher_dtype])
-    return StudentRollouts(authors, inputs.train, directory / ROLLOUTS, method.on_policy, seed, _digest(inputs.start, method))
+    return StudentRollouts(authors, inputs.train, directory / ROLLOUTS, method.own_text, seed, _digest(inputs.start, method))
 
 
 def _digest(start: Path, method: MethodConfig) -> str:
@@ -136,7 +132,7 @@ def _training_data(
 ) -> RolloutDataset | MixedDataset:
     if rollouts is None and method.lm is None:
         return inputs.train
-    on_policy = method.on_policy if method.on_policy is not None and rollouts is not None else OnPolicyConfig(lmbda=0.0)
+    on_policy = method.own_text or OnPolicyConfig(lmbda=0.0)
     corpus = PackedCorpus(method.lm.corpus, inputs.tokenizer, method.lm.window) if method.lm else None
     return MixedDataset(inputs.train, on_policy, run_length(args, len(inputs.train)), args.seed, rollouts, corpus)
 
