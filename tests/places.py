@@ -51,7 +51,7 @@ def teacher(recipe: Path | str | Experiment, overrides: Sequence[str] = ()) -> P
 
 def titles(root: Path) -> dict[str, Path]:
     """Find the complete artefacts below an output directory by their titles. The paths are KIND/KEY: equal in every output directory."""
-    read = [json.loads(path.read_text()) for path in root.glob(f"*/*/{MANIFEST}")]
+    read = [json.loads(path.read_text()) for path in root.glob(f"*/*/{MANIFEST}")]  # links in ``latest`` too
     return {manifest["title"]: Path(manifest["kind"]) / manifest["key"] for manifest in read}
 
 
@@ -60,8 +60,9 @@ def rollout(recipe: Path | str | Experiment, split: str = "train", overrides: Se
 
 
 def titled(run: Path, title: str, kind: str = "*") -> Path:
-    """Find an artefact of an output directory by the title in its manifest."""
-    (place,) = (path.parent for path in run.glob(f"{kind}/*/artefact.json") if json.loads(path.read_text())["title"] == title)
+    """Find an artefact of an output directory by the title in its manifest, and not by its name in ``latest``."""
+    found = [path for path in run.glob(f"{kind}/*/artefact.json") if path.parents[1].name != "latest"]
+    (place,) = (path.parent for path in found if json.loads(path.read_text())["title"] == title)
     return place
 
 

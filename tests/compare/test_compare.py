@@ -83,6 +83,19 @@ def test_quality_is_what_the_files_say(runs: list[Path], page: Path) -> None:
             assert row["metrics"][metric]["stderr"] ** 2 == pytest.approx(max(parts[0] + parts[1] - parts[2], *parts[:2]))
 
 
+def test_of_students_that_differ_by_the_seed_of_their_roll_outs_alone_one_counts_and_it_is_said(runs: list[Path], tmp_path: Path) -> None:
+    def trained_with_seed_3(notes: dict[str, Any]) -> None:
+        for system in notes["systems"]:
+            if system["name"] == "distilled":
+                system["seed"] = 3
+
+    other = copied(runs[1], tmp_path / "other", trained_with_seed_3)
+    found = compare([runs[0], other])
+    (distilled,) = (m for m in found.methods if m.label == "distilled")
+    assert [s.run for s in distilled.students] == [runs[0]]
+    assert any(note.startswith("Made several times") and note.endswith(": distilled (seed 3).") for note in found.notes)
+
+
 def test_costs_are_what_the_log_says(runs: list[Path], page: Path) -> None:
     rows = [row for row in of_kind(page, "student") if row["name"] in ("sft_continued", "distilled")]
     for row in rows:

@@ -134,3 +134,20 @@ def test_what_fails_leaves_no_manifest(tmp_path):
     with pytest.raises(ValueError, match="no"):
         made(found)
     assert read(found) is None
+
+
+def test_a_file_that_was_added_is_refused_since_it_may_be_read_in_the_place_of_another(tmp_path):
+    found = artefact(tmp_path)
+    made(found)
+    (found.directory / "adapter_config.json").write_text("{}")
+    with pytest.raises(OutputError, match="adapter_config.json is no part of what was made there"):
+        read(found)
+    (found.directory / "adapter_config.json").unlink()
+    assert read(found) is not None
+
+
+def test_files_may_be_added_beside_pages(tmp_path):
+    found = artefact(tmp_path, pages=("content.txt",))
+    made(found)
+    (found.directory / "own.md").write_text("x")
+    assert read(found) is not None

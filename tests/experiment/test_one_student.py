@@ -9,8 +9,9 @@ import pytest
 import yaml
 from conftest import command, tiny_recipe_dict
 
+from tdistill.compare.comparing import compare
 from tdistill.experiment.artefact import MANIFEST
-from tdistill.experiment.latest import LATEST
+from tdistill.experiment.experiment import LATEST
 from tdistill.experiment.students import DIVERGED
 
 SYSTEMS = ("teacher", "start", "sft", "sft_continued", "distilled")
@@ -66,6 +67,24 @@ def copy(finished: Path, tmp_path: Path) -> Copy:
 def test_the_same_recipe_again_makes_nothing(copy: Copy) -> None:
     assert command("run", copy.recipe) == 0
     assert copy.made() == []
+
+
+def says_not_evaluated(root: Path) -> bool:
+    return any("The recipe that ran last" in note for note in compare([root]).notes)
+
+
+def test_a_recipe_whose_prompts_lie_elsewhere_is_evaluated_and_one_whose_students_are_new_is_not(copy: Copy) -> None:
+    assert command("run", copy.recipe) == 0
+    assert not says_not_evaluated(copy.root)
+    assert command("train", copy.recipe, "train.baselines={}", "train.seeds=[4]") == 0
+    assert says_not_evaluated(copy.root)
+    assert command("report", copy.recipe) == 0
+    assert not says_not_evaluated(copy.root)
+
+
+def test_a_renamed_baseline_is_not_trained_again(copy: Copy) -> None:
+    assert command("run", copy.recipe, "train.baselines={other: {objective: {name: nll}, arguments: {max_steps: 3}}}") == 0
+    assert copy.made() == sorted(SHOWN)
 
 
 def test_one_more_baseline_trains_one_student_and_measures_one_system(copy: Copy) -> None:

@@ -145,6 +145,14 @@ def test_a_process_that_dies_or_fails_ends_the_others(process: int, how: str, re
 
 
 @pytest.mark.slow
+def test_workers_are_refused_in_two_processes(recipe: Path) -> None:
+    asked = ["train.arguments.learning_rate=2e-3", "--workers", "2"]
+    done = launching.launch(["-m", "tdistill", "train", str(recipe), *asked], launching.environment("ddp"), timeout_s=120)
+    assert done.returncode != 0
+    assert "leave --workers out, or start it without `accelerate launch`" in " ".join(done.stderr.split())
+
+
+@pytest.mark.slow
 def test_roll_outs_are_refused_in_two_processes(recipe: Path) -> None:
     done = launching.launch(["-m", "tdistill", "run", str(recipe), "rollout.temperature=0.9"], launching.environment("ddp"))
     assert_refused(done, "`rollout` runs in one process, and this is one of 2")

@@ -197,7 +197,7 @@ def test_of_every_argument_it_is_decided_whether_it_can_change_the_student() -> 
 
 CHANGED: dict[str, Any] = {
     "lr_scheduler_type": "cosine", "lr_scheduler_kwargs": {"num_cycles": 2}, "optim": "sgd", "optim_args": "momentum=0.5",
-    "optim_target_modules": ["attn"], "eval_strategy": "epoch", "save_strategy": "epoch", "metric_for_best_model": "nll",
+    "optim_target_modules": ["attn"], "eval_strategy": "epoch", "save_strategy": "epoch", "metric_for_best_model": "eval_nll",
     "torch_compile_backend": "inductor", "torch_compile_mode": "default", "train_sampling_strategy": "sequential",
     "activation_checkpointing_kwargs": {"use_reentrant": False}, "gradient_checkpointing_kwargs": {"use_reentrant": False},
 }  # fmt: skip
@@ -209,6 +209,11 @@ def test_an_argument_that_can_change_the_student_changes_what_shapes_it(name: st
     value = CHANGED[name] if name in CHANGED else (not default) if isinstance(default, bool | None) else default + 1
     assert shaping_arguments({name: value}) != shaping_arguments({})
     assert shaping_arguments({name: value})[name] == value
+
+
+def test_a_metric_with_and_without_eval_before_it_shapes_the_same_student() -> None:
+    assert shaping_arguments({"metric_for_best_model": "nll"}) == shaping_arguments({"metric_for_best_model": "eval_nll"})
+    assert shaping_arguments({"metric_for_best_model": None})["metric_for_best_model"] is None
 
 
 def test_an_argument_that_only_watches_does_not_shape() -> None:

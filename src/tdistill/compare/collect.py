@@ -15,7 +15,7 @@ from tdistill.evaluation.answer_files import SCORES, read_scores
 from tdistill.experiment.answers import ANSWERS_KIND
 from tdistill.experiment.artefact import MANIFEST, Manifest, has_manifest, read_manifest
 from tdistill.experiment.evaluation import EvaluationNotes
-from tdistill.experiment.experiment import MARKER, RECIPE_FILE
+from tdistill.experiment.experiment import EVALUATION, LATEST, MARKER, RECIPE_FILE
 from tdistill.recipe.schema import Recipe
 from tdistill.recipe.text import parse_yaml
 from tdistill.runtime.errors import ConfigError, OutputError
@@ -23,12 +23,17 @@ from tdistill.runtime.forms import check_form
 from tdistill.training.clock import SECONDS, TOKENS
 from tdistill.training.log import read_history
 
-EVALUATION = "evaluation"
 TEMPERATURE = "temperature"
 # Sections of a recipe that change no number, or name only places; and settings of its sections that change none.
 FREE_SECTIONS = {"title", "output_dir"}
 FREE = {"evaluation": {"batch_size", "num_samples_shown"}, "rollout": {"batch_size", "shard_batches"}, "train": {"monitor"}}
 VALIDATION = "eval_loss"  # every validation logs it
+# Why of two students with one method and one training seed only the first counts.
+AGAIN = "Trained with the same settings and seed in several runs, of which the first named counts"
+OTHER_SEEDS = (
+    "Made several times with the same settings and training seed, but with other seeds of roll-outs, SFT or evaluation. The first counts, of "
+    "one run that of its newest evaluation"
+)
 OLD = ("models/*/stage.json", "train/*/stage.json", "evaluate/*/stage.json")  # what versions without artefacts wrote
 
 
@@ -66,14 +71,15 @@ def collect(runs: Sequence[Path]) -> Collected:
     for other in evaluations[1:]:
         check_comparable(evaluations[0], other)
     kept: dict[tuple[str, int], MeasuredStudent] = {}
-    repeated: dict[str, set[int]] = {}
+    repeated: dict[str, dict[str, set[int]]] = {AGAIN: {}, OTHER_SEEDS: {}}
     for student in (s for e in evaluations for s in _students(e)):
         same = kept.setdefault((student.method, student.seed), student)
-        if same.run != student.run and not student.is_reference:
-            repeated.setdefault(student.name, set()).add(student.seed)
-    if repeated:
-        listed = ", ".join(f"{name} (seed {', '.join(map(str, sorted(seeds)))})" for name, seeds in repeated.items())
-        notes.append(f"Trained with the same settings and seed in several runs, of which the first named counts: {listed}.")
+        why = OTHER_SEEDS if same.measured != student.measured else AGAIN if same.run != student.run else None
+        if why is not None and not student.is_reference:
+            repeated[why].setdefault(student.name, set()).add(student.seed)
+    for why, found in repeated.items():
+        listed = ", ".join(f"{name} (seed {', '.join(map(str, sorted(seeds)))})" for name, seeds in found.items())
+        notes += [f"{why}: {listed}."] if found else []
     return Collected(list(kept.values()), evaluations, notes)
 
 
@@ -94,7 +100,8 @@ def _evaluations(run: Path, notes: list[str]) -> list[Evaluation]:
     if not complete:
         raise ConfigError(f"{run} has no complete evaluation: {command} first.")
     found = [_read_evaluation(place, run) for place in complete]
-    if all(_shaping(e.recipe) != _shaping(last) for e in found):
+    link = run / LATEST / EVALUATION  # also there if the same content lay in another place when it was evaluated
+    if not link.is_symlink() and all(_shaping(e.recipe) != _shaping(last) for e in found):
         notes.append(f"The recipe that ran last in {run} is not evaluated, only earlier ones are: {command}.")
     return found
 
@@ -157,6 +164,7 @@ def _student(evaluation: Evaluation, system: Mapping[str, Any], others: Mapping[
         "settings": system["settings"],
         "scores": answered | read_scores(run / system["divergences"] / SCORES),
         "run": run,
+        "measured": (system["system"], system["answers"], system["divergences"]),
         "machine": str(_manifest(run, system["system"]).provenance.get("machine")),
         "by_temperature": sweep | {own.settings[TEMPERATURE]: answered},
     }

@@ -38,6 +38,7 @@ class MeasuredStudent:
     settings: dict[str, Any]  # all that shapes it beside seeds, the objective included
     scores: Scores
     run: Path
+    measured: tuple[str, ...]  # KIND/KEY of the student, of its answers and of its divergences
     machine: str
     best: TrainingCost = TrainingCost()  # until the checkpoint that was saved
     total: TrainingCost = TrainingCost()

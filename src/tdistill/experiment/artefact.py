@@ -46,7 +46,7 @@ class Artefact:
         format: version of what ``make`` writes: raise it when the same settings give other files.
         notes_form: form of the notes, for readers.
         loose: names of files and folders that people may change or delete afterwards. They have no checksum.
-        pages: names of files that people may change, but that must be there. They have no checksum.
+        pages: names of files that people may change, but that must be there. They have no checksum. Other files may be added beside them.
         resumes: ``make`` keeps the files that are whole, so that a damaged file can be deleted alone.
         after: removes what is not needed once the artefact is complete. It may be called again.
     """
@@ -124,12 +124,17 @@ def read(artefact: Artefact) -> Manifest | None:
     """Return the manifest of a complete artefact; None if it is not complete.
 
     Raises:
-        OutputError: it was complete, but its manifest or a file is damaged, altered or missing. To make these anew in silence could take
-            hours, and could hide that other results were made from other files.
+        OutputError: it was complete, but its manifest or a file is damaged, altered or missing, or a file was added. To make these anew in
+            silence could take hours, and could hide that other results were made from other files.
     """
     if not has_manifest(artefact.directory):
         return None
     found = read_manifest(artefact.directory, resumes=artefact.resumes)
+    for name in () if artefact.pages else _files(artefact):  # no artefact reads one with pages
+        if name not in found.files:
+            raise OutputError(
+                f"{artefact.directory / name} is no part of what was made there, and may be read in its place. Move it elsewhere."
+            )
     for name in artefact.pages:
         if not (artefact.directory / name).is_file():
             raise OutputError(f"{artefact.directory / name} is missing. {_advice(artefact.directory)}")

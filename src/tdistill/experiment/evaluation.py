@@ -12,7 +12,7 @@ from tdistill.evaluation.metrics import TEACHER
 from tdistill.evaluation.sparsity import measure_sparsity, summary
 from tdistill.experiment.answers import answers, divergences, held_out, sampling_of
 from tdistill.experiment.artefact import SEED, Artefact
-from tdistill.experiment.experiment import Experiment
+from tdistill.experiment.experiment import EVALUATION, Experiment
 from tdistill.experiment.models import teacher, teacher_notes, vocab_size
 from tdistill.experiment.rollouts import overlap_count, read_prompts, rollouts
 from tdistill.experiment.systems import System, load_own_teacher, release, systems
@@ -77,7 +77,7 @@ def evaluation(experiment: Experiment) -> Artefact:
     # The teacher's description is the place where it lies.
     settings = {"systems": [[s.name, s.seed, s.title, *([] if s.name == TEACHER else [s.description])] for s in found]}
     make = partial(_make, experiment)
-    return Artefact(experiment.root, "evaluation", "evaluation", settings, make, inputs, notes_form=EvaluationNotes)
+    return Artefact(experiment.root, EVALUATION, EVALUATION, settings, make, inputs, notes_form=EvaluationNotes)
 
 
 def _make(experiment: Experiment, _: Path) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from tdistill.runtime.files import write_text
 from tdistill.runtime.locks import LOCK, Lock, hold
 from tdistill.runtime.processes import is_main_process
 
-MARKER, RECIPE_FILE = ".tdistill", "recipe.yaml"
+MARKER, RECIPE_FILE, LATEST, EVALUATION = ".tdistill", "recipe.yaml", "latest", "evaluation"
 SPLITS = ("train", "valid", "test")
 Value = TypeVar("Value")
 
@@ -102,10 +102,17 @@ class Experiment:
             self._lock = hold(self.root / LOCK, f"output_dir {self.root}")
             if not (self.root / MARKER).exists():
                 write_text(self.root / MARKER, "An output directory of tdistill.\n")
-            write_text(self.root / RECIPE_FILE, resolved_yaml(self.recipe))
+            self._write_recipe()
         except (OSError, ValueError) as error:  # a ValueError: a NUL byte
             reason = error.strerror if isinstance(error, OSError) and error.strerror else error
             raise ConfigError(f"Can't write to output_dir {visible(str(self.root))}: {reason}. Choose another: output_dir=runs/NAME") from error
+
+    def _write_recipe(self) -> None:
+        """Save the resolved recipe. If it is another than before, ``latest/evaluation`` goes: it may not be this one's."""
+        path, link, text = self.root / RECIPE_FILE, self.root / LATEST / EVALUATION, resolved_yaml(self.recipe)
+        if link.is_symlink() and not (path.is_file() and path.read_text(encoding="utf-8", errors="replace") == text):
+            link.unlink()
+        write_text(path, text)
 
     def _is_ours(self) -> bool:
         # A kill may have left the directory before it got its marker.

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from tdistill.experiment import report, sparsity, students
 from tdistill.experiment.artefact import Artefact, build
-from tdistill.experiment.experiment import Experiment
+from tdistill.experiment.evaluation import evaluation
+from tdistill.experiment.experiment import EVALUATION, Experiment
 from tdistill.experiment.kept import kept_of_artefact, kept_of_run
 from tdistill.experiment.latest import link_latest, student_names
 from tdistill.experiment.provenance import provenance
@@ -49,9 +50,11 @@ STAGES: dict[str, Stage] = {
     "rollout": Stage(("models",), ARTEFACTS["rollout"], check_inputs, named=_named_rollouts),
     "sft": Stage(("models", "rollout"), ARTEFACTS["sft"], parallel=True),
     "train": Stage(("models", "rollout", "sft"), ARTEFACTS["train"], named=_named_students, parallel=True),
-    "evaluate": Stage(("models", "rollout", "sft", "train"), ARTEFACTS["evaluate"]),
+    "evaluate": Stage(("models", "rollout", "sft", "train"), ARTEFACTS["evaluate"], named=lambda e: {EVALUATION: evaluation(e)}),
     "report": Stage(
-        ("models", "rollout", "sft", "train", "evaluate"), lambda e: [report.report(e)], named=lambda e: {"report": report.report(e)}
+        ("models", "rollout", "sft", "train", "evaluate"),
+        lambda e: [report.report(e)],
+        named=lambda e: {"report": report.report(e), EVALUATION: evaluation(e)},
     ),
     "sparsity": Stage(("models", "rollout"), lambda e: [sparsity.sparsity(e)], on_demand=True),
 }
@@ -95,7 +98,7 @@ def execute(experiment: Experiment, name: str, workers: int = 1) -> None:
         if not todo:
             say(f"{name}: complete, skipped ({_places(everything)})")
         else:
-            _check_processes(name)
+            _check_processes(name, workers)
             STAGES[name].check(experiment)
             if len(todo) > 1:
                 say(f"{name}: {len(todo)} of {len(everything)} to make in {experiment.root}")
@@ -156,7 +159,12 @@ def _check_before(experiment: Experiment, name: str) -> None:
             )
 
 
-def _check_processes(name: str) -> None:
+def _check_processes(name: str, workers: int) -> None:
+    if process_count() > 1 and workers > 1:
+        raise ConfigError(
+            f"--workers {workers} trains every student in a process of its own, and this is one of {process_count()} processes that train each "
+            "student together: leave --workers out, or start it without `accelerate launch`."
+        )
     if process_count() > 1 and not STAGES[name].parallel:
         raise ConfigError(
             f"`{name}` runs in one process, and this is one of {process_count()}: complete it without `accelerate launch` first "

@@ -7,11 +7,9 @@ from contextlib import suppress
 from pathlib import Path
 
 from tdistill.experiment.artefact import Artefact
-from tdistill.experiment.experiment import Experiment
+from tdistill.experiment.experiment import LATEST, Experiment
 from tdistill.experiment.students import Trained, sft, students
 from tdistill.runtime.processes import is_main_process
-
-LATEST = "latest"
 
 
 def student_names(experiment: Experiment) -> dict[str, Trained]:

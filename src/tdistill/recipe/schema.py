@@ -235,8 +235,10 @@ class TrainConfig(MethodConfig):
     @classmethod
     def _baselines(cls, value: Any) -> Any:
         for name in value if isinstance(value, dict) else ():
-            if name in RESERVED_SYSTEMS or not name.replace("_", "").replace("-", "").isalnum():
-                raise ValueError(f"{name!r} can't name a baseline: use letters, digits, _ and -, and none of {RESERVED_SYSTEMS}")
+            if name in RESERVED_SYSTEMS or str(name).startswith(RESERVED_PREFIX) or not name.replace("_", "").replace("-", "").isalnum():
+                raise ValueError(
+                    f"{name!r} can't name a baseline: use letters, digits, _ and -, none of {RESERVED_SYSTEMS}, and no {RESERVED_PREFIX} first"
+                )
         if not isinstance(value, dict):
             return value
         return {k: v if isinstance(v, dict | BaselineConfig) and "objective" in dict(v) else {"objective": v} for k, v in value.items()}
@@ -253,7 +255,9 @@ class TrainConfig(MethodConfig):
 
 
 DISTILLED = "distilled"
-RESERVED_SYSTEMS = ("teacher", "start", "sft", "distilled")
+# Systems that every recipe has, and other names in ``output_dir/latest``.
+RESERVED_SYSTEMS = ("teacher", "start", "sft", "distilled", "report", "evaluation")
+RESERVED_PREFIX = "rollouts-"
 
 
 class EvaluationConfig(Sampling):

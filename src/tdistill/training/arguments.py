@@ -126,6 +126,8 @@ def shaping_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
     found = {name: merged.get(name, fields[name].default) for name in SHAPING_ARGUMENTS}
     if merged["eval_strategy"] == "steps" and not found["eval_steps"]:
         found["eval_steps"] = merged["logging_steps"]  # as TrainingArguments does
+    if found["metric_for_best_model"] is not None:
+        found["metric_for_best_model"] = f"eval_{str(found['metric_for_best_model']).removeprefix('eval_')}"  # as the Trainer looks it up
     return {name: _normal(found[name], hints[name]) for name in sorted(found)}
 
 
