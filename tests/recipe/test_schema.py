@@ -109,6 +109,12 @@ def test_a_resolved_recipe_says_every_seed_and_reads_as_itself() -> None:
         assert Recipe.model_validate(parse_yaml(dump_yaml(dumped), "recipe.yaml")) == found
 
 
+@pytest.mark.parametrize("name", ["teacher", "report", "evaluation", "rollouts-train", "a b"])
+def test_a_baseline_has_no_name_that_means_something_else_among_the_results(name: str) -> None:
+    with pytest.raises(ValidationError, match="can't name a baseline"):
+        recipe(train={"objective": "nll", "baselines": {name: "reverse_kl"}})
+
+
 def test_a_baseline_is_trained_as_the_student_is_but_for_what_it_sets() -> None:
     own = {"objective": "reverse_kl", "arguments": {"learning_rate": 1e-3}, "on_policy": {"lmbda": 0.25}}
     train = {"objective": "nll", "arguments": {"max_steps": 3}, "teacher_top_p": 0.5, "baselines": {"own": own, "plain": "forward_kl"}}
