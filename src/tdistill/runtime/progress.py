@@ -47,6 +47,7 @@ class _StandardError(io.TextIOBase):
         return sys.stderr.fileno()
 
 
+WIDE = 100  # columns of a terminal; a narrower one gets shorter bars without rates, on one line
 console = Console(file=cast(TextIO, _StandardError()), highlight=False, quiet=not is_main_process())
 
 
@@ -74,14 +75,16 @@ class Bar:
 @contextmanager
 def bar(title: str, total: int, unit: str = "it", done: int = 0) -> Iterator[Bar]:
     """Show a progress bar over ``total`` units, ``done`` of them already complete."""
+    wide = console.width >= WIDE
     columns = [
-        TextColumn("{task.description:<26}"),
-        BarColumn(bar_width=24),
+        TextColumn("{task.description:<26}" if wide else "{task.description}"),
+        BarColumn(bar_width=24 if wide else 8),
         MofNCompleteColumn(),
-        _Rate(),
+        *([_Rate()] if wide else []),
         TimeElapsedColumn(),
-        TextColumn("left"),
+        TextColumn("·"),
         TimeRemainingColumn(),
+        TextColumn("left"),
         TextColumn("{task.fields[note]}"),
     ]
     with Progress(*columns, console=console) as progress:
