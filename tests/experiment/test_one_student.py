@@ -12,6 +12,7 @@ from conftest import command, tiny_recipe_dict
 from tdistill.compare.comparing import compare
 from tdistill.experiment.artefact import MANIFEST
 from tdistill.experiment.experiment import LATEST
+from tdistill.experiment.graph import is_complete
 from tdistill.experiment.students import DIVERGED
 
 SYSTEMS = ("teacher", "start", "sft", "sft_continued", "distilled")
@@ -161,3 +162,9 @@ def test_results_of_an_earlier_version_are_left_alone_and_named(tiny_recipe: Pat
     said = " ".join(capsys.readouterr().err.split())
     assert f"{root} holds results of an earlier tdistill (rollout, train), which are not used and stay as they are." in said
     assert {path: path.read_text() for path in old} == old
+
+
+def test_people_may_edit_a_model_card(tiny_recipe):
+    made = places.made(tiny_recipe, stages=("models", "rollout", "sft", "train"))
+    (places.student(made) / "README.md").write_text("my own words")
+    assert is_complete(places.experiment(tiny_recipe), "train")

@@ -18,6 +18,7 @@ from places import altered, checksum, experiment, titled
 from fuzz.mutate import mutated_bytes, mutated_values
 from tdistill.compare.comparing import compare
 from tdistill.evaluation.task_scores import read_records
+from tdistill.experiment.model_card import CARD_FILE
 from tdistill.experiment.report import collect
 from tdistill.pages.markdown import to_markdown
 from tdistill.report.tables import comparison_table, quality_table
@@ -94,7 +95,7 @@ def files(output: Path, kinds: tuple[str, ...]) -> list[Path]:
     found: dict[tuple[str, str], Path] = {}
     for kind in kinds:
         for path in sorted(output.glob(f"{kind}/*/**/*")):
-            if path.is_file() and path.suffix not in NOT_CHECKED and path.name != ".lock":
+            if path.is_file() and path.suffix not in NOT_CHECKED and path.name not in (".lock", CARD_FILE):
                 found.setdefault((kind, path.name), path)
     assert {kind for kind, _ in found} == set(kinds)
     return list(found.values())

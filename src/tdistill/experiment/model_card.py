@@ -11,6 +11,7 @@ from tdistill.pages.text import escape_markdown, fenced
 from tdistill.runtime.errors import visible
 from tdistill.runtime.files import write_text
 
+CARD_FILE = "README.md"
 CARD = """---
 {front}---
 # {title}: {name}
@@ -76,4 +77,4 @@ def write_model_card(directory: Path, experiment: Experiment, student: tuple[str
         recipe=fenced(resolved_yaml(recipe), "yaml"),
         **{key: escape_markdown(text) for key, text in texts.items()},
     )
-    write_text(directory / "README.md", card)
+    write_text(directory / CARD_FILE, card)

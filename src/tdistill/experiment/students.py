@@ -10,7 +10,7 @@ from typing import Any
 from tdistill.data.corpus import corpus_key
 from tdistill.experiment.artefact import SEED, Artefact
 from tdistill.experiment.experiment import Experiment, once
-from tdistill.experiment.model_card import write_model_card
+from tdistill.experiment.model_card import CARD_FILE, write_model_card
 from tdistill.experiment.models import load_own_tokenizer, load_teacher, start, trusts_student, vocab_size
 from tdistill.experiment.rollouts import cache_name, dataset, rollouts
 from tdistill.objectives import BoundObjective, bind
@@ -89,7 +89,7 @@ def _trained(experiment: Experiment, name: str, method: MethodConfig, seed: int,
         partial(_make, experiment, title, method, seed, first),
         {"start": first, **caches},
         notes_form=StudentNotes,
-        loose=(CHECKPOINTS, ROLLOUTS),
+        loose=(CHECKPOINTS, ROLLOUTS, CARD_FILE),
         after=partial(_tidy, keep=method.monitor.keep_checkpoints),
     )
     return Trained(name, seed, method, artefact)
