@@ -168,3 +168,10 @@ def test_people_may_edit_a_model_card(tiny_recipe):
     made = places.made(tiny_recipe, stages=("models", "rollout", "sft", "train"))
     (places.student(made) / "README.md").write_text("my own words")
     assert is_complete(places.experiment(tiny_recipe), "train")
+
+
+def test_a_recipe_without_sft_goes_through_all_stages(tiny_recipe, capsys):
+    assert command("run", tiny_recipe, "sft=null") == 0
+    assert "sft" not in {path.name for path in (places.experiment(tiny_recipe, ["sft=null"]).root / LATEST).iterdir()}
+    assert command("sft", tiny_recipe, "sft=null") == 2
+    assert "no sft section" in capsys.readouterr().err

@@ -70,7 +70,7 @@ def rows_of(folder: Path) -> list[dict]:
 
 def test_the_command_names_every_task():
     (option,) = (c.callback.__annotations__["tasks"] for c in app.registered_commands if c.callback.__name__ == "evaluate")
-    assert ",".join(tasks.TASKS) in option.__metadata__[0].help
+    assert ", ".join(tasks.TASKS) in option.__metadata__[0].help
 
 
 def test_names_are_read_once_each():

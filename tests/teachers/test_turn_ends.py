@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import places
 import pytest
 import yaml
 from conftest import command, save_tiny_model, tiny_recipe_dict
@@ -49,8 +50,7 @@ def test_human_answers_end_as_turns_do_and_control_strings_are_text(teacher: Pat
     tokenizer = llama_3()
     controls = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
     turn, text_end = tokenizer.convert_tokens_to_ids(["<|eot_id|>", "<|end_of_text|>"])
-    (directory,) = (tmp_path / "run" / "rollout").iterdir()
-    _, table = open_cache(directory / "test-human", {})
+    _, table = open_cache(places.rollout(path, "test-human"), {})
     rows = table.to_pylist()
     assert len(rows) == 7
     for row in rows:
@@ -60,7 +60,7 @@ def test_human_answers_end_as_turns_do_and_control_strings_are_text(teacher: Pat
         assert text_end not in row["prompt_ids"]
         assert np.count_nonzero(np.asarray(row["prompt_ids"]) == turn) == 1
     assert {"test: <|eot_id|> it is"} == {row["text"] for row in rows if "it is" in row["text"]}
-    _, drawn = open_cache(directory / "test", {})
+    _, drawn = open_cache(places.rollout(path, "test"), {})
     ended = [row["response_ids"][-1] for row in drawn.to_pylist() if row["finished"]]
     assert set(ended) <= {turn, text_end}
 

@@ -95,6 +95,8 @@ def execute(experiment: Experiment, name: str, workers: int = 1) -> None:
         _check_before(experiment, name)
         todo = missing(experiment, name)
         everything = STAGES[name].artefacts(experiment)
+        if not everything:  # a recipe without an `sft` section
+            return
         if not todo:
             say(f"{name}: complete, skipped ({_places(everything)})")
         else:
