@@ -257,7 +257,7 @@ def test_a_recipe_whose_adapters_hit_tied_weights_ends_before_the_roll_outs(base
     path.write_text(yaml.safe_dump(recipe))
     assert command("run", path) == 2
     assert "adapts weights that the student shares between modules" in capsys.readouterr().err
-    assert not (tmp_path / "run" / "rollout").exists()
+    assert not (tmp_path / "run" / "rollouts").exists()
 
 
 @pytest.mark.parametrize(

@@ -159,7 +159,7 @@ def test_a_recurrent_teacher_is_refused_before_the_first_roll_out(tmp_path, caps
     path.write_text(yaml.safe_dump(tiny_recipe_dict(tmp_path / "teacher", tmp_path)))
     assert command("rollout", path) == 2
     assert "lacks the property 'row selection'" in capsys.readouterr().err
-    assert not (tmp_path / "run" / "rollout").exists()
+    assert not (tmp_path / "run" / "rollouts").exists()
 
 
 def test_a_model_is_probed_where_its_weights_are_read_back(tmp_path):

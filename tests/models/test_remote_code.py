@@ -53,7 +53,7 @@ def test_a_recipe_that_does_not_trust_it_ends_before_the_roll_outs(directory: Pa
     assert command("run", recipe) == 2
     assert "trust_remote_code" in capsys.readouterr().err
     assert not (tmp_path / "trace").exists()
-    assert not (tmp_path / "run" / "rollout").exists()
+    assert not (tmp_path / "run" / "rollouts").exists()
 
 
 def test_code_that_is_trusted_runs(directory: Path) -> None:
