@@ -27,7 +27,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, tiny_teacher: Path) ->
     content = tiny_recipe_dict(tiny_teacher, directory)
     del content["sft"]
     content["train"] |= {"baselines": {}, "seeds": [3, 4]}
-    content["train"]["arguments"] |= {"max_steps": 120, "eval_steps": 120, "save_steps": 20, "load_best_model_at_end": False}
+    content["train"]["arguments"] |= {"max_steps": 240, "eval_steps": 240, "save_steps": 20, "load_best_model_at_end": False}
     recipe = directory / "recipe.yaml"
     recipe.write_text(yaml.safe_dump(content))
     for stage in ("rollout", "train"):
@@ -71,8 +71,8 @@ def is_gone(pid: int) -> bool:
 @pytest.mark.slow
 @pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_workers_end_with_the_command_and_the_same_command_goes_on(signum: int, recipe: Path, undisturbed: Path) -> None:
-    process = start("train", recipe, "--workers", 2)
     both = students(recipe)
+    process = start("train", recipe, "--workers", 2)
     wait_for(process, lambda: all((student / CHECKPOINT).exists() for student in both))
     pids = [holder(student) for student in both]
     assert len({process.pid, *pids}) == 3

@@ -59,9 +59,19 @@ def agrees(given: Any, loaded: Any) -> bool:
     return given == loaded and (type(given) is type(loaded) or {type(given), type(loaded)} == {int, float})
 
 
+# Keys whose null means that the value follows another section's.
+FOLLOWING = {
+    "rollout": ("top_p", "seed"), "sft": ("seed",), "train": ("seeds",), "evaluation": ("seed", "max_completion_length"),
+}  # fmt: skip
+
+
 def written_out(raw: Any) -> Any:
-    """Write out the two short forms that a recipe has: an objective by its name, a baseline by its objective."""
+    """Write out the short forms that a recipe has: an objective by its name, a baseline by its objective, null for what follows."""
     raw = copy.deepcopy(raw)
+    for section, keys in FOLLOWING.items():
+        for key in keys:
+            if isinstance(raw.get(section), dict) and raw[section].get(key, 0) is None:
+                del raw[section][key]
     train = raw["train"]
     for name, baseline in (train.get("baselines") or {}).items():
         train["baselines"][name] = baseline if isinstance(baseline, dict) and "objective" in baseline else {"objective": baseline}
@@ -178,6 +188,9 @@ def check_overrides(valid: dict[str, Any], directory: Path, outcomes: Outcomes, 
         for part in key.strip().split("."):
             loaded = loaded[int(part)] if isinstance(loaded, list) else loaded[part]
         given = parse_yaml(text, "override")
+        section, _, name = key.strip().partition(".")
+        if given is None and name in FOLLOWING.get(section, ()):
+            return loaded is not None
         return agrees({"name": given} if key.endswith("objective") and isinstance(given, str) else given, loaded) or (key == "train.baselines")
 
     outcomes("recipes: overrides", mutated_overrides(valid, seed, count), lambda override: open_recipe(path, [override]), is_right)

@@ -208,7 +208,9 @@ def test_the_quickstart_distils_the_real_model(tmp_path, monkeypatch):
     assert student.config.num_hidden_layers == 20
     assert len(tokenizer) == 49_152
     systems = ("teacher", "start", "sft", "sft_continued", "distilled")
-    scores = {name: json.loads((output / made[f"divergences of {name}"] / SCORES).read_text()) for name in systems}
+    kinds = ("answers", "divergences")
+    read = {(name, kind): json.loads((output / made[f"{kind} of {name}"] / SCORES).read_text()) for name in systems for kind in kinds}
+    scores = {name: read[name, "answers"] | read[name, "divergences"] for name in systems}
     mean = {name: sum(s["teacher_nll"].values()) / len(s["teacher_nll"]) for name, s in scores.items()}
     # The teacher finds its own text far likelier than that of a student cut down to 20 layers.
     assert mean["teacher"] < mean["start"] - 1.0

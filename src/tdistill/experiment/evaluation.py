@@ -23,6 +23,12 @@ SPARSITY = "sparsity.json"
 Place = Name  # KIND/KEY below the output directory
 
 
+class ShapedForm(Form):
+    """Declare what shaped a system, beside its seeds, as far as it is read."""
+
+    arguments: dict[str, Any] = Field({})  # of its training
+
+
 class SystemNotes(Form):
     """Declare what an evaluation notes of a system."""
 
@@ -36,7 +42,7 @@ class SystemNotes(Form):
     answers: Place
     divergences: Place
     group: Name  # equal for students that differ by their seeds alone
-    settings: dict[str, Any]  # all that shaped it beside the seeds
+    settings: ShapedForm
 
 
 class EvaluationNotes(Form):

@@ -302,9 +302,9 @@ class Recipe(Section):
         length = _whole(get(rollout, "max_completion_length", default), default, MOST + 1)
         evaluation = {"max_completion_length": length, "seed": (seed + EVALUATION_SEED_OFFSET) % 2**32}
         own = {
-            "rollout": filled(rollout, seed=seed),
+            "rollout": filled(value.get("rollout", {}), seed=seed),  # a section that is null is refused
             "train": filled(value.get("train"), seeds=[seed]),
-            "evaluation": filled(get(value, "evaluation", {}), **evaluation),
+            "evaluation": filled(value.get("evaluation", {}), **evaluation),
         }
         if value.get("sft") is not None:
             own["sft"] = filled(value["sft"], seed=seed)
