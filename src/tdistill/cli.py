@@ -36,7 +36,7 @@ Workers = Annotated[int, typer.Option(min=1, help="Number of students to train s
 
 
 @app.command()
-def run(recipe: RecipeArgument, overrides: Overrides = None, workers: Workers = 1) -> None:
+def run(recipe: RecipeArgument, overrides: Overrides = None, *, workers: Workers = 1) -> None:
     """Run every stage of a recipe, and print the result. A stage that is complete for the same settings is skipped."""
     from tdistill.experiment.graph import WAY
 
@@ -57,7 +57,7 @@ def sft(recipe: RecipeArgument, overrides: Overrides = None) -> None:
 
 
 @app.command()
-def train(recipe: RecipeArgument, overrides: Overrides = None, workers: Workers = 1) -> None:
+def train(recipe: RecipeArgument, overrides: Overrides = None, *, workers: Workers = 1) -> None:
     """Train the student and the recipe's baselines, each with its own objective and with every seed."""
     _stages(recipe, overrides, "train", workers=workers)
 
@@ -66,6 +66,7 @@ def train(recipe: RecipeArgument, overrides: Overrides = None, workers: Workers 
 def evaluate(
     recipe: RecipeArgument,
     overrides: Overrides = None,
+    *,
     tasks: Annotated[
         str | None, typer.Option(help="Also evaluate on these tasks, separated by commas: dolly, selfinst, vicuna, sni, unni, gsm8k.")
     ] = None,
@@ -133,6 +134,7 @@ def sparsity(recipe: RecipeArgument, overrides: Overrides = None) -> None:
 def sample(
     student: Annotated[Path, typer.Argument(help="Directory of a saved student, or of any other model.")],
     prompt: Annotated[str, typer.Argument(help="The question.")],
+    *,
     temperature: Annotated[float, typer.Option(min=0.01, max=1000, help="Temperature of sampling.")] = 1.0,
     top_p: Annotated[float, typer.Option(min=0.01, max=1.0, help="Probability mass of the nucleus that tokens are sampled from.")] = 0.8,
     max_completion_length: Annotated[int, typer.Option(min=1, max=1_000_000, help="Longest answer, in tokens.")] = 128,
@@ -148,6 +150,7 @@ def sample(
 def judge(
     answers_a: Annotated[Path, typer.Argument(help="Answers of the first system: answers/KEY/answers.jsonl.")],
     answers_b: Annotated[Path, typer.Argument(help="Answers of the second system to the same prompts.")],
+    *,
     base_url: Annotated[str, typer.Option(help="Address of an OpenAI-compatible server, such as http://localhost:8000/v1.")],
     model: Annotated[str, typer.Option(help="Name of the judge model on that server.")],
     output: Annotated[
@@ -190,6 +193,7 @@ def judge(
 @app.command()
 def compare(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Output directories of `tdistill run`, or RUN/evaluation/KEY.")],
+    *,
     output: Annotated[Path, typer.Option(help="Directory for the pages.")] = Path("runs/compare"),
     baseline: Annotated[
         str | None, typer.Option(help="Method that differences are taken to. Default: sft_continued, if the runs have it.")
@@ -211,6 +215,7 @@ def compare(
 @app.command()
 def theory(
     output_dir: Annotated[Path, typer.Argument(metavar="[OUTPUT_DIR]", help="Directory for the report.")] = Path("runs/theory"),
+    *,
     instances: Annotated[int, typer.Option(min=1, help="Number of random MDPs on which the propositions are checked.")] = 20_000,
     mdps: Annotated[int, typer.Option(min=1, help="Number of random MDPs behind each curve of gaps.")] = 200,
     bias_mdps: Annotated[int, typer.Option(min=1, help="Number of random MDPs behind each point of the bias of α.")] = 20,

