@@ -3,6 +3,7 @@ import fcntl
 import json
 import os
 import signal
+import threading
 import time
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from processes_under_test import finish, matches, script, start, wait_for
 from test_cli import flat, refused, results
 
 from tdistill.runtime.errors import OutputError
-from tdistill.runtime.locks import LOCK, gone_directory, held_directories, hold, release_all
+from tdistill.runtime.locks import GRACE_S, LOCK, gone_directory, held_directories, hold, release_all
 
 HOLDER = """
 import os, sys, time
@@ -69,6 +70,17 @@ def test_a_killed_process_leaves_no_lock_nor_do_its_children(forks, tmp_path):
     assert not (tmp_path / LOCK).exists()
     if forks:
         os.killpg(process.pid, signal.SIGKILL)
+
+
+def test_a_process_that_is_ending_is_waited_for(tmp_path):
+    process = holder(tmp_path)
+    ending = threading.Timer(GRACE_S / 4, process.kill)
+    ending.start()
+    lock = hold(tmp_path / LOCK, "it")
+    ending.join()
+    assert json.loads((tmp_path / LOCK).read_text())["pid"] == os.getpid()
+    lock.release()
+    process.wait()
 
 
 def test_one_process_may_hold_a_directory_twice_and_keeps_it_until_both_are_over(tmp_path):

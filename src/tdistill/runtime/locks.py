@@ -21,6 +21,9 @@ LOCK = ".tdistill.lock"
 BUSY = (errno.EACCES, errno.EAGAIN)
 UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)  # some network file systems
 MOST_DESCRIPTION_BYTES = 10_000
+# A process that was killed holds its locks until its last thread is gone and its memory is free.
+GRACE_S = 2.0
+POLL_S = 0.05
 
 
 @dataclass(eq=False)
@@ -90,7 +93,8 @@ def gone_directory() -> Path | None:
 
 
 def _open_locked(path: Path, what: str) -> int | None:
-    """Return the handle of the locked file, or None where the file system has no locks."""
+    """Return the handle of the locked file, or None where the file system has no locks. Wait ``GRACE_S`` for a process that is ending."""
+    last = time.monotonic() + GRACE_S
     while True:
         handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
         try:
@@ -107,6 +111,9 @@ def _open_locked(path: Path, what: str) -> int | None:
                 return None
             if error.errno not in BUSY:
                 raise
+            if time.monotonic() < last:
+                time.sleep(POLL_S)
+                continue
             raise OutputError(f"{what} is in use by {holder}. Wait until it ends, stop it, or choose another place for the output.") from error
         os.close(handle)
 
