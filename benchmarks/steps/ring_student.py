@@ -62,12 +62,15 @@ class Students(nn.Module):
         return self.state_value(hidden) + (hidden.detach() @ self.action_value) @ self.output.detach() / hidden.shape[-1]
 
     @torch.no_grad()
+    def policy(self, key: Tensor, symbol: Tensor, kind: Tensor) -> Float[Tensor, "S N V"]:
+        """Return the log-probs in N states a student. The arguments are [S, N]."""
+        return self.logits(self.hidden(key, symbol, kind)).log_softmax(-1)
+
     def table(self, ring: Ring) -> Float[Tensor, "S keys symbols 3 V"]:
         """Return the log-probs of every student in every state."""
         count, shape = self.key.shape[0], (ring.keys, ring.symbols, KINDS)
         axes = torch.meshgrid(*(torch.arange(n) for n in shape), indexing="ij")
-        logits = self.logits(self.hidden(*(axis.reshape(1, -1).expand(count, -1) for axis in axes)))
-        return logits.log_softmax(-1).reshape(count, *shape, -1)
+        return self.policy(*(axis.reshape(1, -1).expand(count, -1) for axis in axes)).reshape(count, *shape, -1)
 
 
 @dataclass(frozen=True)

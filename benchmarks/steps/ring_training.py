@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import torch
 from ring_student import Students, World
-from ring_world import Measured, Ring, Texts, measure, sample_texts
+from ring_world import Measured, Policy, Ring, Texts, measure, sample_texts, table_policy
 from torch import Tensor, nn
 
 from tdistill.objectives import bind
@@ -100,7 +100,7 @@ class TextSource:
     def __init__(self, world: World, setting: Setting, method: Method, rng: torch.Generator):
         self.world, self.setting, self.method, self.rng = world, setting, method, rng
         pool_rng = torch.Generator().manual_seed(1 + sum(world.seeds))  # SFT and the method learn from the same texts
-        self.pool = None if setting.texts is None else sample_texts(setting.ring, world.teacher, setting.texts, pool_rng)
+        self.pool = None if setting.texts is None else self._written(table_policy(world.teacher), setting.texts, pool_rng)
 
     def draw(self, students: Students) -> tuple[Texts, Tensor]:
         """Return the texts of each world, and which of them are to be imitated, [B]: the teacher's, and the best of the students' own."""
@@ -111,14 +111,17 @@ class TextSource:
 
     def _teacher(self, count: int) -> Texts:
         if self.pool is None:
-            return sample_texts(self.setting.ring, self.world.teacher, count, self.rng)
+            return self._written(table_policy(self.world.teacher), count, self.rng)
         return self.pool.take(torch.randint(self.pool.key.shape[1], (len(self.world.seeds), count), generator=self.rng))
 
     def _own(self, students: Students, count: int) -> Texts:
-        texts = sample_texts(self.setting.ring, students.table(self.setting.ring), count, self.rng, self.method.best_of)
+        texts = self._written(students.policy, count, self.rng, self.method.best_of)
         if self.method.best_of == 1:
             return texts
         worlds = torch.arange(len(self.world.seeds))[:, None, None]
         state = (worlds, texts.key.unsqueeze(-1).expand(texts.token_t.shape), texts.symbol_t, texts.kind_t, texts.token_t)
         likely = self.world.teacher[state].sum(-1).unflatten(1, (count, self.method.best_of))
         return texts.take(likely.argmax(-1) + self.method.best_of * torch.arange(count))
+
+    def _written(self, policy: Policy, count: int, rng: torch.Generator, answers: int = 1) -> Texts:
+        return sample_texts(self.setting.ring, policy, (len(self.world.seeds), count), rng, answers)

@@ -11,6 +11,7 @@ it is. Both are wrong.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 
 import torch
@@ -120,16 +121,24 @@ class Texts:
         return Texts(*(torch.cat([getattr(self, field.name), getattr(other, field.name)], 1) for field in fields(self)))
 
 
-def sample_texts(ring: Ring, table: Float[Tensor, "S keys symbols 3 V"], count: int, rng: torch.Generator, answers: int = 1) -> Texts:
-    """Let a policy write ``answers`` texts from each of ``count`` starts in each world: keys and symbols drawn evenly."""
+# Keys, symbols and kinds, each [S, B] → log-probs [S, B, V].
+Policy = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+def table_policy(table: Float[Tensor, "S keys symbols 3 V"]) -> Policy:
+    """Return the policy that reads a table."""
     worlds = torch.arange(table.shape[0]).unsqueeze(-1)
-    starts = (table.shape[0], count)
+    return lambda key, symbol, kind: table[worlds, key, symbol, kind]
+
+
+def sample_texts(ring: Ring, policy: Policy, starts: tuple[int, int], rng: torch.Generator, answers: int = 1) -> Texts:
+    """Let a policy write ``answers`` texts from each start: ``starts`` is (worlds, starts in each), with keys and symbols drawn evenly."""
     key = torch.randint(ring.keys, starts, generator=rng).repeat_interleave(answers, 1)
     symbol = torch.randint(ring.symbols, starts, generator=rng).repeat_interleave(answers, 1)
     kind = torch.full_like(key, WAY)
     columns: list[tuple[Tensor, ...]] = []
     for t in range(ring.tokens):
-        logp = table[worlds, key, symbol, kind]
+        logp = policy(key, symbol, kind)
         # The arg-max of log-probs with Gumbel noise is a sample.
         noise = -torch.empty_like(logp).exponential_(generator=rng).log()
         token = (logp + noise).argmax(-1)
