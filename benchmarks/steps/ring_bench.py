@@ -30,6 +30,8 @@ RATES = "rates"  # the sweep that chooses the learning rates
 MAIN = Setting(Ring(steps=16, keys=32), batch=32)
 SFT = "sft"
 DIGITS = 5
+CURVE = ("greedy", "sampled")  # what a row keeps of the way to the end
+SAID = ("greedy", "sampled", "kl")
 
 
 @dataclass(frozen=True)
@@ -170,10 +172,8 @@ def run_sweep(sweep: str, plan: Mapping[str, Any], path: Path, only: set[str] | 
         rows += (made := run(job, starts, not known))
         write_jsonl(path, rows)
         own = [row for row in made if row["method"] == job.name]
-        say(
-            f"{sweep} {job.name} {job.rate:g}: "
-            + ", ".join(f"{k} {sum(r[k] for r in own) / len(own):.3f}" for k in ("greedy", "sampled", "kl"))
-        )
+        means = {name: sum(row[name] for row in own) / len(own) for name in SAID}
+        say(f"{sweep} {job.name} {job.rate:g}: " + ", ".join(f"{name} {mean:.3f}" for name, mean in means.items()))
     return rows
 
 
