@@ -34,7 +34,8 @@ def scripts():
     import make_models
 
     yield make_models, bench
-    for name in ("make_models", "bench", "bench_rows", "taken_rollouts", "exposure", "lookahead", "tasks", "temperatures", "pooled_methods"):
+    others = ("exposure", "futures", "gain_estimates", "lookahead", "turns", "tasks", "temperatures", "pooled_methods")
+    for name in ("make_models", "bench", "bench_rows", "taken_rollouts", *others):
         sys.modules.pop(name, None)
     patch.undo()
 
@@ -160,6 +161,30 @@ def test_a_student_that_is_equal_to_its_teacher_has_nothing_to_gain_by_looking_a
     assert found["kl"]["mean"] == pytest.approx(0.0, abs=1e-6)
     gains = {g["return"]: g["gain"]["mean"] for g in found["gains"] if g["gamma"] == 1.0}
     assert gains["divergence"] == pytest.approx(0.0, abs=1e-6)
+
+
+def test_single_states_are_played_out_once(scripts, measured, tmp_path):
+    rows = tmp_path / "rows.jsonl.xz"
+    own = ["turns.py", *measured[0], "--states", "3", "--actions", "2", "--samples", "4", "--rows", str(rows)]
+    call("turns", *own)
+    found = read_jsonl(rows)
+    assert [(row["system"], row["number"]) for row in found] == [(name, i) for name in ("sft", "reverse_kl-5") for i in range(3)]
+    for row in found:
+        assert np.shape(row["divergence"]["1"]) == np.shape(row["length"]) == (2, 4)
+        # The student is equal to its teacher, see above.
+        assert np.abs(row["divergence"]["1"]).max() == pytest.approx(0.0, abs=1e-4)
+        assert row["teacher_entropy"] == pytest.approx(row["student_entropy"], abs=1e-4)
+        assert np.max(row["length"]) <= row["left"] - 1 == 3 - row["position"]
+        assert sum(row["probs"]) == pytest.approx(1.0, abs=1e-3)
+    write_jsonl(rows, [found[1] | {"length": "kept"}, *found[3:]])
+    call("turns", *own)
+    again = {(row["system"], row["number"]): row for row in read_jsonl(rows)}
+    assert again["sft", 1] == found[1] | {"length": "kept"}
+    assert {key: row for key, row in again.items() if key != ("sft", 1)} == {(r["system"], r["number"]): r for r in found if r is not found[1]}
+    with pytest.raises(scripts[1].ConfigError, match="holds rows of other settings"):
+        call("turns", *own, "--samples", "6")
+    with pytest.raises(scripts[1].ConfigError, match="at least 4, 2 and 1"):
+        call("turns", *own, "--samples", "3")
 
 
 def test_a_student_on_a_task(scripts, measured, tmp_path):

@@ -1,0 +1,204 @@
+"""What a perfect critic gains in a state: estimates against enumeration, and against distributions that are known."""
+
+import itertools
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from tdistill.data.prompts import Prompt, TokenizedPrompt
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+V, EOS, LENGTH = 4, 0, 4
+
+
+@pytest.fixture(scope="module")
+def scripts():
+    patch = pytest.MonkeyPatch()
+    patch.syspath_prepend(BENCHMARKS)
+    import futures
+    import gain_estimates
+    import turns
+
+    yield gain_estimates, futures, turns
+    for name in ("gain_estimates", "futures", "turns", "bench", "bench_rows", "taken_rollouts", "pooled_methods"):
+        sys.modules.pop(name, None)
+    patch.undo()
+
+
+def tiny_model(seed: int) -> LlamaForCausalLM:
+    torch.manual_seed(seed)
+    size = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2}
+    return LlamaForCausalLM(LlamaConfig(vocab_size=V, initializer_range=0.9, max_position_embeddings=32, **size)).eval()
+
+
+@pytest.fixture(scope="module")
+def pair(scripts):
+    _, futures, _ = scripts
+    return futures.Setting(tiny_model(0), tiny_model(1), (EOS,), V, LENGTH, seed=3)
+
+
+@torch.inference_mode()
+def divergence_to_come(pair, ids: list[int], left: int, gamma: float) -> float:
+    """E Σ γᵏ KL over the student's continuations of up to ``left`` tokens, by enumeration."""
+    if left == 0 or ids[-1] == EOS:
+        return 0.0
+    logq, logp = (m(torch.tensor([ids])).logits[0, -1].double().log_softmax(-1) for m in (pair.student, pair.teacher))
+    later = torch.tensor([divergence_to_come(pair, [*ids, a], left - 1, gamma) for a in range(V)], dtype=torch.double)
+    return float(logq.exp() @ (logq - logp + gamma * later))
+
+
+@pytest.mark.parametrize("gamma", [0.5, 1.0])
+def test_the_gain_from_roll_outs_is_that_of_enumeration(scripts, pair, gamma):
+    estimates, futures, _ = scripts
+    prompts = [TokenizedPrompt(Prompt(f"p{i}", ()), (1, 2, i)) for i in range(1, V)]
+    states, text = futures.pick_states(pair, prompts, 2, actions=3)
+    assert 1.0 <= text.mean_length <= LENGTH
+    groups, samples = 100, 8
+    for number, state in enumerate(states):
+        true = np.array([-divergence_to_come(pair, [*state.ids, int(a)], state.left - 1, gamma) for a in state.actions])
+        played = futures.futures(pair, state, number, groups * samples)
+        g = np.array([[-estimates.discounted(kl, gamma) for kl, _ in action] for action in played])
+        error = g.std(axis=1, ddof=1) / g.shape[1] ** 0.5
+        assert np.abs(g.mean(1) - true) == pytest.approx(0, abs=4 * error.max() + 1e-6)
+        exact = float(estimates.perfect_gain(true, state.probs))
+        parts = np.split(g, groups, axis=1)
+        jackknifed, halves = ([of(part) for part in parts] for of in (jackknife(estimates, state.probs), half(estimates, state.probs)))
+        spans = np.array([estimates.bounds(part, state.probs) for part in parts])
+        variance = 0.5 * float(state.probs @ (true - state.probs @ true) ** 2)
+        assert exact > 0.0
+        for found, wanted in ((jackknifed, exact), (halves, variance)):
+            assert np.mean(found) == pytest.approx(wanted, abs=4 * np.std(found) / groups**0.5 + 0.01 * wanted)
+        (low, high), slack = spans.mean(0), 4 * spans.std(0).max() / groups**0.5 + 1e-6
+        assert low - slack < exact < high + slack
+        assert low < high + 1e-9
+
+
+def jackknife(estimates, probs):
+    return lambda part: estimates.jackknifed_gain(part, probs)
+
+
+def half(estimates, probs):
+    return lambda part: estimates.half_gain(part, probs)[0]
+
+
+def test_a_state_has_both_models_distributions(scripts, pair):
+    _, futures, _ = scripts
+    prompts = [TokenizedPrompt(Prompt(f"p{i}", ()), (1, 2, i)) for i in range(1, V)]
+    (state, *_), _ = futures.pick_states(pair, prompts, 3, actions=V)
+    logq, logp = (m(torch.tensor([state.ids])).logits[0, -1].detach().double().log_softmax(-1) for m in (pair.student, pair.teacher))
+    assert state.mass == pytest.approx(1.0)
+    assert state.probs == pytest.approx(logp.exp().numpy()[state.actions], rel=1e-5)
+    assert state.student_probs == pytest.approx(logq.exp().numpy()[state.actions], rel=1e-5)
+    assert state.entropies == pytest.approx([float(-(x.exp() @ x)) for x in (logp, logq)], rel=1e-5)
+    assert state.kl == pytest.approx(float(logq.exp() @ (logq - logp)), rel=1e-5)
+    assert (len(state.ids), state.left) == (3 + state.position, LENGTH - state.position)
+
+
+def noisy(rng: np.random.Generator, scale: float, noise: float, samples: int = 12, actions: int = 6):
+    """Return roll-outs of a state whose true returns have a scale, the teacher's probabilities, and the true returns."""
+    true, probs = scale * rng.standard_normal(actions), rng.dirichlet(np.ones(actions))
+    return true[:, None] + noise * rng.standard_normal((actions, samples)), probs, true
+
+
+def test_a_perfect_critic_is_the_best_of_all(scripts):
+    estimates, _, _ = scripts
+    returns, probs = np.array([1.0, -2.0, 0.5]), np.array([0.2, 0.5, 0.3])
+
+    def objective(q):
+        return q @ returns - q @ np.log(q / probs)
+
+    q = probs * np.exp(returns) / (probs @ np.exp(returns))
+    gain = estimates.perfect_gain(returns, probs)
+    assert gain == pytest.approx(objective(q) - objective(probs))
+    others = [np.array([a, b, 1 - a - b]) for a, b in itertools.product(np.linspace(0.01, 0.98, 60), repeat=2) if a + b < 0.995]
+    assert gain >= max(objective(other) for other in others) - objective(probs)
+    assert estimates.perfect_gain(np.array([-700.0, -2000.0, -2000.0]), probs) == pytest.approx(1300 * 0.8 + np.log(0.2))
+
+
+@pytest.mark.parametrize("scale", [0.0, 0.4, 20.0])
+def test_the_jackknife_takes_the_noise_out_of_small_and_large_gains(scripts, scale):
+    estimates, _, _ = scripts
+    rng, errors, biases, spans = np.random.default_rng(5), [], [], []
+    for _ in range(600):
+        g, probs, true = noisy(rng, scale, 1.5)
+        exact, (low, high) = float(estimates.perfect_gain(true, probs)), estimates.bounds(g, probs)
+        errors.append(estimates.jackknifed_gain(g, probs) - exact)
+        biases.append(high - exact)
+        spans.append((low - exact, high - exact))
+    stderr = np.std(errors) / len(errors) ** 0.5
+    assert np.mean(errors) == pytest.approx(0.0, abs=3 * stderr + 0.01)
+    low, high = np.mean(spans, axis=0)
+    assert low - 3 * stderr < 0 < high + 3 * stderr
+    if scale < 1:
+        assert np.mean(biases) > 5 * stderr  # the plain gain of the means does not
+
+
+@pytest.mark.parametrize(("share", "noise"), [(0.0, 1.5), (0.25, 1.5), (1.0, 0.5)])
+def test_the_share_of_states_with_a_large_gain_is_found_below_the_noise(scripts, share, noise):
+    estimates, _, _ = scripts
+    rng, levels = np.random.default_rng(1), (0.1, 0.3, 1.0)
+    states = [noisy(rng, 2.0 if i < 160 * share else 0.0, noise) for i in range(160)]
+    true = np.array([float(estimates.perfect_gain(returns, probs)) for _, probs, returns in states])
+    found = estimates.Shrinkage([(g, probs) for g, probs, _ in states], levels)
+    for level, shares in zip(levels, found.state_shares().T, strict=True):
+        assert shares.mean() == pytest.approx((true > level).mean(), abs=0.04), level
+    assert found.state_gains().mean() == pytest.approx(true.mean(), abs=0.03)
+    if noise == 1.5:  # without it, noise alone looks like a gain
+        raw = np.array([float(estimates.perfect_gain(g.mean(1), probs)) for g, probs, _ in states])
+        assert (raw > 0.1).mean() > (true > 0.1).mean() + 0.1
+
+
+def test_a_state_that_counts_twice_is_as_good_as_two_states(scripts):
+    estimates, _, _ = scripts
+    rng = np.random.default_rng(2)
+    states = [noisy(rng, scale, 1.0)[:2] for scale in (0.0, 0.0, 3.0, 1.0)]
+    counts = np.array([1, 2, 0, 3])
+    weighed = estimates.Shrinkage(states, (0.3,)).posterior(counts)
+    repeated = estimates.Shrinkage([states[i] for i in np.repeat(range(4), counts)], (0.3,)).posterior()
+    assert weighed[[0, 1, 3]] == pytest.approx(repeated[[0, 1, 3]])
+
+
+def test_a_token_that_ends_the_text_has_a_return_without_noise(scripts):
+    estimates, _, _ = scripts
+    g = np.stack([np.zeros(8), np.arange(8.0)])
+    mean, variance = estimates.means_and_variances(g)
+    assert mean.tolist() == [0.0, 3.5]
+    assert variance == pytest.approx([estimates.EXACT, 6.0 / 8 + estimates.EXACT])
+
+
+@pytest.mark.parametrize(
+    ("before", "piece", "kind"),
+    [
+        ("", "The", "starts the answer"),
+        ("The riv", "er", "inside a word"),
+        ("The river", " is", "starts a word"),
+        ("The river", ",", "punctuation or end"),
+        ("It is green.", " The", "starts a sentence"),
+        ('He said "no."', " The", "starts a sentence"),
+        ("One:\n", "Two", "starts a sentence"),
+        ("It is green", "", "punctuation or end"),
+        ("(3", "+", "punctuation or end"),
+    ],
+)
+def test_kinds_of_tokens(scripts, before, piece, kind):
+    assert scripts[2].token_kind(before, piece) == kind
+
+
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [
+        ("Why is the sky blue?", "how or why"),
+        ("What’s the capital?", "question of fact"),
+        (" 'Who' wrote it", "question of fact"),
+        ("List five birds", "list or classify"),
+        ("Write a poem", "other"),
+        ("12 + 7 =", "other"),
+        ("", "other"),
+    ],
+)
+def test_kinds_of_prompts(scripts, text, kind):
+    assert scripts[2].prompt_kind(text) == kind
