@@ -6,13 +6,14 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import DynamicCache, PreTrainedModel
 
-from tdistill.data.prompts import Prompt, TokenizedPrompt
-from tdistill.models.forward import step_logp
+from tdistill.data.prompts import TokenizedPrompt
+from tdistill.models.forward import check_finite, next_logits, step_logp
 from tdistill.models.layout import pad_pairs
 from tdistill.models.vocabulary import Vocabulary
 from tdistill.recipe.schema import Sampling
+from tdistill.teachers.sampling import sample_tokens, token_noise
 from tdistill.teachers.transformers import generate_batch
 
 ROWS_AT_ONCE = 256  # continuations in a batch
@@ -124,17 +125,47 @@ def _next_logp(model: PreTrainedModel, ids: tuple[int, ...], vocab: int) -> Tens
 
 def futures(setting: Setting, state: State, number: int, samples: int) -> list[list[Costs]]:
     """Return action → sample → (KL, log p) for each token of what follows it; empty after the end of the text."""
-    sampling = Sampling(max_completion_length=state.left - 1, seed=setting.seed + 1)
     live = [k for k, a in enumerate(state.actions) if int(a) not in setting.eos_ids]
-    # The noise goes by prompt id and sample: every action meets noise of its own.
-    starts = {k: TokenizedPrompt(Prompt(f"{number}-{k}", ()), (*state.ids, int(state.actions[k]))) for k in live}
-    plan = [(starts[k], i) for k in live for i in range(samples)]
+    plan = [(k, i) for k in live for i in range(samples)]
     found: list[list[Costs]] = [[] for _ in state.actions]
     for begin in range(0, len(plan), ROWS_AT_ONCE):
         chunk = plan[begin : begin + ROWS_AT_ONCE]
-        rows = generate_batch(setting.student, chunk, sampling, setting.vocabulary)
-        costs = text_costs(setting, [p.ids for p, _ in chunk], [r.response_ids for r in rows])
-        for (prompt, _), cost in zip(chunk, costs, strict=True):
-            found[int(prompt.prompt.prompt_id.split("-")[1])].append(cost)
+        # The noise goes by action and sample: every roll-out meets noise of its own.
+        noise = np.stack([token_noise(setting.seed + 1, f"{number}-{k}", i, state.left - 1) for k, i in chunk])
+        played = _played(setting, state.ids, torch.tensor([int(state.actions[k]) for k, _ in chunk]), torch.from_numpy(noise))
+        for (k, _), costs in zip(chunk, played, strict=True):
+            found[k].append(costs)
     nothing = (np.zeros(0), np.zeros(0))
     return [f or [nothing] * samples for f in found]
+
+
+@torch.inference_mode()
+def _played(setting: Setting, prefix: tuple[int, ...], tokens: Tensor, noise: Tensor) -> list[Costs]:
+    """Let the student go on from a prefix and each of ``tokens`` [N], drawing by ``noise`` [N, T]. Both models read the prefix once."""
+    models, ids, sampling = (setting.student, setting.teacher), torch.tensor([prefix]), Sampling()
+    caches = [DynamicCache(config=model.config) for model in models]
+    for model, cache in zip(models, caches, strict=True):
+        next_logits(model, ids, torch.ones_like(ids), cache)
+        cache.batch_repeat_interleave(len(tokens))
+    costs: list[tuple[list[float], list[float]]] = [([], []) for _ in tokens]
+    going, eos = torch.arange(len(tokens)), torch.tensor(setting.eos_ids)
+    for t in range(noise.shape[1]):
+        read = torch.ones(len(going), len(prefix) + t + 1, dtype=torch.long)
+        both = zip(models, caches, strict=True)
+        logits = [next_logits(m, tokens.unsqueeze(-1), read, cache)[:, : setting.vocab].float() for m, cache in both]
+        for found in logits:
+            check_finite(found, [], torch.ones(len(going), dtype=torch.bool))
+        tokens, _ = sample_tokens(logits[0], noise[going, t], sampling)
+        logq, logp = (torch.log_softmax(found, -1) for found in logits)
+        kl = (logq.exp() * (logq - logp)).sum(-1)
+        for row, *values in zip(going.tolist(), kl.tolist(), logp.gather(-1, tokens.unsqueeze(-1)).squeeze(-1).tolist(), strict=True):
+            for column, value in zip(costs[row], values, strict=True):
+                column.append(value)
+        goes_on = (~torch.isin(tokens, eos)).nonzero().flatten()
+        if len(goes_on) == 0:
+            break
+        if len(goes_on) < len(going):
+            for cache in caches:
+                cache.batch_select_indices(goes_on)
+            going, tokens = going[goes_on], tokens[goes_on]
+    return [(np.array(kl), np.array(logp)) for kl, logp in costs]

@@ -24,7 +24,8 @@ import numpy as np
 # How far apart the returns of a state's actions may be: standard deviations, in nats.
 SCALES = np.array([0.0, *np.geomspace(0.03, 100.0, 24)])
 EXACT = 1e-6  # variance of a mean that has no noise
-STEPS = 300  # of expectation maximisation
+STEPS = 150  # of expectation maximisation
+LEAST = 1e-10  # probability of a scale: a state that no other is like keeps a scale of its own
 
 
 def discounted(values: np.ndarray, gamma: float) -> float:
@@ -117,7 +118,7 @@ class Shrinkage:
         weights = np.full(len(SCALES), 1 / len(SCALES))
         for _ in range(STEPS):
             joint = likelihood * weights
-            weights = counts @ (joint / joint.sum(1, keepdims=True)) / counts.sum()
+            weights = np.maximum(counts @ (joint / joint.sum(1, keepdims=True)) / counts.sum(), LEAST)
         joint = likelihood * weights
         return joint / joint.sum(1, keepdims=True)
 

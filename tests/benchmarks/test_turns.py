@@ -1,7 +1,9 @@
 """What a perfect critic gains in a state: estimates against enumeration, and against distributions that are known."""
 
+import importlib
 import itertools
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +12,8 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from tdistill.data.prompts import Prompt, TokenizedPrompt
+from tdistill.recipe.schema import Sampling
+from tdistill.teachers.transformers import generate_batch
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 V, EOS, LENGTH = 4, 0, 4
@@ -24,7 +28,7 @@ def scripts():
     import turns
 
     yield gain_estimates, futures, turns
-    for name in ("gain_estimates", "futures", "turns", "bench", "bench_rows", "taken_rollouts", "pooled_methods"):
+    for name in ("gain_estimates", "futures", "turns", "turn_tables", "doc_tables", "bench", "bench_rows", "taken_rollouts", "pooled_methods"):
         sys.modules.pop(name, None)
     patch.undo()
 
@@ -96,6 +100,29 @@ def test_a_state_has_both_models_distributions(scripts, pair):
     assert state.entropies == pytest.approx([float(-(x.exp() @ x)) for x in (logp, logq)], rel=1e-5)
     assert state.kl == pytest.approx(float(logq.exp() @ (logq - logp)), rel=1e-5)
     assert (len(state.ids), state.left) == (3 + state.position, LENGTH - state.position)
+
+
+def test_a_roll_out_is_the_text_that_the_library_draws_with_its_costs(scripts, pair):
+    _, futures, _ = scripts
+    prompts = [TokenizedPrompt(Prompt(f"p{i}", ()), (1, 2, i)) for i in range(1, V)]
+    long = replace(pair, length=12)
+    state = futures.pick_states(long, prompts, 8, actions=V)[0][1]
+    sampling = Sampling(max_completion_length=state.left - 1, seed=long.seed + 1)
+    lengths = set()
+    for action, played in zip(state.actions.tolist(), futures.futures(long, state, 7, 5), strict=True):
+        k = state.actions.tolist().index(action)
+        if action == EOS:
+            assert all(len(kl) == len(logp) == 0 for kl, logp in played)
+            continue
+        start = TokenizedPrompt(Prompt(f"7-{k}", ()), (*state.ids, action))
+        texts = [r.response_ids for r in generate_batch(long.student, [(start, i) for i in range(5)], sampling, long.vocabulary)]
+        expected = futures.text_costs(long, [start.ids] * 5, texts)
+        for found, wanted, text in zip(played, expected, texts, strict=True):
+            assert len(found[0]) == len(text)
+            assert found[0] == pytest.approx(wanted[0], abs=1e-4)
+            assert found[1] == pytest.approx(wanted[1], abs=1e-4)
+            lengths.add(len(text))
+    assert len(lengths) > 2
 
 
 def noisy(rng: np.random.Generator, scale: float, noise: float, samples: int = 12, actions: int = 6):
@@ -202,3 +229,58 @@ def test_kinds_of_tokens(scripts, before, piece, kind):
 )
 def test_kinds_of_prompts(scripts, text, kind):
     assert scripts[2].prompt_kind(text) == kind
+
+
+@pytest.fixture(scope="module")
+def tables(scripts):
+    return importlib.import_module("turn_tables")
+
+
+def made_row(rng: np.random.Generator, number: int, **changed):
+    """Return a row without noise: the tokens' divergences to come are 1 and 3 nats in 2 and 4 tokens, so the gain is known."""
+    divergence = {gamma: [[1.0] * 4, [3.0] * 4] for gamma in ("0.5", "0.9", "1")}
+    about = {"system": "jsd-5", "number": number, "prompt_id": str(number // 2), "prompt_kind": "other", "token_kind": "starts a word"}
+    state = {"position": number, "kl": 0.5, "teacher_entropy": float(rng.random()), "student_entropy": float(rng.random()), "mean_kl": 0.25}
+    return about | state | {"probs": [0.5, 0.5], "divergence": divergence, "length": [[2] * 4, [4] * 4]} | changed
+
+
+def test_a_table_has_the_gain_of_the_rows(scripts, tables):
+    rng = np.random.default_rng(0)
+    same = {gamma: [[2.0] * 4, [2.0] * 4] for gamma in ("0.5", "0.9", "1")}
+    rows = [made_row(rng, i, **({} if i < 6 else {"divergence": same, "length": [[3] * 4] * 2})) for i in range(12)]
+    (line,) = tables.turns_table({"tiny": rows}).splitlines()[2:]
+    cells = [cell.strip() for cell in line.strip("|").split("|")]
+    totals = np.array([[0.25 * 2 - 1.0, 0.25 * 4 - 3.0]])  # centred, γ = 1: what is left of the mean of a token
+    far = float(scripts[0].perfect_gain(totals, np.array([0.5, 0.5]))[0]) / 2
+    assert cells[:3] == ["tiny, `jsd`", "12", "0.50 ± 0.00"]
+    assert cells[4].startswith(f"{far:.2f} ± 0.0")
+    assert cells[5].startswith("0 ±")
+
+
+def test_a_group_of_states_has_its_own_gain(tables):
+    rng = np.random.default_rng(0)
+    easy = {gamma: [[0.0] * 4, [9.0] * 4] for gamma in ("0.5", "0.9", "1")}
+    rows = [
+        made_row(rng, i, token_kind="inside a word" if i % 2 else "starts a word", **({"divergence": easy} if i % 2 else {})) for i in range(12)
+    ]
+    lines = {line.split("|")[1].strip(): line.split("|") for line in tables.kinds_table(rows).splitlines()[2:]}
+    assert list(lines)[:4] == ["all", "position ≤ 4", "position to 7", "position > 7"]
+    assert [int(lines[name][2]) for name in list(lines)[:4]] == [12, 4, 4, 4]
+    spreads = {name: float(lines[name][3]) for name in ("inside a word", "starts a word")}
+    assert spreads["inside a word"] == pytest.approx(4.5, abs=0.4)
+    assert spreads["starts a word"] < 1.0
+    assert lines["inside a word"][5].strip() == "100 ± 0 %"
+
+
+def test_a_return_is_centred_by_the_mean_of_as_many_tokens(tables):
+    row = made_row(np.random.default_rng(0), 0)
+    assert tables.state_returns(row, 1.0, centred=False)[:, 0].tolist() == [-1.0, -3.0]
+    assert tables.state_returns(row, 1.0, centred=True)[:, 0].tolist() == [-0.5, -2.0]
+    assert tables.state_returns(row, 0.5, centred=True)[:, 0] == pytest.approx([0.25 * 1.5 - 1.0, 0.25 * 1.875 - 3.0])
+
+
+def test_a_figure_shows_every_pair(tables):
+    rng = np.random.default_rng(0)
+    plot = tables.turns_plot({name: [made_row(rng, i) for i in range(6)] for name in ("text", "steps")})
+    assert [line.name for line in plot.legend] == ["text", "steps"]
+    assert all("text: " in panel.description and "steps: " in panel.description for panel in plot.panels)
