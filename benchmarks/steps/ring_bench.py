@@ -161,11 +161,21 @@ def _short(value: Any) -> float:
     return float(f"{float(value):.{DIGITS}g}")
 
 
-def run_sweep(sweep: str, plan: Mapping[str, Any], path: Path, only: set[str] | None = None) -> list[dict[str, Any]]:
-    """Run what a sweep lacks, write its rows into a file with the others, and return all rows."""
+def run_sweep(
+    sweep: str, plan: Mapping[str, Any], path: Path, only: set[str] | None = None, rates: Mapping[str, float] | None = None
+) -> list[dict[str, Any]]:
+    """Run what a sweep lacks, write its rows into a file with the others, and return all rows.
+
+    Args:
+        sweep: name of the sweep.
+        plan: the content of ``ring.yaml``.
+        path: the file of rows. It need not exist.
+        only: names of methods; None: all of the sweep.
+        rates: method → learning rate; None: those that the rows of the sweep ``rates`` in the file choose.
+    """
     rows: list[dict[str, Any]] = read_jsonl(path) if path.exists() else []
     starts = Starts()
-    for job in list(jobs(sweep, plan, chosen_rates(rows))):
+    for job in list(jobs(sweep, plan, chosen_rates(rows) if rates is None else rates)):
         if (only and job.name not in only) or any(_is_of(row, job) for row in rows):
             continue
         known = any(row["method"] == SFT and row["setting"] == asdict(job.setting) and row["seeds"] == list(job.seeds) for row in rows)
