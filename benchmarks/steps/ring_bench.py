@@ -74,8 +74,14 @@ def jobs(sweep: str, plan: Mapping[str, Any], rates: Mapping[str, float]) -> Ite
                 _set(settings, path, value)
             if settings["rate"] is None:
                 raise ConfigError(f"{name} has no learning rate: run the sweep {RATES!r} first.")
-            setting = Setting(**settings["setting"] | {"ring": Ring(**settings["setting"]["ring"])})
-            yield Job(sweep, name, setting, Method(**settings["method"]), float(settings["rate"]), tuple(about.get("seeds", SEEDS)))
+            yield Job(
+                sweep,
+                name,
+                _setting(settings["setting"]),
+                Method(**settings["method"]),
+                float(settings["rate"]),
+                tuple(about.get("seeds", SEEDS)),
+            )
 
 
 def _merged(base: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -178,7 +184,7 @@ def run_sweep(
     for job in list(jobs(sweep, plan, chosen_rates(rows) if rates is None else rates)):
         if (only and job.name not in only) or any(_is_of(row, job) for row in rows):
             continue
-        known = any(row["method"] == SFT and row["setting"] == asdict(job.setting) and row["seeds"] == list(job.seeds) for row in rows)
+        known = any(row["method"] == SFT and _setting(row["setting"]) == job.setting and row["seeds"] == list(job.seeds) for row in rows)
         rows += (made := run(job, starts, not known))
         write_jsonl(path, rows)
         own = [row for row in made if row["method"] == job.name]
@@ -188,7 +194,15 @@ def run_sweep(
 
 
 def _is_of(row: Mapping[str, Any], job: Job) -> bool:
-    return all(row[key] == value for key, value in job.about.items())
+    """Tell whether a row is of a job. Settings that came later than the row have their defaults there."""
+    if row["method"] == SFT:
+        return False
+    settings = {"method_settings": asdict(Method(**row["method_settings"])), "setting": asdict(_setting(row["setting"]))}
+    return all((row | settings)[key] == value for key, value in job.about.items())
+
+
+def _setting(values: Mapping[str, Any]) -> Setting:
+    return Setting(**{**values, "ring": Ring(**values["ring"])})
 
 
 def main() -> None:

@@ -23,6 +23,7 @@ class Students(nn.Module):
 
     def __init__(self, ring: Ring, width: int, seeds: list[int]):
         super().__init__()
+        self.detach = True  # the body gets no gradient from the value head
         shapes = {"key": (ring.keys, width), "symbol": (ring.symbols, width), "kind": (KINDS, width), "output": (width, ring.vocab)}
         for name, shape in shapes.items():
             scale = 1.0 / math.sqrt(3 if name != "output" else width)
@@ -54,12 +55,13 @@ class Students(nn.Module):
         return hidden @ self.output + self.output_bias
 
     def state_value(self, hidden: Float[Tensor, "S N width"]) -> Float[Tensor, "S N 1"]:
-        """Return v(s). The body gets no gradient from it."""
-        return hidden.detach() @ self.value + self.value_bias
+        """Return v(s)."""
+        return (hidden.detach() if self.detach else hidden) @ self.value + self.value_bias
 
     def action_values(self, hidden: Float[Tensor, "S N width"]) -> Float[Tensor, "S N V"]:
-        """Return w(s,a). The body and the output weights get no gradient from it."""
-        return self.state_value(hidden) + (hidden.detach() @ self.action_value) @ self.output.detach() / hidden.shape[-1]
+        """Return w(s,a). The output weights get no gradient from it."""
+        read = (hidden.detach() if self.detach else hidden) @ self.action_value
+        return self.state_value(hidden) + read @ self.output.detach() / hidden.shape[-1]
 
     @torch.no_grad()
     def policy(self, key: Tensor, symbol: Tensor, kind: Tensor) -> Float[Tensor, "S N V"]:

@@ -40,6 +40,7 @@ class Method:
     times: int = 1  # multiple of the setting's steps
     warmup_steps: int = 100  # first steps, in which the value head learns alone, if the objective has one
     value_rate: float = 1e-2
+    detach: bool = True  # keep the value head's gradient out of the body
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,7 @@ def train(students: Students, world: World, setting: Setting, method: Method, ra
     The loss of each student is its mean over its own steps, so that no student's gradient depends on the others.
     """
     objective = bind(method.objective)
+    students.detach = method.detach
     warmup = method.warmup_steps if objective.needs & VALUE_NEEDS else 0
     optimizer = torch.optim.Adam([{"params": students.body, "lr": rate}, {"params": students.head, "lr": method.value_rate}])
     rng = torch.Generator().manual_seed(sum(world.seeds))
