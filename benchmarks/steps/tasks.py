@@ -1,0 +1,24 @@
+"""List the tasks of the ladder."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from arithmetic import Arithmetic
+from task import Task
+
+from tdistill.runtime.errors import ConfigError
+
+TASKS: dict[str, type[Task]] = {
+    "arithmetic": Arithmetic,
+}
+
+
+def task_of(name: str, settings: Mapping[str, Any]) -> Task:
+    """Return a task with its settings.
+
+    Raises:
+        ConfigError: there is no task of this name, so nothing can check its answers, or a setting is wrong.
+    """
+    if name not in TASKS:
+        raise ConfigError(f"There is no task {name!r}, and so no checker of its answers. There are {', '.join(TASKS)}.")
+    return TASKS[name].made(settings)
