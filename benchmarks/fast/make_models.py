@@ -10,31 +10,21 @@ import gzip
 import math
 import random
 import re
+import sys
 import time
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from small_llama import CHAT_TEMPLATE, EOS, IGNORED, MODEL_INFO, Size, batch_of, new_model, save, train_model
 
 from tdistill.runtime.files import write_json, write_jsonl
 from tdistill.runtime.progress import bar, say
-
-EOS, MODEL_INFO = "<eos>", "models.json"
-IGNORED = -100
-
-
-@dataclass(frozen=True)
-class Size:
-    """Of a Llama and its training."""
-
-    hidden: int
-    layers: int
-    steps: int
-    learning_rate: float
-
 
 @dataclass(frozen=True)
 class Plan:
@@ -84,7 +74,7 @@ def make(texts: dict[str, str], plan: Plan, output: Path) -> None:
     measured = [d for part in held_out for d in part[plan.test :]]
     for name, size in (("teacher", plan.teacher), ("start", plan.start)):
         started = time.perf_counter()
-        model = train_model(training, tokenizer, size, plan, name)
+        model = train_model(new_model(tokenizer, size, plan.seed), partial(sampled, training, plan), tokenizer, size, plan.seed, name)
         save(model, tokenizer, output / name)
         info[name] = quality(model, tokenizer, measured, plan) | {
             "parameters": sum(p.numel() for p in model.parameters()),
@@ -114,7 +104,7 @@ def train_tokenizer(documents: list[str], vocab: int) -> PreTrainedTokenizerFast
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     bpe.train_from_iterator(documents, trainers.BpeTrainer(vocab_size=vocab, special_tokens=[EOS], initial_alphabet=alphabet))
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token=EOS, pad_token=EOS)
-    tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    tokenizer.chat_template = CHAT_TEMPLATE
     return tokenizer
 
 
@@ -131,49 +121,9 @@ def halves(document: str, plan: Plan) -> tuple[str, str]:
     return document[:cut], document[cut:]
 
 
-def batch_of(documents: list[str], tokenizer: PreTrainedTokenizerFast) -> tuple[Tensor, Tensor, Tensor]:
-    """Ids, attention mask and labels [B, L]; every document ends."""
-    rows = [[*ids, tokenizer.eos_token_id] for ids in tokenizer(documents).input_ids]
-    ids, mask = (torch.zeros(len(rows), max(map(len, rows)), dtype=torch.long) for _ in range(2))
-    for i, row in enumerate(rows):
-        ids[i, : len(row)], mask[i, : len(row)] = torch.tensor(row), 1
-    return ids, mask, ids.masked_fill(mask == 0, IGNORED)
-
-
-def train_model(documents: list[str], tokenizer: PreTrainedTokenizerFast, size: Size, plan: Plan, title: str) -> LlamaForCausalLM:
-    """From scratch, AdamW, one cosine."""
-    torch.manual_seed(plan.seed)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=size.hidden,
-        intermediate_size=size.hidden * 8 // 3,
-        num_hidden_layers=size.layers,
-        num_attention_heads=4,
-        num_key_value_heads=4,
-        max_position_embeddings=256,
-        tie_word_embeddings=True,
-        bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    model = LlamaForCausalLM(config).train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=size.learning_rate, weight_decay=0.1, betas=(0.9, 0.95), fused=True)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, size.learning_rate, size.steps, pct_start=0.1)
-    rng = random.Random(plan.seed)
-    with bar(title, size.steps, "step") as progress:
-        for step in range(size.steps):
-            ids, mask, labels = batch_of(rng.sample(documents, min(plan.batch, len(documents))), tokenizer)
-            with torch.autocast("cpu", torch.bfloat16):
-                loss = model(input_ids=ids, attention_mask=mask, labels=labels).loss
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            schedule.step()
-            optimizer.zero_grad()
-            progress.advance()
-            if step % 20 == 0:
-                progress.note(f"loss {loss.item():.3f}")
-    return model.eval()
+def sampled(documents: list[str], plan: Plan, rng: random.Random) -> list[str]:
+    """Return the documents of a step."""
+    return rng.sample(documents, min(plan.batch, len(documents)))
 
 
 @torch.no_grad()
@@ -186,11 +136,6 @@ def quality(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, documen
         nats += float(model(input_ids=ids, attention_mask=mask, labels=labels).loss) * count
         tokens += count
     return {"perplexity": math.exp(nats / tokens), "bits_per_byte": nats / math.log(2) / sizes, "tokens": tokens}
-
-
-def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, directory: Path) -> None:
-    model.save_pretrained(directory)
-    tokenizer.save_pretrained(directory)
 
 
 def _options() -> argparse.Namespace:

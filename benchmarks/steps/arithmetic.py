@@ -1,8 +1,8 @@
 """Define step-wise arithmetic modulo a prime, in which every step may add one or multiply.
 
-The prompt gives a multiplier k and a start x, both words of the same numbers. Each of H steps is the step's number with an operation, and
-its result: ``t:+`` x → x + 1, the same table for every problem, or ``t:*`` x → k·x, a table for each multiplier. The way is free at every
-step. With k = 3 and x = 5 modulo 7, "3 5" may go on as "1:+ 6 2:* 4".
+The prompt gives a multiplier, ``*k``, and a start x. Each of H steps is the step's number with an operation, and its result: ``t:+``
+x → x + 1, the same table for every problem, or ``t:*`` x → k·x, a table for each multiplier. The way is free at every step. Modulo 7,
+"*3 5" may go on as "1:+ 6 2:* 4".
 """
 
 import math
@@ -39,18 +39,19 @@ class Arithmetic(Task):
             raise ConfigError(f"{self.name}: multipliers must be from 1 to numbers − 2 = {self.numbers - 2}, got {self.multipliers}.")
 
     def words(self) -> list[str]:
-        """Return the numbers, and an operation of each kind for every step."""
-        return [*map(str, range(self.numbers)), *(f"{t}:{way}" for t in range(1, self.steps + 1) for way in (EASY, HARD))]
+        """Return the numbers, the multipliers, and an operation of each kind for every step."""
+        numbers = [*map(str, range(self.numbers)), *(f"{HARD}{k}" for k in self._multipliers())]
+        return [*numbers, *(f"{t}:{way}" for t in range(1, self.steps + 1) for way in (EASY, HARD))]
 
     def prompts(self, count: int, rng: random.Random) -> list[str]:
         """Return different pairs of a multiplier from 2 and a start from 1."""
-        every = [f"{k} {x}" for k in range(2, 2 + self.multipliers) for x in range(1, self.numbers)]
+        every = [f"{HARD}{k} {x}" for k in self._multipliers() for x in range(1, self.numbers)]
         rng.shuffle(every)
         return every[:count]
 
     def answer(self, prompt: str, rng: random.Random) -> str:
         """Return H steps, each by the easy way with probability ``easy_share``."""
-        k, x = map(int, prompt.split())
+        k, x = map(int, prompt.removeprefix(HARD).split())
         written = []
         for t in range(1, self.steps + 1):
             way = EASY if rng.random() < self.easy_share else HARD
@@ -60,7 +61,7 @@ class Arithmetic(Task):
 
     def check(self, prompt: str, answer: str, finished: bool) -> Verdict:
         """Check every step against the number that is written before it. A step after the last one makes the answer wrong."""
-        k, x = map(int, prompt.split())
+        k, x = map(int, prompt.removeprefix(HARD).split())
         written = answer.split()
         right, ways = 0, []
         for t in range(1, self.steps + 1):
@@ -81,6 +82,9 @@ class Arithmetic(Task):
     def best_reverse_kl(self) -> float | None:
         """Return H·(−log easy_share): the easy way always, and its results without noise."""
         return -self.steps * math.log(self.easy_share) if self.easy_share > 0 else None
+
+    def _multipliers(self) -> range:
+        return range(2, 2 + self.multipliers)
 
     def _next(self, k: int, x: int, way: str) -> int:
         return (x + 1 if way == EASY else k * x) % self.numbers

@@ -93,7 +93,7 @@ class Task(ABC):
         for key, value in settings.items():
             try:
                 values[key] = kinds[key](value)
-            except ValueError as error:
+            except (TypeError, ValueError) as error:
                 raise ConfigError(f"{cls.name}: {key} must be a number of type {kinds[key].__name__}, got {value!r}.") from error
         return cls(**values)
 
