@@ -12,16 +12,18 @@ A folder ``rollouts`` beside the recipe holds roll-outs that came along with it:
 """
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from bench_rows import START, Unit, kept_rows, row_of
+from bench_rows import START, Scores, Unit, kept_rows, row_of
 from pooled_methods import methods, methods_table, pooled
 from taken_rollouts import take_rollouts
 from transformers.utils.logging import disable_progress_bar
 
+from tdistill.evaluation.answer_files import SCORES, read_scores
 from tdistill.evaluation.metrics import TEACHER
 from tdistill.experiment.answers import answers, divergences
 from tdistill.experiment.artefact import Artefact
@@ -47,15 +49,45 @@ SHOWN = ("forward_kl", "reverse_kl", "teacher_nll", "rouge_l", "distinct_2")
 USUAL_BASELINE = "sft_continued"
 
 
+@dataclass(frozen=True)
+class Measure:
+    """Say how a system is measured on the prompts of a split.
+
+    Args:
+        artefacts: returns what is made of it.
+        scores: reads these, and returns metric → prompt → value for its row.
+    """
+
+    artefacts: Callable[[Experiment, System, str], Sequence[Artefact]]
+    scores: Callable[[Experiment, System, str], Scores]
+
+
+def measurements(experiment: Experiment, system: System, split: str) -> list[Artefact]:
+    """Return a system's answers to the prompts of a split, and its divergences there."""
+    return [answers(experiment, system, split), divergences(experiment, system, split)]
+
+
+def usual_scores(experiment: Experiment, system: System, split: str) -> Scores:
+    """Return the scores of a system's answers and its divergences."""
+    scores: dict[str, dict[str, float]] = {}
+    for found in measurements(experiment, system, split):
+        scores |= read_scores(found.directory / SCORES)
+    return scores
+
+
+USUAL = Measure(measurements, usual_scores)
+
+
 class Bench:
     """Hold the students that are asked for: of a recipe, or of the recipe at several learning rates."""
 
-    def __init__(self, options: argparse.Namespace, rates: Sequence[float] = ()):
+    def __init__(self, options: argparse.Namespace, rates: Sequence[float] = (), measure: Measure = USUAL):
         recipe = open_recipe(options.recipe, options.override)
         unknown = options.only - recipe.train.methods().keys()
         if unknown:
             raise ConfigError(f"{options.recipe} has no {', '.join(sorted(unknown))}. It has {', '.join(recipe.train.methods())}.")
         self.split: str = options.split
+        self.measure = measure
         self.beside = Path(options.recipe).parent
         self.only = options.only or recipe.train.baselines.keys() or {DISTILLED}
         self.experiments = {rate: Experiment(recipe if rate is None else at_rate(recipe, rate), self.only) for rate in rates or (None,)}
@@ -89,7 +121,7 @@ class Bench:
         experiment, student = self.experiments[unit.rate], self.student(unit)
         if divergence(student.artefact.directory) is not None:
             return True
-        wanted = [student.artefact, *measurements(experiment, student.artefact, self.split)]
+        wanted = [student.artefact, *self.measure.artefacts(experiment, system_in(experiment, student.artefact.directory), self.split)]
         return all(experiment.is_complete(a) for a in wanted)
 
     def rows(self) -> Iterator[dict[str, Any]]:
@@ -100,7 +132,8 @@ class Bench:
         common = {"split": self.split, "protocol": describe(self.first, self.split), START: start_fingerprint(self.first)}
         for unit in here:
             experiment, student = self.experiments[unit.rate], self.student(unit)
-            yield row_of(experiment, student, unit, measurements(experiment, student.artefact, self.split)) | common
+            system = system_in(experiment, student.artefact.directory)
+            yield row_of(experiment, student, unit, partial(self.measure.scores, experiment, system, self.split)) | common
 
 
 def at_rate(recipe: Recipe, rate: float) -> Recipe:
@@ -115,26 +148,25 @@ def start_fingerprint(experiment: Experiment) -> str:
     return weights_fingerprint(find_model(str(start_of_training(experiment).directory)))
 
 
-def measurements(experiment: Experiment, student: Artefact, split: str) -> list[Artefact]:
-    """Return a student's answers to the prompts of a split, and its divergences there."""
-    system = next(s for s in systems(experiment) if s.artefact.directory == student.directory)
-    return [answers(experiment, system, split), divergences(experiment, system, split)]
+def system_in(experiment: Experiment, directory: Path) -> System:
+    """Return the system that lies in a directory."""
+    return next(s for s in systems(experiment) if s.artefact.directory == directory)
 
 
-def make_and_measure(split: str, recipe: Recipe, directory: Path) -> None:
+def make_and_measure(measure: Measure, split: str, recipe: Recipe, directory: Path) -> None:
     """Train the student that lies in a directory and measure it, in a process of its own."""
-    train_and_measure(Experiment(recipe), directory, split)
+    train_and_measure(Experiment(recipe), directory, measure, split)
 
 
-def train_and_measure(experiment: Experiment, directory: Path, split: str) -> None:
+def train_and_measure(experiment: Experiment, directory: Path, measure: Measure, split: str) -> None:
     """Train the student that lies in a directory and measure it on a split. A divergence is a result: it is noted in the directory."""
-    student = next(s for s in students(experiment) if s.artefact.directory == directory)
+    system = system_in(experiment, directory)
     try:
-        make_all(experiment, [student.artefact])
+        make_all(experiment, [system.artefact])
     except NonFiniteLossError as error:
-        say(f"{student.artefact.title}: {error}")
+        say(f"{system.artefact.title}: {error}")
         return
-    make_missing(experiment, measurements(experiment, student.artefact, split))
+    make_missing(experiment, measure.artefacts(experiment, system, split))
 
 
 def make_students(asked: Bench, missing: Sequence[Unit], workers: int) -> None:
@@ -146,10 +178,10 @@ def make_students(asked: Bench, missing: Sequence[Unit], workers: int) -> None:
     for rate, experiment in asked.experiments.items():
         todo = [asked.student(unit).artefact for unit in missing if unit.rate == rate and not asked.is_here(unit)]
         if workers > 1 and len(todo) > 1:
-            make_side_by_side(experiment, todo, workers, partial(make_and_measure, asked.split))
+            make_side_by_side(experiment, todo, workers, partial(make_and_measure, asked.measure, asked.split))
         else:
             for artefact in todo:
-                train_and_measure(experiment, artefact.directory, asked.split)
+                train_and_measure(experiment, artefact.directory, asked.measure, asked.split)
 
 
 def measured_systems(experiment: Experiment) -> Iterator[tuple[System, dict[str, Any]]]:
@@ -192,30 +224,40 @@ def parser(description: str | None, option: str = "", option_help: str = "") -> 
     return made
 
 
-def _options() -> argparse.Namespace:
-    made = parser(__doc__)
+def bench_parser(description: str | None) -> argparse.ArgumentParser:
+    """Return a parser of the options of a bench."""
+    made = parser(description)
     made.add_argument("--workers", type=int, default=2, help="students trained side by side")
     made.add_argument("--rates", type=lambda s: [float(r) for r in s.split(",")], default=[], help="learning rates to try, such as 1e-4,3e-4")
     made.add_argument("--choose", type=Path, help="write each method's best rate here")
-    return made.parse_intermixed_args()
+    return made
 
 
-def main() -> None:
-    options = _options()
-    asked = Bench(options, options.rates)
-    kept = kept_rows(options.rows, asked.units(), asked.split)
+def make_rows(asked: Bench, path: Path, workers: int) -> list[dict[str, Any]]:
+    """Train and measure the students that have no row in a file, add their rows to it, and return the rows of all that are asked for.
+
+    Raises:
+        ConfigError: see ``kept_rows``.
+        TrainingError: some could not be made; the rows of the others are written.
+    """
+    kept = kept_rows(path, asked.units(), asked.split)
     missing = [unit for unit in asked.units() if unit.key not in kept]
     made: dict[tuple[str, int], dict[str, Any]] = {}
     if missing:
         asked.make_starts()
         try:
-            make_students(asked, missing, options.workers)
+            make_students(asked, missing, workers)
         finally:
             made = {(row["method"], row["seed"]): row for row in asked.rows()}
-            write_jsonl(options.rows, [row for _, row in sorted((made | kept).items())])
+            write_jsonl(path, [row for _, row in sorted((made | kept).items())])
     found = made | kept
-    say(f"{len(found)} rows → {options.rows}")
-    report([found[unit.key] for unit in asked.units() if unit.key in found], options.choose)
+    say(f"{len(found)} rows → {path}")
+    return [found[unit.key] for unit in asked.units() if unit.key in found]
+
+
+def main() -> None:
+    options = bench_parser(__doc__).parse_intermixed_args()
+    report(make_rows(Bench(options, options.rates), options.rows, options.workers), options.choose)
 
 
 def report(rows: Sequence[dict[str, Any]], choose: Path | None) -> None:

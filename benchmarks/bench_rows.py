@@ -1,12 +1,10 @@
 """Write and read the rows of a bench: one for every method and seed, with the settings that it was trained by and every prompt's scores."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from tdistill.evaluation.answer_files import SCORES, read_scores
-from tdistill.experiment.artefact import Artefact
 from tdistill.experiment.experiment import Experiment
 from tdistill.experiment.provenance import provenance
 from tdistill.experiment.students import Trained, divergence
@@ -85,8 +83,8 @@ def _trained_by(row: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     return row["objective"], own.model_dump(include=set(OWN))
 
 
-def row_of(experiment: Experiment, student: Trained, unit: Unit, measured: Sequence[Artefact]) -> dict[str, Any]:
-    """Return the row of a student: how and where it was trained, and what was measured of it. One that diverged has no scores."""
+def row_of(experiment: Experiment, student: Trained, unit: Unit, read: Callable[[], Scores]) -> dict[str, Any]:
+    """Return the row of a student: how and where it was trained, and the scores that ``read`` returns. One that diverged has no scores."""
     artefact = student.artefact
     row: dict[str, Any] = {
         "system": f"{unit.label}-{unit.seed}",
@@ -103,9 +101,7 @@ def row_of(experiment: Experiment, student: Trained, unit: Unit, measured: Seque
         return row | {"diverged": diverged, "scores": {}} | {key: made[key] for key in VERSIONS}
     manifest = experiment.manifest(artefact)
     assert manifest is not None, f"{artefact.directory} is not complete"
-    scores: dict[str, dict[str, float]] = {}
-    for found in measured:
-        scores |= read_scores(found.directory / SCORES)
+    scores = read()
     return row | {
         "best_step": read_history(artefact.directory)["best_step"],
         "training_seconds": manifest.seconds,

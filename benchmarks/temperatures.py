@@ -9,7 +9,7 @@ from bench import Bench, check_rows, measured_systems, parser
 from bench_rows import rounded
 
 from tdistill.evaluation.answer_files import SCORES, read_scores
-from tdistill.experiment.answers import answers
+from tdistill.experiment.answers import answers, sampling_of
 from tdistill.experiment.on_demand import make_missing
 from tdistill.experiment.provenance import provenance
 from tdistill.experiment.temperatures import parse_temperatures
@@ -27,10 +27,11 @@ def main() -> None:
     check_rows(options.rows, rows, settings)
     there, wanted = {(r["system"], r["temperature"]) for r in rows}, parse_temperatures(options.temperatures)
     units = [(system, about, t) for system, about in measured_systems(experiment) for t in wanted if (about["system"], t) not in there]
-    make_missing(experiment, [answers(experiment, system, options.split, t) for system, _, t in units])
+    found = [answers(experiment, system, options.split, sampling_of(experiment, t)) for system, _, t in units]
+    make_missing(experiment, found)
     common = settings | {"provenance": provenance(experiment.recipe)}
-    for system, about, t in units:
-        scores = read_scores(answers(experiment, system, options.split, t).directory / SCORES)
+    for (_, about, t), artefact in zip(units, found, strict=True):
+        scores = read_scores(artefact.directory / SCORES)
         rows.append({"temperature": t} | about | common | {"scores": rounded(scores)})
     write_jsonl(options.rows, sorted(rows, key=lambda r: (r["system"], r["temperature"])))
     say(f"{len(units)} of {len(rows)} rows are new → {options.rows}")

@@ -24,7 +24,10 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from small_llama import CHAT_TEMPLATE, EOS, IGNORED, MODEL_INFO, Size, batch_of, new_model, save, train_model
 
 from tdistill.runtime.files import write_json, write_jsonl
-from tdistill.runtime.progress import bar, say
+from tdistill.runtime.progress import say
+
+TEACHER, START = Size(256, 5, 700, 2e-3), Size(128, 3, 250, 3e-3)
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -35,8 +38,8 @@ class Plan:
     longest: int = 80
     prompt_share: float = 0.3  # of a document's words
     batch: int = 48
-    teacher: Size = Size(256, 5, 700, 2e-3)
-    start: Size = Size(128, 3, 250, 3e-3)
+    teacher: Size = TEACHER
+    start: Size = START
     train: int = 768  # prompts
     valid: int = 128
     test: int = 128  # of each of the two held-out texts

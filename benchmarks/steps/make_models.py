@@ -23,6 +23,7 @@ from transformers import PreTrainedTokenizerFast
 
 sys.path.append(str(Path(__file__).parents[1]))
 from small_llama import CHAT_TEMPLATE, EOS, MODEL_INFO, Size, new_model, save, train_model
+from told import errors_told
 
 from tdistill.data.prompts import load_prompts, tokenize_prompts
 from tdistill.evaluation.answers import Protocol
@@ -38,14 +39,16 @@ from tdistill.runtime.stops import watched
 LEAST_RIGHT = 0.97  # of a teacher's own texts
 UNKNOWN = "<unk>"
 SPLITS = ("train", "valid", "test")
+TEACHER = Size(128, 2, 1000, 3e-3, weight_decay=0.0)
+START = Size(32, 1, 0, 0.0)  # not trained
 
 
 @dataclass(frozen=True)
 class Plan:
     """Hold the sizes of the models and of the prompt files."""
 
-    teacher: Size = Size(128, 2, 1500, 3e-3, weight_decay=0.0)
-    start: Size = Size(32, 1, 0, 0.0)
+    teacher: Size = TEACHER
+    start: Size = START
     batch: int = 64  # texts of a step
     prompts: tuple[int, int, int] = (512, 128, 256)  # of train, valid and test
     sampled: int = 512  # texts that the teacher writes to be checked
@@ -179,5 +182,5 @@ def _size(text: str) -> tuple[int, int]:
 
 
 if __name__ == "__main__":
-    with watched():
+    with watched(), errors_told():
         main()

@@ -14,7 +14,7 @@ from places import experiment, student
 
 from tdistill.compare.frontier import at_baseline, frontier_table
 from tdistill.data.prompts import load_prompts, render
-from tdistill.experiment.answers import answers
+from tdistill.experiment.answers import answers, sampling_of
 from tdistill.experiment.systems import systems
 from tdistill.experiment.temperatures import parse_temperatures
 from tdistill.models.find import find_model
@@ -155,7 +155,7 @@ def of(run: Path, t: float, name: str, split: str = "test") -> Path:
     """Find a system's answers at a temperature."""
     recipe = experiment(run / "recipe.yaml")
     (system,) = (s for s in systems(recipe) if s.name == name)
-    return answers(recipe, system, split, t).directory
+    return answers(recipe, system, split, None if t is None else sampling_of(recipe, t)).directory
 
 
 def scores(run: Path, t: float, name: str) -> dict:

@@ -42,16 +42,17 @@ def sampling_of(experiment: Experiment, temperature: float | None = None) -> Sam
     return Sampling(**(values if temperature is None else values | {"temperature": temperature}))
 
 
-def answers(experiment: Experiment, system: System, split: str = "test", temperature: float | None = None) -> Artefact:
+def answers(experiment: Experiment, system: System, split: str = "test", sampling: Sampling | None = None) -> Artefact:
     """Return a system's answers to the prompts of a split, with their scores.
 
     Args:
         experiment: the models and the roll-outs must be complete.
         system: who answers.
         split: whose prompts.
-        temperature: of sampling; by default the recipe's. The other settings are always the recipe's.
+        sampling: how the answers are sampled; by default as the recipe's evaluation says.
     """
-    section, sampling = experiment.recipe.evaluation, sampling_of(experiment, temperature)
+    section, usual = experiment.recipe.evaluation, sampling_of(experiment)
+    sampling = usual if sampling is None else sampling
     settings = {
         **sampling.model_dump(),
         "num_generations": section.num_generations,
@@ -59,7 +60,8 @@ def answers(experiment: Experiment, system: System, split: str = "test", tempera
         "reference": section.reference,
         "references": _references_key(experiment, split) if section.reference == "human" else None,
     }
-    at = "" if temperature is None else f" at temperature {temperature:g}"
+    changed = [f"{name} {value:g}" for name, value in sampling if value != getattr(usual, name)]
+    at = f" at {', '.join(changed)}" if changed else ""
     return Artefact(
         experiment.root,
         ANSWERS_KIND,

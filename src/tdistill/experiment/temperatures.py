@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from tdistill.evaluation.answer_files import SCORES, read_scores
 from tdistill.evaluation.metrics import METRICS
-from tdistill.experiment.answers import ANSWERS_KIND, answers, check_references
+from tdistill.experiment.answers import ANSWERS_KIND, answers, check_references, sampling_of
 from tdistill.experiment.artefact import Artefact
 from tdistill.experiment.experiment import Experiment
 from tdistill.experiment.on_demand import make_missing, require_students
@@ -61,7 +61,7 @@ class TemperatureRun:
     def artefacts(self) -> list[tuple[System, float, Artefact]]:
         """Return every system's answers at every temperature: system by system, temperatures ascending."""
         measured = [system for system in systems(self.experiment) if system.name != START]  # what it writes is noise at any temperature
-        return [(s, t, answers(self.experiment, s, self.split, t)) for s in measured for t in self.temperatures]
+        return [(s, t, answers(self.experiment, s, self.split, sampling_of(self.experiment, t))) for s in measured for t in self.temperatures]
 
     def measure(self) -> list[Measured]:
         """Make the answers that are missing, and return all scores. A model is loaded once for all temperatures."""
