@@ -1,8 +1,8 @@
 """Define step-wise arithmetic modulo a prime, in which every step may add one or multiply.
 
-The prompt gives a multiplier, ``*k``, and a start x. Each of H steps is the step's number with an operation, and its result: ``t:+``
-x → x + 1, the same table for every problem, or ``t:*`` x → k·x, a table for each multiplier. The way is free at every step. Modulo 7,
-"*3 5" may go on as "1:+ 6 2:* 4".
+The prompt gives a key, ``*k``, and a start x. Each of H steps is the step's number with an operation, and its result: ``t:+`` x → x + 1, the
+same table for every problem, or ``t:*`` x → x·(x + k), a table for each key. The way is free at every step. Modulo 7, "*3 5" may go on as
+"1:+ 6 2:* 5". Multiplication by k alone would be too easy: a small student finds the discrete logarithm, and needs no table.
 """
 
 import math
@@ -19,12 +19,12 @@ EASY, HARD = "+", "*"
 
 @dataclass(frozen=True)
 class Arithmetic(Task):
-    """Describe step-wise arithmetic: ``numbers`` is the modulus N, ``multipliers`` the number of tables of the hard way."""
+    """Describe step-wise arithmetic: ``numbers`` is the modulus N, ``keys`` the number of tables of the hard way."""
 
     name: ClassVar[str] = "arithmetic"
 
     numbers: int = 59
-    multipliers: int = 16
+    keys: int = 32
 
     def __post_init__(self) -> None:
         """Check the settings.
@@ -34,18 +34,18 @@ class Arithmetic(Task):
         """
         super().__post_init__()
         if self.numbers < 5 or any(self.numbers % d == 0 for d in range(2, math.isqrt(max(self.numbers, 0)) + 1)):
-            raise ConfigError(f"{self.name}: numbers must be a prime from 5, so that multiplying loses nothing, got {self.numbers}.")
-        if not 1 <= self.multipliers <= self.numbers - 2:
-            raise ConfigError(f"{self.name}: multipliers must be from 1 to numbers − 2 = {self.numbers - 2}, got {self.multipliers}.")
+            raise ConfigError(f"{self.name}: numbers must be a prime from 5, got {self.numbers}.")
+        if not 1 <= self.keys < self.numbers:
+            raise ConfigError(f"{self.name}: keys must be from 1 to numbers − 1 = {self.numbers - 1}, got {self.keys}.")
 
     def words(self) -> list[str]:
-        """Return the numbers, the multipliers, and an operation of each kind for every step."""
-        numbers = [*map(str, range(self.numbers)), *(f"{HARD}{k}" for k in self._multipliers())]
+        """Return the numbers, the keys, and an operation of each kind for every step."""
+        numbers = [*map(str, range(self.numbers)), *(f"{HARD}{k}" for k in self._keys())]
         return [*numbers, *(f"{t}:{way}" for t in range(1, self.steps + 1) for way in (EASY, HARD))]
 
     def prompts(self, count: int, rng: random.Random) -> list[str]:
-        """Return different pairs of a multiplier from 2 and a start from 1."""
-        every = [f"{HARD}{k} {x}" for k in self._multipliers() for x in range(1, self.numbers)]
+        """Return different pairs of a key and a start from 1."""
+        every = [f"{HARD}{k} {x}" for k in self._keys() for x in range(1, self.numbers)]
         rng.shuffle(every)
         return every[:count]
 
@@ -83,8 +83,8 @@ class Arithmetic(Task):
         """Return H·(−log easy_share): the easy way always, and its results without noise."""
         return -self.steps * math.log(self.easy_share) if self.easy_share > 0 else None
 
-    def _multipliers(self) -> range:
-        return range(2, 2 + self.multipliers)
+    def _keys(self) -> range:
+        return range(1, 1 + self.keys)
 
     def _next(self, k: int, x: int, way: str) -> int:
-        return (x + 1 if way == EASY else k * x) % self.numbers
+        return (x + 1 if way == EASY else x * (x + k)) % self.numbers

@@ -19,6 +19,7 @@ from tdistill.objectives import bind
 from tdistill.recipe.schema import MethodConfig, OnPolicyConfig, RolloutConfig, ValueConfig
 from tdistill.runtime.errors import CacheError, ConfigError
 from tdistill.teachers.rollouts import Teacher, roll_out
+from tdistill.training.checks import check_training_data
 from tdistill.training.fit import fit, training_arguments
 from tdistill.training.inputs import FitInputs
 from tdistill.training.log import read_history
@@ -128,6 +129,55 @@ def test_a_round_records_who_wrote_and_what_the_teacher_thinks(
     other = make(1, prompts)
     assert [other.text(i) for i in range(6)] != [data.text(i) for i in range(6)], "another round has other noise"
     assert [entry["round"] for entry in make.log] == [0, 1]
+
+
+def test_of_several_answers_the_one_that_the_teacher_finds_likeliest_per_token_is_kept_as_a_demonstration(
+    expert: RolloutDataset, student: Any, teacher: Any, tokenizer: Any, tmp_path: Path
+) -> None:
+    authors, prompts = Authors(student, lambda: teacher, tokenizer, len(tokenizer), torch.float32), expert.prompts()[:6]
+    kept = StudentRollouts(authors, expert, tmp_path / "best", OnPolicyConfig(best_of=3), 5)(1, prompts)
+    # Sample i of round r has the noise of number 3·r + i: the three answers are those of rounds 3, 4 and 5 without a choice.
+    one = StudentRollouts(authors, expert, tmp_path / "one", OnPolicyConfig(), 5)
+    every = [one(r, prompts) for r in (3, 4, 5)]
+    assert kept.manifest.settings["origin"] == "selected"
+    assert (len(kept), kept.has_other) == (6, False)
+    differ = 0
+    for example in (kept[i] for i in range(6)):
+        found = [e for data in every for e in (data[i] for i in range(6)) if e["prompt_id"] == example["prompt_id"]]
+        means = [float(np.mean(e["teacher_taken_logp"])) for e in found]
+        best = found[int(np.argmax(means))]
+        assert example["response_ids"].tolist() == best["response_ids"].tolist()
+        np.testing.assert_allclose(example["behaviour_logp"], best["behaviour_logp"], rtol=1e-4, atol=1e-5)
+        assert example["expert"]
+        assert not best["expert"]
+        differ += len(set(means)) > 1
+    assert differ, "the choice chose between different answers"
+
+
+def test_nll_learns_from_selected_answers_and_not_from_others(
+    expert: RolloutDataset, student: Any, teacher: Any, tokenizer: Any, tmp_path: Path
+) -> None:
+    student.save_pretrained(tmp_path / "start")
+    before = {name: p.detach().clone() for name, p in student.named_parameters()}
+    moved = {}
+    for best_of in (1, 2):
+        method = MethodConfig(
+            objective={"name": "nll"},
+            on_policy=OnPolicyConfig(lmbda=1.0, best_of=best_of),
+            arguments={"max_steps": 2, "eval_steps": 2, "save_steps": 2, "learning_rate": 1e-2, "per_device_train_batch_size": 4},
+        )
+        directory = tmp_path / f"best-{best_of}"
+        fit(FitInputs(tmp_path / "start", expert, expert, tokenizer, len(tokenizer), lambda: teacher, "float32"), method, 3, directory, "t")
+        trained = dict(load_model(find_model(str(directory))).named_parameters())
+        moved[best_of] = any(not torch.equal(trained[name], p) for name, p in before.items())
+    assert moved == {1: False, 2: True}
+
+
+def test_an_objective_that_needs_steps_of_others_is_refused_on_selected_answers(expert: RolloutDataset) -> None:
+    data = MixedDataset(expert, OnPolicyConfig(lmbda=1.0, best_of=2), RunLength(2, 2), 0, Asked(expert))
+    assert (data.has_own_text, data.has_other) == (True, False)
+    with pytest.raises(ConfigError, match="not the expert's"):
+        check_training_data(bind("sqil", other="rollouts"), None, data)
 
 
 def train(directory: Path, start: Path, expert: RolloutDataset, tokenizer: Any, teacher: Any) -> None:

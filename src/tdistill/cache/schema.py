@@ -20,7 +20,7 @@ SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
 SETTINGS_KEY = b"tdistill.settings"  # the settings stand in the metadata of every shard
 ADVICE = f"Delete {MANIFEST} and run `tdistill rollout` again: it makes the file anew from whole shards."
-ORIGINS = ("teacher", "student", "mixed", "human")
+ORIGINS = ("teacher", "student", "mixed", "selected", "human")
 # Settings that only say in which order and in which files the work is done. Earlier versions wrote them into every shard.
 PLAN = ("batch_size", "shard_batches")
 SCHEMA = pa.schema(
@@ -155,7 +155,7 @@ class SettingsForm(Form):
     seed: int
     eos_ids: list[Count] = Field(min_length=1)
     prompts: list[Name] = Field(min_length=1)
-    origin: Literal["teacher", "student", "mixed", "human"] = "teacher"
+    origin: Literal["teacher", "student", "mixed", "selected", "human"] = "teacher"
     teacher: Name = "unknown"
     tokenizer: Name = "unknown"
     template: Name = "unknown"

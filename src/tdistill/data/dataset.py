@@ -15,7 +15,8 @@ from tdistill.mdp.candidates import Candidates, Ragged, check_top_p, nucleus_mas
 from tdistill.recipe.schema import CandidateRule
 from tdistill.runtime.errors import CacheError, ConfigError
 
-EXPERT_ORIGINS = frozenset({"teacher", "human"})
+# ``selected``: the student's own answers that the teacher finds likeliest of several, which are demonstrations.
+EXPERT_ORIGINS = frozenset({"teacher", "human", "selected"})
 
 
 class RolloutDataset(Dataset):

@@ -71,7 +71,7 @@ class MixedDataset(Dataset):
         self.steps, self.batch_size = length.steps, length.batch_size
         self._roll_out, self._pools = roll_out, dict[int, RolloutDataset]()
         rng, examples = np.random.default_rng(seed), length.steps * length.batch_size
-        self._student = rng.random(examples) < on_policy.lmbda
+        self._student, self._selects = rng.random(examples) < on_policy.lmbda, on_policy.best_of > 1
         if roll_out is None and self._student.any():
             raise ConfigError(f"lmbda={on_policy.lmbda} asks for the student's own responses, but roll_out is None: pass StudentRollouts.")
         span = (on_policy.refresh_steps or length.steps) * length.batch_size
@@ -97,9 +97,14 @@ class MixedDataset(Dataset):
             self._source[here], self._row[here] = drawn[:, 0], drawn[:, 1]
 
     @property
-    def has_other(self) -> bool:
-        """Tell whether some responses are the student's."""
+    def has_own_text(self) -> bool:
+        """Tell whether some responses are written by the student."""
         return bool(self._student.any())
+
+    @property
+    def has_other(self) -> bool:
+        """Tell whether some responses are not the expert's. The best of several answers of the student count as the expert's."""
+        return self.has_own_text and not self._selects
 
     @property
     def has_windows(self) -> bool:

@@ -106,9 +106,9 @@ def _check_objectives(train: TrainConfig) -> None:
 
 
 def _check_has_other(objective: BoundObjective, method: MethodConfig) -> None:
-    if "other" in objective.needs and method.own_text is None:
+    if "other" in objective.needs and (method.own_text is None or method.own_text.best_of > 1):
         raise ConfigError(
-            f"{objective.describe()} learns from steps that are not the expert's: set 'train.on_policy: {{lmbda: 0.5}}', or "
+            f"{objective.describe()} learns from steps that are not the expert's: set 'train.on_policy: {{lmbda: 0.5}}' (with best_of: 1), or "
             "other: untaken where the objective has it."
         )
 

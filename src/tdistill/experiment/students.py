@@ -105,7 +105,7 @@ def shaping(experiment: Experiment, method: MethodConfig) -> dict[str, Any]:
         "arguments": shaping_arguments(method.arguments),
         "teacher_top_p": p,
         "candidate_rule": method.candidate_rule and method.candidate_rule.model_dump(),
-        "on_policy": method.own_text and method.own_text.model_dump(),
+        "on_policy": method.own_text and method.own_text.shaping(),
         "value": method.value.model_copy(update=read).model_dump(),
         "lm": method.lm and {**method.lm.model_dump(exclude={"corpus"}), "corpus": corpus_key(method.lm.corpus)},
         "peft": method.peft and method.peft.model_dump(),

@@ -121,6 +121,15 @@ class OnPolicyConfig(Section):
     teacher_mix: float = Field(
         0.0, ge=0, lt=1, description="share of the teacher in the distribution that every token is sampled from; 0: the student alone"
     )
+    best_of: Count = Field(
+        1,
+        description="number of answers that the student writes to each prompt of a round; the one that the teacher finds likeliest per token "
+        "is kept, and above 1 it counts as a demonstration",
+    )
+
+    def shaping(self) -> dict[str, Any]:
+        """Return the settings that shape a student. ``best_of: 1`` is left out, so that students of earlier versions stay valid."""
+        return self.model_dump(exclude={"best_of"} if self.best_of == 1 else None)
 
 
 class LmConfig(Section):

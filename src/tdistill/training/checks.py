@@ -49,7 +49,7 @@ def own_arguments(args: TrainingArguments, train_dataset: RolloutDataset | Mixed
 
 
 def _check_mixed(args: TrainingArguments, data: MixedDataset) -> None:
-    if data.has_other:
+    if data.has_own_text:
         check_in_order(args)
     if args.train_sampling_strategy not in ("random", "sequential"):
         raise ConfigError(

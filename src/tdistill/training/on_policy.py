@@ -77,33 +77,46 @@ class StudentRollouts:
         about = self._at(index).with_suffix(".json")
         if not about.exists():
             write_json(about, {"round": index, **counts, "seconds": time.perf_counter() - started})
-        return RolloutDataset(self._at(index), self._expert.teacher_top_p, ("student", "mixed"), rule=self._expert.rule)
+        return RolloutDataset(self._at(index), self._expert.teacher_top_p, ("student", "mixed", "selected"), rule=self._expert.rule)
 
     def _at(self, index: int) -> Path:
         return self._directory / f"round-{index:04d}"
 
     def _write(self, index: int, prompts: Sequence[TokenizedPrompt]) -> CacheManifest:
-        eos, mix = self._expert.manifest.settings["eos_ids"], self._on_policy.teacher_mix
+        eos, mix, count = self._expert.manifest.settings["eos_ids"], self._on_policy.teacher_mix, self._on_policy.best_of
         vocabulary, rollout = Vocabulary(self._authors.vocab_size, eos), self._rollout
         teacher, policy = self._load_teacher(), self._policy()
         mixed = Mixed(teacher, mix) if mix else None
 
         def answer(batch: Sequence[tuple[TokenizedPrompt, int]]) -> list[Response]:
-            written = generate_batch(policy, batch, rollout, vocabulary, mixed=mixed)
-            scored = score_batch(teacher, [(p, g.response_ids) for (p, _), g in zip(batch, written, strict=True)], vocabulary, rollout)
+            asked = [(p, sample * count + i) for p, sample in batch for i in range(count)]
+            written = generate_batch(policy, asked, rollout, vocabulary, mixed=mixed)
+            scored = score_batch(teacher, [(p, g.response_ids) for (p, _), g in zip(asked, written, strict=True)], vocabulary, rollout)
+            pairs = list(zip(written, scored, strict=True))
+            kept = [likeliest(pairs[i * count : (i + 1) * count]) for i in range(len(batch))]
             return [
-                replace(seen, sample_index=own.sample_index, behaviour_logp=own.behaviour_logp)
-                for own, seen in zip(written, scored, strict=True)
+                replace(seen, sample_index=sample, behaviour_logp=own.behaviour_logp)
+                for (_, sample), (own, seen) in zip(batch, kept, strict=True)
             ]
 
         settings = cache_settings(rollout, self._pinned, eos, prompts)
-        settings |= {"origin": "mixed" if mix else "student", "round": index, "teacher_mix": mix, "run": self._run}
+        settings |= {"origin": self._origin(), "round": index, "teacher_mix": mix, "run": self._run}
         writer = RolloutWriter(self._at(index), settings, rollout, self._authors.tokenizer, f"student in round {index}")
         # The round stands where a sample's index stands: a prompt asked again is answered with other noise.
         return writer.write([(p, index) for p in prompts], answer)
 
+    def _origin(self) -> str:
+        if self._on_policy.best_of > 1:
+            return "selected"
+        return "mixed" if self._on_policy.teacher_mix else "student"
+
     def _policy(self) -> PreTrainedModel:
         return copy.deepcopy(self._authors.student).to(self._authors.dtype).eval().requires_grad_(False)
+
+
+def likeliest(pairs: Sequence[tuple[Response, Response]]) -> tuple[Response, Response]:
+    """Return the pair (as written, as the teacher scored it) whose log-probability per token is the highest under the teacher."""
+    return max(pairs, key=lambda pair: sum(pair[1].token_logp) / len(pair[1].token_logp))
 
 
 def check_in_order(args: TrainingArguments) -> None:
