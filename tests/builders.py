@@ -45,6 +45,7 @@ class World:
                     value=list(self.value[b, :length].unbind()),
                     action_value=[list(row.unbind()) for row in self.action_value[b, :length]],
                     expert=self.expert[b],
+                    behaviour=self.behaviour_logp[b, :length].tolist(),
                 )
             )
         return out

@@ -23,6 +23,7 @@ class Response:
     value: list[Tensor]
     action_value: list[list[Tensor]] = field(default_factory=list)  # of every token
     expert: bool = True  # written by the teacher, not by the student
+    behaviour: list[float] = field(default_factory=list)  # log-prob of each token under the policy that drew it, or NaN
 
     def __len__(self) -> int:
         return len(self.tokens)

@@ -47,6 +47,20 @@ def counts(response: Response, t: int) -> bool:
     return response.tokens[t] in response.candidates[t] and (t + 1 < len(response) or response.finished)
 
 
+def ratios(response: Response, behaviour: list[float], rho_max: float) -> list[float]:
+    """min(rho_max, π(a_t)/behaviour(a_t)) over the whole vocabulary, with 1 where nobody sampled the token."""
+    exact = [
+        1.0 if math.isnan(mu) else math.exp(min(-nll.item() - mu, 700.0))
+        for nll, mu in zip(oracles.taken_nll(response), behaviour, strict=True)
+    ]
+    return [min(rho_max, ratio) for ratio in exact]
+
+
+def td_weights(response: Response, rho_max: float | None) -> list[float]:
+    """Of each step's loss; 1 with ``rho_max`` None."""
+    return [1.0] * len(response) if rho_max is None else ratios(response, response.behaviour, rho_max)
+
+
 def td_steps(response: Response, gamma: float, gauge: str, anchor: str, anchor_weight: float) -> list[TdStep]:
     """All but the loss of each step, which has the anchor alone so far."""
     steps = []
@@ -69,13 +83,14 @@ def csil(
     anchor: str = "none",
     anchor_weight: float = 1.0,
     target_network: Response | None = None,
+    rho_max: float | None = None,
 ) -> list[TdStep]:
-    """½(Q − (r + γV'))², with or without gradient through the target."""
-    steps = td_steps(response, gamma, gauge, anchor, anchor_weight)
+    """ρ·½(Q − (r + γV'))², with or without gradient through the target."""
+    steps, rho = td_steps(response, gamma, gauge, anchor, anchor_weight), td_weights(response, rho_max)
     for t, step in enumerate(steps):
         if step.q is not None and step.reward is not None:
             target = step.reward + gamma * state_value(target_network or response, t + 1, gauge)
-            step.loss = step.loss + 0.5 * (step.q - (target.detach() if stop_target else target)) ** 2
+            step.loss = step.loss + rho[t] * 0.5 * (step.q - (target.detach() if stop_target else target)) ** 2
     return steps
 
 
@@ -89,22 +104,24 @@ def q_lambda(
     anchor: str = "none",
     anchor_weight: float = 1.0,
     target_network: Response | None = None,
+    rho_max: float | None = None,
 ) -> list[TdStep]:
-    """½(Q − G)², G from its recursion, cut where the next step doesn't count."""
+    """ρ·½(Q − G)², G from its recursion, cut where the next step doesn't count."""
     steps, later = td_steps(response, gamma, gauge, anchor, anchor_weight), target_network or response
+    rho = td_weights(response, rho_max)
     later_q = [step.q for step in td_steps(later, gamma, gauge, "none", 0.0)]
 
     def target(t: int) -> Tensor:
         ahead = state_value(later, t + 1, gauge)
         following = later_q[t + 1] if t + 1 < len(response) else None
         if following is not None:
-            ahead = ahead + lambda_ * (target(t + 1) - following)
+            ahead = ahead + lambda_ * rho[t + 1] * (target(t + 1) - following)
         return steps[t].reward + gamma * ahead
 
     for t, step in enumerate(steps):
         if step.q is not None:
             g = target(t)
-            step.loss = step.loss + 0.5 * (step.q - (g.detach() if stop_target else g)) ** 2
+            step.loss = step.loss + rho[t] * 0.5 * (step.q - (g.detach() if stop_target else g)) ** 2
     return steps
 
 
@@ -168,7 +185,7 @@ def actor_critic(
     nll, n = oracles.taken_nll(response), len(response)
     level = center * sum(d.item() for d in divergence) / n
     acts = [t + 1 < n or response.finished for t in range(n)]
-    rho = [min(rho_max, 1.0 if math.isnan(mu) else math.exp(min(-cost.item() - mu, 700.0))) for cost, mu in zip(nll, behaviour, strict=True)]
+    rho = ratios(response, behaviour, rho_max)
 
     def value_return(t: int) -> float:
         """Ĝ_t; 0 after EOS."""
@@ -214,7 +231,7 @@ def mean_actor_critic(
 ) -> list[MeanStep]:
     """D − γ Σ_{A_p} π(a)(w(a) − w̄) + value_coef·½(w(a_t) − Ĝ_{t+1})², where w, w̄ and Ĝ in the first term and the target are plain numbers."""
     divergence = COSTS[cost](response, support=support)
-    nll, n = oracles.taken_nll(response), len(response)
+    rho, n = ratios(response, behaviour, 1.0), len(response)
     level = center * sum(d.item() for d in divergence) / n
     plain = [[w.item() for w in row] for row in response.action_value]
 
@@ -226,8 +243,7 @@ def mean_actor_critic(
     def trace(t: int) -> float:
         if not counts(response, t):
             return 0.0
-        mu = behaviour[t]
-        return lambda_ * (1.0 if math.isnan(mu) else min(1.0, math.exp(min(-nll[t].item() - mu, 700.0))))
+        return lambda_ * rho[t]
 
     def value_return(t: int) -> float:
         """Ĝ_t; 0 after EOS."""

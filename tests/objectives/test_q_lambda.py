@@ -15,9 +15,15 @@ from torch import Tensor
 from tdistill.objectives import bind
 from tdistill.runtime.errors import ConfigError
 
+INF = float("inf")
 KNOBS = pairwise(
     dict(zip(("gauge", "stop_target", "anchor"), values, strict=True))
     for values in itertools.product(["none", "learned"], [True, False], ["none", "tail", "nll"])
+)
+
+WEIGHED = pairwise(
+    dict(zip(("gauge", "stop_target", "gamma", "lambda_", "rho_max"), values, strict=True))
+    for values in itertools.product(["none", "learned"], [True, False], [0.0, 0.9, 1.0], [0.0, 0.6, 1.0], [None, 0.5, 1.0, INF])
 )
 
 
@@ -57,6 +63,13 @@ def test_equals_the_oracle(world: builders.World, knobs: dict[str, Any], gamma: 
     builders.assert_equals_oracle(world, bind("q_lambda", **given_knobs), oracle(**given_knobs), dtype)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("knobs", WEIGHED, ids=knob_id)
+def test_weighed_by_the_importance_ratio_it_equals_the_oracle(world: builders.World, knobs: dict[str, Any], dtype: torch.dtype) -> None:
+    world.behaviour_logp[0, 2] = torch.nan
+    builders.assert_equals_oracle(world, bind("q_lambda", **knobs), oracle(**knobs), dtype)
+
+
 @pytest.mark.parametrize("gauge", ["none", "learned"])
 def test_gradcheck(gauge: str) -> None:
     made = builders.make_world(seed=2, lengths=(3, 1), finished=(True, True), vocab=4)
@@ -75,6 +88,13 @@ def test_lambda_0_is_csil_exactly(world: builders.World, gamma: float, knobs: di
     ours, theirs = (objective(builders.steps_of(world)).metrics for objective in pair)
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[key].nan_to_num(), theirs[key].nan_to_num()) for key in ours)
+
+
+@pytest.mark.parametrize("rho_max", [0.5, INF])
+def test_weighed_with_lambda_0_is_csil_weighed_exactly(world: builders.World, rho_max: float) -> None:
+    pair = bind("q_lambda", lambda_=0.0, rho_max=rho_max), bind("csil", rho_max=rho_max)
+    for a, b in zip(*(builders.loss_and_grads(world, objective) for objective in pair), strict=True):
+        assert torch.equal(a, b)
 
 
 @pytest.mark.parametrize("lambda_", [0.0, 0.5, 1.0])
@@ -109,19 +129,21 @@ def test_lambda_1_never_reads_a_value_on_the_way() -> None:
 # --- conventions -----------------------------------------------------------------------------------------------------
 
 
-def test_the_trace_is_cut_before_an_off_support_token() -> None:
+@pytest.mark.parametrize("rho_max", [None, INF])
+def test_the_trace_is_cut_before_an_off_support_token(rho_max: float | None) -> None:
     """Step 1 off support: step 0 bootstraps from its state as under λ = 0, and nothing later reaches it."""
     made = off_support(builders.make_world(seed=9, lengths=(4,), finished=(True,), off_support=0.0), t=1)
-    ours, one_step = (loss_of(made, lambda_=lambda_)[0] for lambda_ in (1.0, 0.0))
+    ours, one_step = (loss_of(made, lambda_=lambda_, rho_max=rho_max)[0] for lambda_ in (1.0, 0.0))
     assert ours[0] == one_step[0]
     assert ours[1] == 0
     assert ours[2] != one_step[2]
     assert ours[3] == one_step[3]  # the last step of a finished response has nothing ahead
 
 
-def test_the_trace_is_cut_at_the_end_of_a_cut_off() -> None:
+@pytest.mark.parametrize("rho_max", [None, INF])
+def test_the_trace_is_cut_at_the_end_of_a_cut_off(rho_max: float | None) -> None:
     made = builders.make_world(seed=10, lengths=(4,), finished=(False,), off_support=0.0)
-    ours, one_step = (loss_of(made, lambda_=lambda_)[0] for lambda_ in (1.0, 0.0))
+    ours, one_step = (loss_of(made, lambda_=lambda_, rho_max=rho_max)[0] for lambda_ in (1.0, 0.0))
     assert ours[3] == 0
     assert ours[2] == one_step[2] != 0
     assert ours[1] != one_step[1]

@@ -24,7 +24,9 @@ ORACLES: dict[str, Any] = {
 }
 CASES: list[tuple[str, dict[str, Any]]] = [
     ("csil", {"gamma": 0.9, "anchor": "tail"}),
+    ("csil", {"gamma": 0.9, "rho_max": 1.5}),
     ("q_lambda", {"gamma": 0.9, "lambda_": 0.7}),
+    ("q_lambda", {"gamma": 0.9, "lambda_": 0.7, "rho_max": float("inf")}),
     ("q_lambda", {"gamma": 0.9, "lambda_": 0.7, "stop_target": False, "gauge": "none"}),
     ("sqil", {"gamma": 0.9}),
     ("sqil", {"gamma": 0.9, "gauge": "learned", "other": "rollouts"}),

@@ -24,12 +24,12 @@ def cases(name: str, **values: list[Any]) -> list[Case]:
     return [(name, knobs) for knobs in pairwise(every)]
 
 
-ANCHORS, FREE = ["none", "tail", "nll"], ["none", "learned"]
+ANCHORS, FREE, RHO = ["none", "tail", "nll"], ["none", "learned"], [None, 0.8, float("inf")]
 REGRESSION = {"other": ["untaken", "rollouts"], "terminal": ["absorbing", "zero"], "gauge": FREE, "stop_target": [False, True]}
 CASES: list[Case] = [
     *(("iq_learn", knobs) for knobs in IQ_LEARN),
-    *cases("csil", gauge=FREE, stop_target=[True, False], anchor=ANCHORS),
-    *cases("q_lambda", gauge=FREE, stop_target=[True, False], anchor=ANCHORS),
+    *cases("csil", gauge=FREE, stop_target=[True, False], anchor=ANCHORS, rho_max=RHO),
+    *cases("q_lambda", gauge=FREE, stop_target=[True, False], anchor=ANCHORS, rho_max=RHO),
     *cases("path_consistency", gauge=GAUGES, max_n=[None, 2], anchor=ANCHORS),
     *cases("actor_critic", gamma=[0.0, 0.9], lambda_=[0.0, 0.7], rho_max=[0.8, float("inf")], support=["tail", "proj"]),
     *cases("actor_critic", gamma=[0.9], center=[0.7], support=["tail", "proj"]),
@@ -81,8 +81,8 @@ def test_extreme_logits_stay_finite(case: Case) -> None:
 
 
 FIXED_POINTS = [
-    *cases("csil", gamma=[0.0, 0.9, 1.0], stop_target=[True, False]),
-    *cases("q_lambda", lambda_=[0.0, 0.5, 1.0], stop_target=[True, False]),
+    *cases("csil", gamma=[0.0, 0.9, 1.0], stop_target=[True, False], rho_max=RHO),
+    *cases("q_lambda", lambda_=[0.0, 0.5, 1.0], stop_target=[True, False], rho_max=RHO),
     ("path_consistency", {"gamma": 0.0, "lambda_": 0.5}),
     ("path_consistency", {"gamma": 0.9, "lambda_": 0.5}),
     ("path_consistency", {"gamma": 1.0, "lambda_": 1.0}),
