@@ -52,8 +52,8 @@ class Job:
         return {"sweep": self.sweep, "method": self.name} | own
 
 
-def jobs(sweep: str, plan: Mapping[str, Any], rates: Mapping[str, float]) -> Iterator[Job]:
-    """Yield the trainings of a sweep, in an order in which those of one setting follow each other.
+def jobs(sweep: str, plan: Mapping[str, Any], rates: Mapping[str, float], only: set[str] | None = None) -> Iterator[Job]:
+    """Yield the trainings of a sweep, in an order in which those of one setting follow each other; ``only`` of some methods.
 
     Raises:
         ConfigError: the sweep or a method is unknown, a value is out of range, or a method has no learning rate yet.
@@ -64,7 +64,7 @@ def jobs(sweep: str, plan: Mapping[str, Any], rates: Mapping[str, float]) -> Ite
     varied = about.get("vary", {})
     for values in itertools.product(*varied.values()):
         changes = dict(zip(varied, values, strict=True))
-        for name in about.get("methods", plan["methods"]):
+        for name in (n for n in about.get("methods", plan["methods"]) if not only or n in only):
             settings = {
                 "setting": _merged(asdict(MAIN), about.get("setting", {})),
                 "method": _merged({}, plan["methods"][name]),
@@ -181,8 +181,8 @@ def run_sweep(
     """
     rows: list[dict[str, Any]] = read_jsonl(path) if path.exists() else []
     starts = Starts()
-    for job in list(jobs(sweep, plan, chosen_rates(rows) if rates is None else rates)):
-        if (only and job.name not in only) or any(_is_of(row, job) for row in rows):
+    for job in list(jobs(sweep, plan, chosen_rates(rows) if rates is None else rates, only)):
+        if any(_is_of(row, job) for row in rows):
             continue
         known = any(row["method"] == SFT and _setting(row["setting"]) == job.setting and row["seeds"] == list(job.seeds) for row in rows)
         rows += (made := run(job, starts, not known))
