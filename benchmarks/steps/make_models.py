@@ -51,6 +51,7 @@ class Plan:
     start: Size = START
     batch: int = 64  # texts of a step
     prompts: tuple[int, int, int] = (512, 128, 256)  # of train, valid and test
+    lessons: int = 0  # problems beside those of train, for the teacher alone
     sampled: int = 512  # texts that the teacher writes to be checked
     seed: int = 0
 
@@ -109,8 +110,11 @@ def _begin(task: Task, plan: Plan, output: Path) -> dict[str, Any]:
 def _train_teacher(task: Task, plan: Plan, output: Path, tokenizer: PreTrainedTokenizerFast, rounds: int) -> dict[str, Any]:
     """Train the teacher, from the weights of the round before if there is one, and return what is known of it."""
     started, seed = time.perf_counter(), plan.seed + 1000 * rounds
-    prompts = [p.text for p in load_prompts(str(output / "train.jsonl"))]
+    given = sum(plan.prompts)
+    lessons = task.prompts(given + plan.lessons, random.Random(plan.seed))[given:]  # the first ones are those of the files
+    prompts = [*(p.text for p in load_prompts(str(output / "train.jsonl"))), *lessons]
     model = load_model(find_model(str(output / "teacher")), "float32") if rounds else new_model(tokenizer, plan.teacher, plan.seed)
+    model.set_attn_implementation("eager")  # the fastest under autocast on a CPU
     model = train_model(model, partial(texts, task, prompts, plan.batch), tokenizer, plan.teacher, seed, "teacher")
     save(model, tokenizer, output / "teacher")
     about = {
@@ -157,7 +161,7 @@ def main() -> None:
     heads = {"heads": options.heads, "positions": options.context}
     teacher = Size(*options.teacher, options.teacher_steps, options.teacher_rate, **heads, weight_decay=0.0)
     start = Size(*options.student, 0, 0.0, **heads)
-    make(task, Plan(teacher, start, prompts=tuple(options.prompts), seed=options.seed), options.output)
+    make(task, Plan(teacher, start, prompts=tuple(options.prompts), lessons=options.lessons, seed=options.seed), options.output)
 
 
 def _options() -> argparse.Namespace:
@@ -172,6 +176,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--heads", type=int, default=4)
     parser.add_argument("--context", type=int, default=256, help="longest text in tokens")
     parser.add_argument("--prompts", type=int, nargs=3, default=(512, 128, 256), help="number of prompts in train, valid and test")
+    parser.add_argument("--lessons", type=int, default=0, help="number of problems beside those of train that the teacher learns from")
     parser.add_argument("--seed", type=int, default=0)
     return parser.parse_intermixed_args()
 

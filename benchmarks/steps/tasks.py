@@ -5,11 +5,13 @@ from typing import Any
 
 from arithmetic import Arithmetic
 from task import Task
+from word_problems import WordProblems
 
 from tdistill.runtime.errors import ConfigError
 
 TASKS: dict[str, type[Task]] = {
     "arithmetic": Arithmetic,
+    "word_problems": WordProblems,
 }
 
 

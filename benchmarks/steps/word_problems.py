@@ -152,9 +152,8 @@ class WordProblems(Task):
         Raises:
             DataError: the prompt is not a problem of this task.
         """
-        first, *days, _ = sentences_of(prompt)
-        start, changes = (first.split(), [day.split() for day in days])
         try:
+            start, *changes, _ = [sentence.split() for sentence in sentences_of(prompt)]
             problem = Problem(start[0], start[3], int(start[2]), tuple((day[2], int(day[3])) for day in changes))
             same = problem.text() == prompt and len(changes) == self.steps
         except (IndexError, KeyError, ValueError):
