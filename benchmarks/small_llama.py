@@ -1,7 +1,7 @@
 """Train a small Llama from scratch on one core, for the teachers and starts of benches."""
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,7 +50,7 @@ def new_model(tokenizer: PreTrainedTokenizerFast, size: Size, seed: int) -> Llam
 
 def train_model(
     model: LlamaForCausalLM,
-    draw: Callable[[random.Random], list[str]],
+    draw: Callable[[random.Random], list[tuple[str, str]]],
     tokenizer: PreTrainedTokenizerFast,
     size: Size,
     seed: int,
@@ -60,7 +60,7 @@ def train_model(
 
     Args:
         model: the model, which is changed.
-        draw: returns the documents of a step.
+        draw: returns the documents of a step, each as its beginning, which is given, and the rest, which is learnt.
         tokenizer: the model's tokenizer.
         size: number of steps and learning rate.
         seed: seed of ``draw``'s random numbers.
@@ -87,13 +87,14 @@ def train_model(
     return model.eval()
 
 
-def batch_of(documents: list[str], tokenizer: PreTrainedTokenizerFast) -> tuple[Tensor, Tensor, Tensor]:
-    """Return ids, attention mask and labels [B, L]. Every document ends with the end-of-text token."""
-    rows = [[*ids, tokenizer.eos_token_id] for ids in tokenizer(documents).input_ids]
-    ids, mask = (torch.zeros(len(rows), max(map(len, rows)), dtype=torch.long) for _ in range(2))
+def batch_of(documents: Sequence[tuple[str, str]], tokenizer: PreTrainedTokenizerFast) -> tuple[Tensor, Tensor, Tensor]:
+    """Return ids, attention mask and labels [B, L] of pairs of a given and a learnt text. Every document ends with the end-of-text token."""
+    given, learnt = (tokenizer(list(part)).input_ids for part in zip(*documents, strict=True))
+    rows = [[*first, *rest, tokenizer.eos_token_id] for first, rest in zip(given, learnt, strict=True)]
+    ids, mask, known = (torch.zeros(len(rows), max(map(len, rows)), dtype=torch.long) for _ in range(3))
     for i, row in enumerate(rows):
-        ids[i, : len(row)], mask[i, : len(row)] = torch.tensor(row), 1
-    return ids, mask, ids.masked_fill(mask == 0, IGNORED)
+        ids[i, : len(row)], mask[i, : len(row)], known[i, : len(given[i])] = torch.tensor(row), 1, 1
+    return ids, mask, ids.masked_fill((mask == 0) | (known == 1), IGNORED)
 
 
 def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, directory: Path) -> None:

@@ -124,9 +124,9 @@ def halves(document: str, plan: Plan) -> tuple[str, str]:
     return document[:cut], document[cut:]
 
 
-def sampled(documents: list[str], plan: Plan, rng: random.Random) -> list[str]:
-    """Return the documents of a step."""
-    return rng.sample(documents, min(plan.batch, len(documents)))
+def sampled(documents: list[str], plan: Plan, rng: random.Random) -> list[tuple[str, str]]:
+    """Return the documents of a step. Nothing of them is given."""
+    return [("", d) for d in rng.sample(documents, min(plan.batch, len(documents)))]
 
 
 @torch.no_grad()
@@ -134,7 +134,7 @@ def quality(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, documen
     """Perplexity a token and bits a byte on documents that nobody trained on."""
     nats, tokens, sizes = 0.0, 0, sum(len(d.encode()) for d in documents)
     for i in range(0, len(documents), plan.batch):
-        ids, mask, labels = batch_of(documents[i : i + plan.batch], tokenizer)
+        ids, mask, labels = batch_of([("", d) for d in documents[i : i + plan.batch]], tokenizer)
         count = int((labels[:, 1:] != IGNORED).sum())
         nats += float(model(input_ids=ids, attention_mask=mask, labels=labels).loss) * count
         tokens += count

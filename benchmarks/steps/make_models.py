@@ -52,6 +52,7 @@ class Plan:
     batch: int = 64  # texts of a step
     prompts: tuple[int, int, int] = (512, 128, 256)  # of train, valid and test
     lessons: int = 0  # problems beside those of train, for the teacher alone
+    answers_only: bool = False  # is what the teacher learns; otherwise it learns to write problems too
     sampled: int = 512  # texts that the teacher writes to be checked
     seed: int = 0
 
@@ -65,7 +66,7 @@ def make(task: Task, plan: Plan, output: Path) -> dict[str, Any]:
     """
     info = _begin(task, plan, output)
     tokenizer = word_tokenizer(task.words())
-    if info["teacher"].get("right", 0.0) < LEAST_RIGHT:
+    if info["teacher"].get("right", -1.0) < LEAST_RIGHT:
         info["teacher"] = _train_teacher(task, plan, output, tokenizer, info["teacher"].get("rounds", 0))
         write_json(output / MODEL_INFO, info)
     right = info["teacher"]["right"]
@@ -115,7 +116,7 @@ def _train_teacher(task: Task, plan: Plan, output: Path, tokenizer: PreTrainedTo
     prompts = [*(p.text for p in load_prompts(str(output / "train.jsonl"))), *lessons]
     model = load_model(find_model(str(output / "teacher")), "float32") if rounds else new_model(tokenizer, plan.teacher, plan.seed)
     model.set_attn_implementation("eager")  # the fastest under autocast on a CPU
-    model = train_model(model, partial(texts, task, prompts, plan.batch), tokenizer, plan.teacher, seed, "teacher")
+    model = train_model(model, partial(texts, task, prompts, plan), tokenizer, plan.teacher, seed, "teacher")
     save(model, tokenizer, output / "teacher")
     about = {
         **asdict(plan.teacher),
@@ -128,9 +129,10 @@ def _train_teacher(task: Task, plan: Plan, output: Path, tokenizer: PreTrainedTo
     return about
 
 
-def texts(task: Task, prompts: list[str], count: int, rng: random.Random) -> list[str]:
-    """Return new right texts of random problems."""
-    return [f"{prompt} {task.answer(prompt, rng)}" for prompt in rng.choices(prompts, k=count)]
+def texts(task: Task, prompts: list[str], plan: Plan, rng: random.Random) -> list[tuple[str, str]]:
+    """Return new right texts of random problems, each as what is given and what is learnt."""
+    found = [(prompt, task.answer(prompt, rng)) for prompt in rng.choices(prompts, k=plan.batch)]
+    return found if plan.answers_only else [("", f"{prompt} {answer}") for prompt, answer in found]
 
 
 def share_right(model: Any, task: Task, tokenizer: PreTrainedTokenizerFast, path: Path, count: int) -> float:
@@ -161,7 +163,8 @@ def main() -> None:
     heads = {"heads": options.heads, "positions": options.context}
     teacher = Size(*options.teacher, options.teacher_steps, options.teacher_rate, **heads, weight_decay=0.0)
     start = Size(*options.student, 0, 0.0, **heads)
-    make(task, Plan(teacher, start, prompts=tuple(options.prompts), lessons=options.lessons, seed=options.seed), options.output)
+    own = {name: getattr(options, name) for name in ("lessons", "answers_only", "seed")}
+    make(task, Plan(teacher, start, prompts=tuple(options.prompts), **own), options.output)
 
 
 def _options() -> argparse.Namespace:
@@ -177,6 +180,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--context", type=int, default=256, help="longest text in tokens")
     parser.add_argument("--prompts", type=int, nargs=3, default=(512, 128, 256), help="number of prompts in train, valid and test")
     parser.add_argument("--lessons", type=int, default=0, help="number of problems beside those of train that the teacher learns from")
+    parser.add_argument("--answers-only", action="store_true", help="let the teacher learn answers, and not to write problems")
     parser.add_argument("--seed", type=int, default=0)
     return parser.parse_intermixed_args()
 

@@ -82,10 +82,10 @@ class WordProblems(Task):
 
     name: ClassVar[str] = "word_problems"
 
-    steps: int = 4
+    steps: int = 3
     easy_share: float = 0.3
     largest: int = 99
-    most: int = 59
+    most: int = 39
 
     def __post_init__(self) -> None:
         """Check the settings.

@@ -2,6 +2,7 @@
 
 import random
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,12 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tdistill.runtime.errors import ConfigError, DataError
+from tdistill.runtime.files import read_jsonl
 
 STEPS = Path(__file__).parents[2] / "benchmarks" / "steps"
 with pytest.MonkeyPatch.context() as patch:
     patch.syspath_prepend(STEPS)
     from word_problems import DAYS, WordProblems, after, sentences_of
 
+SCRIPTS = ("make_models", "check", "tasks", "bench", "bench_rows", "taken_rollouts", "pooled_methods", "small_llama", "doc_tables", "told")
 PART = re.compile(r"(\d+) (and|less) (\d+) (?:make|leaves) (\d+)")
 tasks = st.builds(
     WordProblems, steps=st.integers(1, 7), easy_share=st.sampled_from([0.0, 0.3, 1.0]), largest=st.integers(22, 99), most=st.integers(11, 22)
@@ -134,3 +137,52 @@ def test_settings_out_of_range_are_refused(wrong: dict[str, float]) -> None:
 def test_a_prompt_of_no_problem_is_refused(wrong: str) -> None:
     with pytest.raises(DataError, match="is not a word problem of 1 days"):
         WordProblems(steps=1).check(wrong, "Monday he has 3 .", finished=True)
+
+
+@pytest.fixture(scope="module")
+def scripts():
+    with pytest.MonkeyPatch.context() as own:
+        own.syspath_prepend(STEPS)
+        import check
+        import make_models
+
+        own.setattr(make_models, "LEAST_RIGHT", 0.0)  # a teacher of seconds
+        yield make_models, check
+    for name in SCRIPTS:
+        sys.modules.pop(name, None)
+
+
+def test_a_teacher_learns_answers_of_problems_beside_those_of_the_students(scripts) -> None:
+    make_models, _ = scripts
+    task, rng = WordProblems(steps=2), random.Random(0)
+    plan = make_models.Plan(batch=3, answers_only=True)
+    pairs = make_models.texts(task, task.prompts(2, rng), plan, rng)
+    tokenizer = make_models.word_tokenizer(task.words())
+    ids, mask, labels = sys.modules["small_llama"].batch_of(pairs, tokenizer)
+    for (prompt, answer), row, known, learnt in zip(pairs, ids, mask, labels, strict=True):
+        assert task.check(prompt, answer, finished=True).right
+        assert tokenizer.decode(row[known == 1]) == f"{prompt} {answer} <eos>"
+        assert tokenizer.decode(row[learnt >= 0]) == f"{answer} <eos>"
+        assert (learnt[learnt >= 0] == row[learnt >= 0]).all()
+
+
+def test_students_of_the_recipe_are_made_and_checked(scripts, tmp_path, monkeypatch) -> None:
+    make_models, check = scripts
+    monkeypatch.chdir(tmp_path)
+    home = "runs/steps/word_problems"
+    plan = make_models.Plan(
+        make_models.Size(16, 1, 2, 1e-3), make_models.Size(16, 1, 0, 0.0), prompts=(8, 4, 4), lessons=8, sampled=8, answers_only=True
+    )
+    info = make_models.make(WordProblems(), plan, Path(home))
+    assert info["teacher"]["rounds"] == 1
+    short = [f"{stage}.arguments.max_steps=2" for stage in ("sft", "train")]
+    rows = tmp_path / "rows.jsonl"
+    command = ["check", str(STEPS / "word_problems.yaml"), "--rows", str(rows), "--only", "jsd,actor_critic_own", "--workers", "1"]
+    monkeypatch.setattr(sys, "argv", [*command, "train.seeds=[0]", *short])
+    check.main()
+    found = {row["method"]: row for row in read_jsonl(rows)}
+    assert found.keys() == {"teacher", "sft", "jsd", "actor_critic_own"}
+    for row in found.values():
+        assert row["task"]["name"] == "word_problems"
+        assert len(row["scores"]["right_greedy"]) == 4
+        assert set(row["scores"]["right_sampled"].values()) <= {0.0, 1.0}
