@@ -117,7 +117,7 @@ def check_recipe(recipe: Recipe, task: Task) -> None:
             )
     if recipe.evaluation.num_generations != 1:
         raise ConfigError(
-            f"Every problem is answered once of each kind: set evaluation.num_generations=1, not {recipe.evaluation.num_generations}."
+            f"A problem is answered once of each kind: set evaluation.num_generations=1, got {recipe.evaluation.num_generations}."
         )
 
 

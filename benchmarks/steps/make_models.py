@@ -39,8 +39,8 @@ from tdistill.runtime.stops import watched
 LEAST_RIGHT = 0.97  # of a teacher's own texts
 UNKNOWN = "<unk>"
 SPLITS = ("train", "valid", "test")
-TEACHER = Size(128, 2, 1000, 3e-3, weight_decay=0.0)
-START = Size(32, 1, 0, 0.0)  # not trained
+TEACHER = Size(192, 2, 1500, 3e-3, weight_decay=0.0)
+START = Size(16, 1, 0, 0.0, heads=2)  # not trained
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Plan:
     teacher: Size = TEACHER
     start: Size = START
     batch: int = 64  # texts of a step
-    prompts: tuple[int, int, int] = (512, 128, 256)  # of train, valid and test
+    prompts: tuple[int, int, int] = (1024, 128, 256)  # of train, valid and test
     lessons: int = 0  # problems beside those of train, for the teacher alone
     answers_only: bool = False  # is what the teacher learns; otherwise it learns to write problems too
     sampled: int = 512  # texts that the teacher writes to be checked
@@ -160,9 +160,9 @@ def main() -> None:
     settings: dict[str, Any] = {}
     apply_overrides(settings, options.settings)
     task = task_of(options.task, settings)
-    heads = {"heads": options.heads, "positions": options.context}
-    teacher = Size(*options.teacher, options.teacher_steps, options.teacher_rate, **heads, weight_decay=0.0)
-    start = Size(*options.student, 0, 0.0, **heads)
+    teacher = Size(*options.teacher, options.teacher_steps, options.teacher_rate, positions=options.context, weight_decay=0.0)
+    # A head of fewer than 8 dimensions can't tell near positions apart.
+    start = Size(*options.student, 0, 0.0, heads=max(1, min(4, options.student[0] // 8)), positions=options.context)
     own = {name: getattr(options, name) for name in ("lessons", "answers_only", "seed")}
     make(task, Plan(teacher, start, prompts=tuple(options.prompts), **own), options.output)
 
@@ -172,13 +172,12 @@ def _options() -> argparse.Namespace:
     parser.add_argument("task", help=f"one of {', '.join(TASKS)}")
     parser.add_argument("output", type=Path)
     parser.add_argument("settings", nargs="*", help="KEY=VALUE of the task")
-    parser.add_argument("--teacher", type=_size, default=(128, 2), help="width and layers of the teacher, such as 128x2")
+    parser.add_argument("--teacher", type=_size, default=(192, 2), help="width and layers of the teacher, such as 128x2")
     parser.add_argument("--teacher-steps", type=int, default=1500)
     parser.add_argument("--teacher-rate", type=float, default=3e-3)
-    parser.add_argument("--student", type=_size, default=(32, 1), help="width and layers of the student")
-    parser.add_argument("--heads", type=int, default=4)
+    parser.add_argument("--student", type=_size, default=(16, 1), help="width and layers of the student")
     parser.add_argument("--context", type=int, default=256, help="longest text in tokens")
-    parser.add_argument("--prompts", type=int, nargs=3, default=(512, 128, 256), help="number of prompts in train, valid and test")
+    parser.add_argument("--prompts", type=int, nargs=3, default=(1024, 128, 256), help="number of prompts in train, valid and test")
     parser.add_argument("--lessons", type=int, default=0, help="number of problems beside those of train that the teacher learns from")
     parser.add_argument("--answers-only", action="store_true", help="let the teacher learn answers, and not to write problems")
     parser.add_argument("--seed", type=int, default=0)
