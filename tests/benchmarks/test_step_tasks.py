@@ -16,7 +16,7 @@ from tdistill.runtime.errors import ConfigError, TrainingError
 from tdistill.runtime.files import read_jsonl
 
 STEPS = Path(__file__).parents[2] / "benchmarks" / "steps"
-MODULES = ("task", "tasks", "arithmetic", "make_models", "check")
+MODULES = ("task", "arithmetic", "word_problems", "tasks", "make_models", "check")
 SHARED = ("bench", "bench_rows", "pooled_methods", "taken_rollouts", "doc_tables", "small_llama", "told")
 SEEDS = st.integers(0, 2**31)
 TINY = {"steps": 4, "numbers": 11, "keys": 4}
