@@ -7,7 +7,7 @@ easy way, and log q(y) − log p(y) of the answer y at temperature 1: its mean i
 student have a row each. A student that has a row is not trained again.
 
 `--rates 1e-3,3e-3` trains every method at each learning rate, as NAME@RATE, and `--choose FILE` writes the rate with the most right greedy
-answers. If several have as many, the share of right steps decides.
+answers. If several have as many, the share of right steps at temperature 1 decides.
 """
 
 import sys
@@ -158,13 +158,16 @@ def add_references(asked: Bench, path: Path, task: Task) -> list[dict[str, Any]]
 
 
 def chosen_rates(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Return method → the rate with the most right greedy answers, then the most right steps. A rate at which it diverged is left out."""
+    """Return method → the rate with the most right greedy answers, then the most right steps at temperature 1.
+
+    A rate at which it diverged is left out.
+    """
     best: dict[str, tuple[float, float, float]] = {}
     for row in rows:
         if row.get("diverged"):
             continue
         name, _, rate = row["method"].partition("@")
-        found = (row["metrics"]["right_greedy"]["mean"], row["metrics"]["steps_right_greedy"]["mean"], float(rate))
+        found = (row["metrics"]["right_greedy"]["mean"], row["metrics"]["steps_right_sampled"]["mean"], float(rate))
         best[name] = max(found, best.get(name, found), key=lambda f: f[:2])
     return {name: rate for name, (_, _, rate) in best.items()}
 

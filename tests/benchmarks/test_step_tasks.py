@@ -198,7 +198,7 @@ def test_one_run_of_the_world_gives_rows_that_the_checker_judged(steps, world, t
 
 def test_a_rate_is_chosen_by_right_answers_then_by_right_steps(steps):
     def row(method: str, right: float, share: float, **more: Any) -> dict[str, Any]:
-        return {"method": method, "metrics": {"right_greedy": {"mean": right}, "steps_right_greedy": {"mean": share}}, **more}
+        return {"method": method, "metrics": {"right_greedy": {"mean": right}, "steps_right_sampled": {"mean": share}}, **more}
 
     rows = [row("a@0.001", 0.5, 0.9), row("a@0.01", 0.5, 0.95), row("b@0.001", 0.2, 0.3), row("b@0.01", 0.1, 0.9)]
     assert steps.check.chosen_rates([*rows, row("a@0.1", 0.9, 1.0, diverged="nan")]) == {"a": 0.01, "b": 0.001}
