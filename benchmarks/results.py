@@ -47,12 +47,17 @@ from tdistill.objectives import OBJECTIVES
 from tdistill.pages.svg import plot_file
 from tdistill.runtime.files import read_jsonl, write_text
 
+sys.path.append(str(Path(__file__).parent / "steps"))
+import check_pages
+import ring_pages
+
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES, DATA, IMAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))], DOCS / "results", DOCS / "images"
 BLOCK = re.compile(r"(<!-- table (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
+RING = "steps-ring.jsonl.xz"
 DEMO, REAL, FAST, OBJECTIVES_ROWS = "quickstart.jsonl", "real.jsonl.xz", "fast.jsonl.xz", "quickstart-objectives.jsonl"
 
 
@@ -144,6 +149,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "lookahead": lambda: gains_table(rows_of("lookahead.jsonl")),
     "lookahead-noise": lambda: noise_table(rows_of("lookahead.jsonl")),
     **{f"results-{name}": partial(own_results, name) for name in OBJECTIVES},
+    **ring_pages.tables(partial(rows_of, RING)),
 }
 REAL_EXPOSED = ("reverse_kl", "ac_gamma_09", "jsd", "reverse_kl_uniform", "ac_uniform_gamma_09")
 EXPOSED = ("sft_continued", "forward_kl_dense", "jsd", "reverse_kl", "ac_centred", "bd_tail_10")
@@ -172,6 +178,7 @@ FIGURES = {
         ("teacher_nll", "rouge_l"),
         {"teacher_nll": 6.0},
     ),
+    **ring_pages.figures(partial(rows_of, RING)),
 }
 
 
