@@ -57,6 +57,7 @@ def main() -> None:
     output: Path = parser.parse_args().output
     started = time.monotonic()
     torch.set_num_threads(1)
+    output.mkdir(parents=True, exist_ok=True)
     plan = yaml.safe_load((HERE / "ring.yaml").read_text(encoding="utf-8"))
     rows = run_sweep(SWEEP, plan, output / "rows.jsonl", rates=chosen_rates(read_jsonl(ROWS)))
     made = document(rows, {"time": f"{time.monotonic() - started:.0f} s", "seeds": "2", "details": "docs/experiments/steps.md"})

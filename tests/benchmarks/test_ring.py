@@ -13,11 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tdistill.objectives import bind
+from tdistill.pages.document import write_document
 from tdistill.runtime.errors import ConfigError
 from tdistill.runtime.files import read_jsonl
 
 STEPS = Path(__file__).parents[2] / "benchmarks" / "steps"
-NAMES = ("ring_world", "ring_student", "ring_training", "ring_bench")
+NAMES = ("ring_world", "ring_student", "ring_training", "ring_bench", "ring_pages", "ring_demo", "doc_tables")
 CRITIC = {"name": "actor_critic", "gamma": 0.99, "center": 0.0, "rho_max": math.inf}
 
 
@@ -25,12 +26,14 @@ CRITIC = {"name": "actor_critic", "gamma": 0.99, "center": 0.0, "rho_max": math.
 def ring():
     patch = pytest.MonkeyPatch()
     patch.syspath_prepend(STEPS)
+    patch.syspath_prepend(STEPS.parent)
     import ring_bench
+    import ring_demo
     import ring_student
     import ring_training
     import ring_world
 
-    yield SimpleNamespace(world=ring_world, student=ring_student, training=ring_training, bench=ring_bench)
+    yield SimpleNamespace(world=ring_world, student=ring_student, training=ring_training, bench=ring_bench, demo=ring_demo)
     for name in NAMES:
         sys.modules.pop(name, None)
     patch.undo()
@@ -280,6 +283,24 @@ def test_a_sweep_goes_on_where_it_was_stopped_and_its_rows_say_what_they_are(rin
     assert {row["method_settings"]["objective"]["gamma"] for row in own if row["method"] == "critic"} == {0.0, 0.9}
     monkeypatch.setattr(ring.bench, "train", lambda *_: pytest.fail("it is complete"))
     assert ring.bench.run_sweep("gamma", plan, rows) == made
+
+
+def test_the_demo_writes_a_page_that_says_what_its_students_can_do(ring, tmp_path) -> None:
+    plan = yaml.safe_load((STEPS / "ring.yaml").read_text())
+    demo = plan["sweeps"]["demo"]
+    demo["vary"]["setting.ring.steps"] = [1, 3]
+    demo["setting"] = {"ring": {"symbols": 6, "keys": 2}, "sft_steps": 3, "train_steps": 4, "batch": 4, "width": 8}
+    rows = ring.bench.run_sweep("demo", plan, tmp_path / "rows.jsonl", rates=dict.fromkeys(plan["methods"], 1e-3))
+    made = ring.demo.document(rows, {"time": "1 s"})
+    (section,) = made.sections
+    claim, table, plot = section.parts
+    ahead = [row["greedy"] for row in rows if row["method"] == "actor_critic_own" and row["setting"]["ring"]["steps"] == 3]
+    assert f"With 3 steps the student that looks ahead is right in {sum(ahead) / 2:.0%} of its texts" in claim
+    assert table.header == ["method", "H = 1", "H = 3"]
+    assert [row[0].text for row in table.rows] == ["jsd, teacher's text", "reverse KL, own text", "actor_critic, own text"]
+    _, page = write_document(tmp_path / "page", "steps", made)
+    assert "<svg" in page.read_text(encoding="utf-8")
+    assert len(plot.panels) == 2
 
 
 @pytest.mark.parametrize("wrong", [{"steps": 0}, {"keys": 0}, {"symbols": 1}, {"easy_share": 0.0}, {"right": 1.0}])
