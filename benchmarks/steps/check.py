@@ -180,7 +180,7 @@ def summary(rows: Sequence[Mapping[str, Any]]) -> str:
     lines = []
     for name, own in by_method.items():
         finished = {row["seed"]: row["scores"] for row in own if not row.get("diverged")}
-        means = {m: pooled({seed: s[m] for seed, s in finished.items()}) for m in SHOWN if any(s.get(m) for s in finished.values())}
+        means = {m: pooled({seed: s[m] for seed, s in finished.items() if s[m]}) for m in SHOWN if any(s[m] for s in finished.values())}
         seconds = [row["training_seconds"] for row in own if row.get("training_seconds")]
         cells = [shown(means[m].mean, means[m].stderr, 3) if m in means else "–" for m in SHOWN]
         spent = f"{sum(seconds) / len(seconds):.1f}" if seconds else "–"

@@ -204,6 +204,20 @@ def test_a_rate_is_chosen_by_right_answers_then_by_right_steps(steps):
     assert steps.check.chosen_rates([*rows, row("a@0.1", 0.9, 1.0, diverged="nan")]) == {"a": 0.01, "b": 0.001}
 
 
+def test_a_student_that_writes_no_step_has_no_share_of_the_easy_way(steps):
+    def scores(right: float, share: dict[str, float]) -> dict[str, Any]:
+        one = {"p": right}
+        return {"right_greedy": one, "right_sampled": one, "steps_right_sampled": one, "easy_share_sampled": share, "reverse_kl_text": one}
+
+    task = steps.tasks.task_of("arithmetic", TINY)
+    silent = steps.check.verdict_scores({"p": task.check("*1 2", "", finished=True)})
+    assert silent == {"right": {"p": 0.0}, "steps_right": {"p": 0.0}, "easy_share": {}}
+    rows = [{"method": "a", "seed": 0, "scores": scores(0.0, {})}, {"method": "a", "seed": 1, "scores": scores(1.0, {"p": 0.25})}]
+    assert "| `a` | 2 | 0.500" in steps.check.summary(rows)
+    assert "| 0.250 |" in steps.check.summary(rows)
+    assert "| `a` | 1 | 0.000 | 0.000 | 0.000 | – |" in steps.check.summary(rows[:1])
+
+
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
