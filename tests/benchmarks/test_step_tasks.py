@@ -231,6 +231,18 @@ def test_a_recipe_whose_answers_cannot_be_checked_is_refused(steps, world, tmp_p
         call(steps.check, *command(world, changed, "--only", "jsd", "--rows", str(tmp_path / "rows.jsonl")))
 
 
+def test_the_published_rows_were_trained_by_the_recipe(steps):
+    path = STEPS.parents[1] / "docs" / "results" / "steps-arithmetic.jsonl.xz"
+    bench = importlib.import_module("bench")
+    asked = bench.Bench(bench.parser("").parse_intermixed_args([str(STEPS / "arithmetic.yaml"), "--split", "test", "--rows", str(path)]))
+    kept = bench.kept_rows(path, asked.units(), asked.split)  # which refuses other settings
+    students = {key for key in kept if key[1] is not None}
+    assert students <= {unit.key for unit in asked.units()}
+    assert {(method, seed) for method in ("actor_critic", "jsd", "rejection") for seed in range(3)} <= students
+    assert {("teacher", None), ("sft", None)} <= kept.keys()
+    assert all(row["task"] == steps.tasks.task_of("arithmetic", {}).settings() for row in kept.values())
+
+
 def test_an_error_of_a_script_is_one_line_and_status_2(steps, capsys):
     told = importlib.import_module("told")
     with pytest.raises(SystemExit) as stop, told.errors_told():
