@@ -150,6 +150,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "lookahead-noise": lambda: noise_table(rows_of("lookahead.jsonl")),
     **{f"results-{name}": partial(own_results, name) for name in OBJECTIVES},
     **ring_pages.tables(partial(rows_of, RING)),
+    **check_pages.tables("arithmetic", partial(rows_of, "steps-arithmetic.jsonl.xz")),
 }
 REAL_EXPOSED = ("reverse_kl", "ac_gamma_09", "jsd", "reverse_kl_uniform", "ac_uniform_gamma_09")
 EXPOSED = ("sft_continued", "forward_kl_dense", "jsd", "reverse_kl", "ac_centred", "bd_tail_10")

@@ -1,6 +1,7 @@
 """Draw and tabulate the rows of World 0. Every number is exact for its student, so what varies is the training seed."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -184,7 +185,9 @@ def knob_table(rows: Rows, path: str, title: str, metric: str = "greedy", digits
 
 
 def _text(value: Any) -> str:
-    return f"{value:g}".replace("inf", "∞") if isinstance(value, int | float) else str(value)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return str(value).lower()
+    return f"{value:g}".replace("inf", "∞")
 
 
 def time_table(rows: Rows, methods: Sequence[str]) -> str:
@@ -208,12 +211,19 @@ def _reached(row: Mapping[str, Any]) -> int:
 KNOBS: dict[str, tuple[str, str]] = {  # sweep → the knob, and its name in the table
     "easy_share": ("setting.ring.easy_share", "teacher's share of the easy way"),
     "p": ("setting.top_p", "p"),
+    "p_share_0.3": ("setting.top_p", "p"),
     "gamma": ("method.objective.gamma", "γ"),
     "lambda": ("method.objective.lambda_", "λ"),
     "rho": ("method.objective.rho_max", "largest ratio ρ"),
     "center": ("method.objective.center", "`center`"),
     "text": ("method.text", "text"),
     "amount": ("setting.texts", "different texts of the teacher"),
+}
+
+
+CAUSES: dict[str, tuple[str, str]] = {  # the same, of what fails
+    "detach": ("method.detach", "`detach`"),
+    "minillm": ("method.objective.length_normalization", "`length_normalization`"),
 }
 
 
@@ -228,6 +238,10 @@ def tables(read_rows: Callable[[], Rows]) -> dict[str, Callable[[], str]]:
         "steps-ring-H": lambda: knob_table(by_steps(read_rows()), "setting.ring.steps", "H"),
         "steps-ring-H-T1": lambda: knob_table(by_steps(read_rows()), "setting.ring.steps", "H", "sampled"),
     }
+    for sweep, (path, title) in CAUSES.items():
+        made[f"steps-ring-{sweep}"] = lambda sweep=sweep, path=path, title=title: knob_table(
+            of_sweep(read_rows(), sweep), path, title, "sampled"
+        )
     for sweep, (path, title) in KNOBS.items():
         made[f"steps-ring-{sweep}"] = lambda sweep=sweep, path=path, title=title: knob_table(of_sweep(read_rows(), sweep), path, title)
     return made
