@@ -238,13 +238,14 @@ def tables(read_rows: Callable[[], Rows]) -> dict[str, Callable[[], str]]:
         "steps-ring-H": lambda: knob_table(by_steps(read_rows()), "setting.ring.steps", "H"),
         "steps-ring-H-T1": lambda: knob_table(by_steps(read_rows()), "setting.ring.steps", "H", "sampled"),
     }
-    for sweep, (path, title) in CAUSES.items():
-        made[f"steps-ring-{sweep}"] = lambda sweep=sweep, path=path, title=title: knob_table(
-            of_sweep(read_rows(), sweep), path, title, "sampled"
-        )
-    for sweep, (path, title) in KNOBS.items():
-        made[f"steps-ring-{sweep}"] = lambda sweep=sweep, path=path, title=title: knob_table(of_sweep(read_rows(), sweep), path, title)
+    for metric, knobs in (("greedy", KNOBS), ("sampled", CAUSES)):
+        for sweep, (path, title) in knobs.items():
+            made[f"steps-ring-{sweep}"] = partial(_swept, read_rows, sweep, path, title, metric)
     return made
+
+
+def _swept(read_rows: Callable[[], Rows], sweep: str, path: str, title: str, metric: str) -> str:
+    return knob_table(of_sweep(read_rows(), sweep), path, title, metric)
 
 
 def figures(read_rows: Callable[[], Rows]) -> dict[str, Callable[[], Plot]]:
