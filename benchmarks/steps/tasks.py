@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from arithmetic import Arithmetic
+from prices import Prices
 from task import Task
 from word_problems import WordProblems
 
@@ -11,6 +12,7 @@ from tdistill.runtime.errors import ConfigError
 
 TASKS: dict[str, type[Task]] = {
     "arithmetic": Arithmetic,
+    "prices": Prices,
     "word_problems": WordProblems,
 }
 

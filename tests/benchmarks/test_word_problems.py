@@ -166,23 +166,24 @@ def test_a_teacher_learns_answers_of_problems_beside_those_of_the_students(scrip
         assert (learnt[learnt >= 0] == row[learnt >= 0]).all()
 
 
-def test_students_of_the_recipe_are_made_and_checked(scripts, tmp_path, monkeypatch) -> None:
+@pytest.mark.parametrize("name", ["word_problems", "prices"])
+def test_students_of_the_recipe_are_made_and_checked(name, scripts, tmp_path, monkeypatch) -> None:
     make_models, check = scripts
     monkeypatch.chdir(tmp_path)
-    home = "runs/steps/word_problems"
+    home = f"runs/steps/{name}"
     plan = make_models.Plan(
         make_models.Size(16, 1, 2, 1e-3), make_models.Size(16, 1, 0, 0.0), prompts=(8, 4, 4), lessons=8, sampled=8, answers_only=True
     )
-    info = make_models.make(WordProblems(), plan, Path(home))
+    info = make_models.make(check.task_of(name, {}), plan, Path(home))
     assert info["teacher"]["rounds"] == 1
     short = [f"{stage}.arguments.max_steps=2" for stage in ("sft", "train")]
     rows = tmp_path / "rows.jsonl"
-    command = ["check", str(STEPS / "word_problems.yaml"), "--rows", str(rows), "--only", "jsd,actor_critic_own", "--workers", "1"]
+    command = ["check", str(STEPS / f"{name}.yaml"), "--rows", str(rows), "--only", "jsd,actor_critic_own", "--workers", "1"]
     monkeypatch.setattr(sys, "argv", [*command, "train.seeds=[0]", *short])
     check.main()
     found = {row["method"]: row for row in read_jsonl(rows)}
     assert found.keys() == {"teacher", "sft", "jsd", "actor_critic_own"}
     for row in found.values():
-        assert row["task"]["name"] == "word_problems"
+        assert row["task"]["name"] == name
         assert len(row["scores"]["right_greedy"]) == 4
         assert set(row["scores"]["right_sampled"].values()) <= {0.0, 1.0}
