@@ -179,7 +179,7 @@ def test_students_of_the_recipe_are_made_and_checked(name, scripts, tmp_path, mo
     short = [f"{stage}.arguments.max_steps=2" for stage in ("sft", "train")]
     rows = tmp_path / "rows.jsonl"
     command = ["check", str(STEPS / f"{name}.yaml"), "--rows", str(rows), "--only", "jsd,actor_critic_own", "--workers", "1"]
-    monkeypatch.setattr(sys, "argv", [*command, "train.seeds=[0]", *short])
+    monkeypatch.setattr(sys, "argv", [*command, f"output_dir={tmp_path}/run", "train.seeds=[0]", *short])
     check.main()
     found = {row["method"]: row for row in read_jsonl(rows)}
     assert found.keys() == {"teacher", "sft", "jsd", "actor_critic_own"}
