@@ -4,7 +4,7 @@ import random
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tdistill.runtime.errors import ConfigError, DataError
@@ -18,6 +18,7 @@ tasks = st.builds(
     Prices, steps=st.integers(1, 7), easy_share=st.sampled_from([0.0, 0.3, 1.0]), cities=st.integers(1, 44), things=st.integers(1, 44)
 )
 seeds = st.integers(0, 10**6)
+quickly = settings(max_examples=30, deadline=None)
 
 
 def drawn(task: Prices, seed: int) -> tuple[str, str, random.Random]:
@@ -27,6 +28,7 @@ def drawn(task: Prices, seed: int) -> tuple[str, str, random.Random]:
     return prompt, task.answer(prompt, rng), rng
 
 
+@quickly
 @given(tasks, seeds)
 def test_an_answer_of_the_task_is_right_and_its_ways_are_counted(task: Prices, seed: int) -> None:
     prompt, answer, _ = drawn(task, seed)
@@ -38,6 +40,7 @@ def test_an_answer_of_the_task_is_right_and_its_ways_are_counted(task: Prices, s
         assert verdict.easy_share == task.easy_share
 
 
+@quickly
 @given(tasks, seeds)
 def test_a_stated_price_is_that_of_the_city_and_the_thing_of_the_day(task: Prices, seed: int) -> None:
     prompt, answer, _ = drawn(Prices(task.steps, 0.0, task.cities, task.things), seed)
@@ -46,6 +49,7 @@ def test_a_stated_price_is_that_of_the_city_and_the_thing_of_the_day(task: Price
     assert [int(sentence.split()[-2]) for sentence in sentences_of(answer)] == [PRICES[city, thing] for thing in bought]
 
 
+@quickly
 @given(tasks, seeds)
 def test_an_answer_with_any_other_word_is_wrong(task: Prices, seed: int) -> None:
     prompt, answer, rng = drawn(task, seed)
@@ -57,6 +61,7 @@ def test_an_answer_with_any_other_word_is_wrong(task: Prices, seed: int) -> None
     assert verdict.steps_right < task.steps
 
 
+@quickly
 @given(tasks, seeds)
 def test_a_missing_sentence_an_extra_one_or_a_missing_end_makes_an_answer_wrong(task: Prices, seed: int) -> None:
     prompt, answer, rng = drawn(task, seed)
@@ -70,6 +75,7 @@ def test_a_missing_sentence_an_extra_one_or_a_missing_end_makes_an_answer_wrong(
     assert task.check(prompt, "", finished=True).easy_share is None
 
 
+@quickly
 @given(tasks, seeds)
 def test_a_text_has_known_words_alone_and_fits_into_the_longest_answer(task: Prices, seed: int) -> None:
     prompt, answer, _ = drawn(task, seed)

@@ -23,6 +23,7 @@ tasks = st.builds(
     WordProblems, steps=st.integers(1, 7), easy_share=st.sampled_from([0.0, 0.3, 1.0]), largest=st.integers(22, 99), most=st.integers(11, 22)
 )
 seeds = st.integers(0, 10**6)
+quickly = settings(max_examples=30, deadline=None)
 
 
 def drawn(task: WordProblems, seed: int) -> tuple[str, str, random.Random]:
@@ -32,6 +33,7 @@ def drawn(task: WordProblems, seed: int) -> tuple[str, str, random.Random]:
     return prompt, task.answer(prompt, rng), rng
 
 
+@quickly
 @given(tasks, seeds)
 def test_an_answer_of_the_task_is_right_and_its_ways_are_counted(task: WordProblems, seed: int) -> None:
     prompt, answer, _ = drawn(task, seed)
@@ -43,6 +45,7 @@ def test_an_answer_of_the_task_is_right_and_its_ways_are_counted(task: WordProbl
         assert verdict.easy_share == task.easy_share
 
 
+@quickly
 @given(tasks, seeds)
 def test_every_part_that_is_worked_out_is_true_and_small(task: WordProblems, seed: int) -> None:
     prompt, answer, _ = drawn(WordProblems(task.steps, 1.0, task.largest, task.most), seed)
@@ -63,6 +66,7 @@ def test_every_part_that_is_worked_out_is_true_and_small(task: WordProblems, see
         assert sentence.endswith(f"has {number} .")
 
 
+@quickly
 @given(tasks, seeds)
 def test_an_answer_with_any_other_word_is_wrong(task: WordProblems, seed: int) -> None:
     prompt, answer, rng = drawn(task, seed)
@@ -72,6 +76,7 @@ def test_an_answer_with_any_other_word_is_wrong(task: WordProblems, seed: int) -
     assert not task.check(prompt, " ".join(words), finished=True).right
 
 
+@quickly
 @given(tasks, seeds)
 def test_a_missing_sentence_an_extra_one_or_a_missing_end_makes_an_answer_wrong(task: WordProblems, seed: int) -> None:
     prompt, answer, rng = drawn(task, seed)
@@ -84,6 +89,7 @@ def test_a_missing_sentence_an_extra_one_or_a_missing_end_makes_an_answer_wrong(
     assert not task.check(prompt, "", finished=True).right
 
 
+@quickly
 @given(st.integers(1, 6), seeds)
 def test_a_wrong_number_costs_one_step_and_the_next_steps_are_judged_from_it(day: int, seed: int) -> None:
     task = WordProblems(steps=7, easy_share=0.0)
@@ -99,6 +105,7 @@ def test_a_wrong_number_costs_one_step_and_the_next_steps_are_judged_from_it(day
     assert not verdict.right
 
 
+@quickly
 @given(tasks, seeds)
 def test_a_text_has_known_words_alone_and_fits_into_the_longest_answer(task: WordProblems, seed: int) -> None:
     prompt, answer, _ = drawn(task, seed)
@@ -108,7 +115,7 @@ def test_a_text_has_known_words_alone_and_fits_into_the_longest_answer(task: Wor
     assert (len(answer.split()) == task.longest_answer()) == (task.check(prompt, answer, finished=True).easy_share == 1.0)
 
 
-@settings(max_examples=5)
+@quickly
 @given(seeds)
 def test_problems_differ_and_a_longer_list_begins_with_the_shorter_one(seed: int) -> None:
     task = WordProblems()
