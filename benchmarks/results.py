@@ -48,6 +48,7 @@ from tdistill.pages.svg import plot_file
 from tdistill.runtime.files import read_jsonl, write_text
 
 sys.path.append(str(Path(__file__).parent / "steps"))
+import check_pages
 import ring_pages
 
 ROOT = Path(__file__).parents[1]
