@@ -57,7 +57,7 @@ PAGES, DATA, IMAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))], DOCS / 
 BLOCK = re.compile(r"(<!-- table (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
-RING = "steps-ring.jsonl.xz"
+RING, CHECKED = "steps-ring.jsonl.xz", ("arithmetic", "prices")
 DEMO, REAL, FAST, OBJECTIVES_ROWS = "quickstart.jsonl", "real.jsonl.xz", "fast.jsonl.xz", "quickstart-objectives.jsonl"
 
 
@@ -150,7 +150,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "lookahead-noise": lambda: noise_table(rows_of("lookahead.jsonl")),
     **{f"results-{name}": partial(own_results, name) for name in OBJECTIVES},
     **ring_pages.tables(partial(rows_of, RING)),
-    **check_pages.tables("arithmetic", partial(rows_of, "steps-arithmetic.jsonl.xz")),
+    **{key: made for task in CHECKED for key, made in check_pages.tables(task, partial(rows_of, f"steps-{task}.jsonl.xz")).items()},
 }
 REAL_EXPOSED = ("reverse_kl", "ac_gamma_09", "jsd", "reverse_kl_uniform", "ac_uniform_gamma_09")
 EXPOSED = ("sft_continued", "forward_kl_dense", "jsd", "reverse_kl", "ac_centred", "bd_tail_10")

@@ -5,7 +5,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from doc_tables import estimate, p_text, table
+from doc_tables import estimate, number, p_text, table
 from matplotlib.axes import Axes
 
 from tdistill.pages.lines import DASHES, lines_of
@@ -131,7 +131,7 @@ def _map_panel(title: str, values: np.ndarray, keys: Sequence[int], widths: Sequ
     def draw(ax: Axes) -> None:
         ax.pcolormesh(np.arange(len(widths) + 1), np.arange(len(keys) + 1), values, cmap="Blues", vmin=0.0, vmax=1.0, edgecolors="white")
         for (i, j), value in np.ndenumerate(values):
-            ax.text(j + 0.5, i + 0.5, f"{value:.2f}".replace("-", "−"), ha="center", va="center", color="white" if value > 0.5 else "#333333")
+            ax.text(j + 0.5, i + 0.5, number(value, 2), ha="center", va="center", color="white" if value > 0.5 else "#333333")
         ax.set_xticks(np.arange(len(widths)) + 0.5, [str(w) for w in widths])
         ax.set_yticks(np.arange(len(keys)) + 0.5, [str(k) for k in keys])
         ax.set_xlabel("width of the student")
