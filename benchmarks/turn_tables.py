@@ -11,11 +11,12 @@ from gain_estimates import Shrinkage, bounds, half_gain, jackknifed_gain
 from matplotlib.axes import Axes
 
 from tdistill.pages.lines import COLOURS
-from tdistill.pages.svg import Line, Panel, Plot, set_scale
+from tdistill.pages.svg import INK, Line, Panel, Plot, set_scale
 
 PAYS = 0.3  # nats: a state of a larger gain could pay for a turn
 LEVELS = (0.03, 0.05, 0.1, 0.2, PAYS, 0.5, 1.0, 2.0, 3.0, 5.0, 10.0, 20.0)
-GAMMA = 0.9
+GAMMA, NEAR = 0.9, 0.5
+THIRDS = {"teacher_entropy": ("by the teacher's entropy", "-"), "position": ("by position", "--")}
 RESAMPLES = 200
 
 Rows = Sequence[dict[str, Any]]
@@ -110,11 +111,11 @@ def turns_table(pairs: Mapping[str, Rows]) -> str:
     lines = []
     for pair, rows in pairs.items():
         for student, own in by_student(rows).items():
-            near, far = Gains(own), Gains(own, 1.0)
-            kl = near.mean(np.array([row["kl"] for row in own]))
-            cells = [kl.text(2), near.mean(near.gain).text(2), far.mean(far.gain).text(2), near.share(PAYS).text(0, percent=True)]
+            near, gains = Gains(own, NEAR), Gains(own)
+            kl = gains.mean(np.array([row["kl"] for row in own]))
+            cells = [kl.text(2), near.mean(near.gain).text(2), gains.mean(gains.gain).text(2), gains.share(PAYS).text(0, percent=True)]
             lines.append([f"{pair}, `{student}`", str(len(own)), *cells])
-    return table(["pair, student", "states", "KL(q‖p)", f"gain, γ = {GAMMA:g}", "gain, γ = 1", f"gain above {PAYS:g}"], lines)
+    return table(["pair, student", "states", "KL(q‖p)", f"gain, γ = {NEAR:g}", f"gain, γ = {GAMMA:g}", f"gain above {PAYS:g}"], lines)
 
 
 def kinds_table(rows: Rows) -> str:
@@ -151,18 +152,13 @@ def thirds(title: str, values: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def turns_plot(pairs: Mapping[str, Rows]) -> Plot:
-    """Plot the share of states above a gain, and the mean gain by position and by the teacher's entropy, with a line for each pair."""
-    found = {name: Gains(rows) for name, rows in pairs.items() if rows}
+    """Plot the share of states above a gain for every pair, and for each one the mean gain by position and by the teacher's entropy."""
+    found = {name: Gains(rows) for name, rows in pairs.items()}
     colours = dict(zip(found, COLOURS, strict=False))
-    panels = [
-        _tail_panel(found, colours),
-        _thirds_panel("gain by position", "third of the states, by position", "position", found, colours),
-        _thirds_panel("gain by the teacher's entropy", "third of the states, by entropy", "teacher_entropy", found, colours),
-    ]
-    caption = (
-        f"What a perfect critic gains at a state of the student's own text, in nats, γ = {GAMMA:g}; bars are ± 2 standard errors over prompts."
-    )
-    return Plot("turns", caption, panels, columns=3, size=(330, 260), legend=[Line(name, colour, "-") for name, colour in colours.items()])
+    panels = [_tail_panel(found, colours), *(_thirds_panel(name, gains, colours[name]) for name, gains in found.items())]
+    caption = f"What a perfect critic gains at a state of the student's own text, in nats, γ = {GAMMA:g}; bars are ± 2 standard errors."
+    legend = [Line(name, colour, "-") for name, colour in colours.items()] + [Line(name, INK, dash) for name, dash in THIRDS.values()]
+    return Plot("turns", caption, panels, columns=2, size=(420, 260), legend=legend)
 
 
 def _tail_panel(found: Mapping[str, Gains], colours: Mapping[str, str]) -> Panel:
@@ -182,20 +178,21 @@ def _tail_panel(found: Mapping[str, Gains], colours: Mapping[str, str]) -> Panel
     return Panel("Share of states above a gain. " + _told(curves, labels, "%"), draw)
 
 
-def _thirds_panel(title: str, label: str, key: str, found: Mapping[str, Gains], colours: Mapping[str, str]) -> Panel:
-    parts = {name: thirds("", np.array([row[key] for row in gains.rows])) for name, gains in found.items()}
-    curves = {name: [gains.mean(gains.gain, chosen) for chosen in parts[name].values()] for name, gains in found.items()}
+def _thirds_panel(name: str, gains: Gains, colour: str) -> Panel:
+    parts = {title: thirds("", np.array([row[key] for row in gains.rows])) for key, (title, _) in THIRDS.items()}
+    curves = {title: [gains.mean(gains.gain, chosen) for chosen in found.values()] for title, found in parts.items()}
+    dashes = dict(THIRDS.values())
 
     def draw(ax: Axes) -> None:
-        for name, curve in curves.items():
-            places = np.arange(len(curve))
-            ax.errorbar(places, [g.mean for g in curve], [2 * g.stderr for g in curve], fmt="o-", color=colours[name], markersize=4, capsize=2)
+        for title, curve in curves.items():
+            means, errors = [g.mean for g in curve], [2 * g.stderr for g in curve]
+            ax.errorbar(range(len(curve)), means, errors, fmt=f"o{dashes[title]}", color=colour, markersize=4, capsize=2, linewidth=1.6)
         ax.set_xticks(range(3), ["low", "middle", "high"])
-        ax.set_title(title)
-        ax.set_xlabel(label)
+        ax.set_title(f"{name}: mean gain")
+        ax.set_xlabel("third of the states")
         set_scale(ax, "y")
 
-    return Panel(f"{title}. " + _told(curves, {name: list(found) for name, found in parts.items()}, ""), draw)
+    return Panel(f"Mean gain, {name}. " + _told(curves, {title: list(found) for title, found in parts.items()}, ""), draw)
 
 
 def _told(curves: Mapping[str, Sequence[Group]], labels: Mapping[str, Sequence[str]], unit: str) -> str:

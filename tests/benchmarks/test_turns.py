@@ -12,6 +12,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from tdistill.data.prompts import Prompt, TokenizedPrompt
+from tdistill.pages.svg import plot_file
 from tdistill.recipe.schema import Sampling
 from tdistill.teachers.transformers import generate_batch
 
@@ -237,8 +238,8 @@ def tables(scripts):
 
 
 def made_row(rng: np.random.Generator, number: int, **changed):
-    """Return a row without noise: the tokens' divergences to come are 1 and 3 nats in 2 and 4 tokens, so the gain is known."""
-    divergence = {gamma: [[1.0] * 4, [3.0] * 4] for gamma in ("0.5", "0.9", "1")}
+    """Return a row without noise: the tokens' divergences to come are 1 and 4 nats in 2 and 4 tokens, so the gain is known."""
+    divergence = {gamma: [[1.0] * 4, [4.0] * 4] for gamma in ("0.5", "0.9", "1")}
     about = {"system": "jsd-5", "number": number, "prompt_id": str(number // 2), "prompt_kind": "other", "token_kind": "starts a word"}
     state = {"position": number, "kl": 0.5, "teacher_entropy": float(rng.random()), "student_entropy": float(rng.random()), "mean_kl": 0.25}
     return about | state | {"probs": [0.5, 0.5], "divergence": divergence, "length": [[2] * 4, [4] * 4]} | changed
@@ -250,11 +251,12 @@ def test_a_table_has_the_gain_of_the_rows(scripts, tables):
     rows = [made_row(rng, i, **({} if i < 6 else {"divergence": same, "length": [[3] * 4] * 2})) for i in range(12)]
     (line,) = tables.turns_table({"tiny": rows}).splitlines()[2:]
     cells = [cell.strip() for cell in line.strip("|").split("|")]
-    totals = np.array([[0.25 * 2 - 1.0, 0.25 * 4 - 3.0]])  # centred, γ = 1: what is left of the mean of a token
-    far = float(scripts[0].perfect_gain(totals, np.array([0.5, 0.5]))[0]) / 2
+    totals = np.array([[0.25 * 1.5 - 1.0, 0.25 * 1.875 - 4.0]])  # centred, γ = .5: less the mean of as many tokens
+    near = float(scripts[0].perfect_gain(totals, np.array([0.5, 0.5]))[0]) / 2
     assert cells[:3] == ["tiny, `jsd`", "12", "0.50 ± 0.00"]
-    assert cells[4].startswith(f"{far:.2f} ± 0.0")
-    assert cells[5].startswith("0 ±")
+    assert cells[3].startswith(f"{near:.2f} ± 0.")
+    assert near > 0.1
+    assert cells[5] == "50 ± 20 %"  # a half of the states, by a bootstrap of the six prompts
 
 
 def test_a_group_of_states_has_its_own_gain(tables):
@@ -268,19 +270,24 @@ def test_a_group_of_states_has_its_own_gain(tables):
     assert [int(lines[name][2]) for name in list(lines)[:4]] == [12, 4, 4, 4]
     spreads = {name: float(lines[name][3]) for name in ("inside a word", "starts a word")}
     assert spreads["inside a word"] == pytest.approx(4.5, abs=0.4)
-    assert spreads["starts a word"] < 1.0
+    assert spreads["starts a word"] == pytest.approx(1.3, abs=0.05)
     assert lines["inside a word"][5].strip() == "100 ± 0 %"
 
 
 def test_a_return_is_centred_by_the_mean_of_as_many_tokens(tables):
     row = made_row(np.random.default_rng(0), 0)
-    assert tables.state_returns(row, 1.0, centred=False)[:, 0].tolist() == [-1.0, -3.0]
-    assert tables.state_returns(row, 1.0, centred=True)[:, 0].tolist() == [-0.5, -2.0]
-    assert tables.state_returns(row, 0.5, centred=True)[:, 0] == pytest.approx([0.25 * 1.5 - 1.0, 0.25 * 1.875 - 3.0])
+    assert tables.state_returns(row, 1.0, centred=False)[:, 0].tolist() == [-1.0, -4.0]
+    assert tables.state_returns(row, 1.0, centred=True)[:, 0].tolist() == [-0.5, -3.0]
+    assert tables.state_returns(row, 0.5, centred=True)[:, 0] == pytest.approx([0.25 * 1.5 - 1.0, 0.25 * 1.875 - 4.0])
 
 
 def test_a_figure_shows_every_pair(tables):
     rng = np.random.default_rng(0)
     plot = tables.turns_plot({name: [made_row(rng, i) for i in range(6)] for name in ("text", "steps")})
-    assert [line.name for line in plot.legend] == ["text", "steps"]
-    assert all("text: " in panel.description and "steps: " in panel.description for panel in plot.panels)
+    assert [line.name for line in plot.legend] == ["text", "steps", "by the teacher's entropy", "by position"]
+    assert [("text" in panel.description, "steps" in panel.description) for panel in plot.panels] == [
+        (True, True),
+        (True, False),
+        (False, True),
+    ]
+    assert plot_file(plot).count("low") == 2
