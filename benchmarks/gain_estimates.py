@@ -66,16 +66,25 @@ def bounds(g: np.ndarray, probs: np.ndarray) -> tuple[float, float]:
     the gain of the mean returns, since the gain is convex in them.
     """
     half = g.shape[1] // 2
-    first, second = g[:, :half].mean(1), g[:, half : 2 * half].mean(1)
-    return (_gain_of(first, second, probs) + _gain_of(second, first, probs)) / 2, float(perfect_gain(g.mean(1), probs))
+    first, second = g[:, :half], g[:, half : 2 * half]
+    crossed = [policy_gain(_tilted(a.mean(1), probs), b, probs) for a, b in ((first, second), (second, first))]
+    return float(np.mean(crossed)), float(perfect_gain(g.mean(1), probs))
 
 
-def _gain_of(believed: np.ndarray, returns: np.ndarray, probs: np.ndarray) -> float:
-    """Return what q ∝ p·exp(believed) gains over p: E_q[G] − KL(q‖p) − E_p[G]."""
-    tilted = np.log(np.maximum(probs, 1e-300)) + believed
-    logq = tilted - np.logaddexp.reduce(tilted)
-    q = np.exp(logq)
-    return float(q @ returns - q @ (logq - np.log(np.maximum(probs, 1e-300))) - probs @ returns)
+def _tilted(returns: np.ndarray, probs: np.ndarray) -> np.ndarray:
+    """Return q ∝ p·exp(returns)."""
+    weights = probs * np.exp(returns - returns.max())
+    return weights / weights.sum()
+
+
+def policy_gain(policy: np.ndarray, g: np.ndarray, probs: np.ndarray) -> float:
+    """Return what a policy [K] gains over perfect cloning: E_q[G] − KL(q‖p) − E_p[G]. It is linear in the returns, so their noise is no bias.
+
+    A perfect critic's gain less this is what the policy leaves, KL(q‖q*), with q* ∝ p·exp G.
+    """
+    support = policy > 0
+    divergence = float(policy[support] @ (np.log(policy[support]) - np.log(probs[support])))
+    return float((policy - probs) @ g.mean(1)) - divergence
 
 
 def means_and_variances(g: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -41,6 +41,7 @@ from quickstart_tables import (
     stages_table,
     steps_table,
 )
+from turn_tables import kinds_table, turns_plot, turns_table
 
 from tdistill.compare.frontier import frontier_plot
 from tdistill.objectives import OBJECTIVES
@@ -148,6 +149,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "fast-lm": lambda: ablations_table(lm_ablations(), "ac_dense_gamma_09"),
     "lookahead": lambda: gains_table(rows_of("lookahead.jsonl")),
     "lookahead-noise": lambda: noise_table(rows_of("lookahead.jsonl")),
+    "turns": lambda: turns_table(turns()),
+    "turns-text": lambda: kinds_table(turns()["text"]),
     **{f"results-{name}": partial(own_results, name) for name in OBJECTIVES},
     **ring_pages.tables(partial(rows_of, RING)),
     **{key: made for task in CHECKED for key, made in check_pages.tables(task, partial(rows_of, f"steps-{task}.jsonl.xz")).items()},
@@ -172,6 +175,7 @@ FIGURES = {
     "fast-exposure": lambda: exposure_plot("fast-exposure", rows_of("fast-exposure.jsonl"), EXPOSED),
     "real-exposure": lambda: exposure_plot("real-exposure", rows_of("real-exposure.jsonl"), REAL_EXPOSED, block=16),
     "lookahead": lambda: lookahead_plot(rows_of("lookahead.jsonl")),
+    "turns": lambda: turns_plot(turns()),
     "fast-methods": lambda: dots(
         "fast-methods",
         "Fast bench, test prompts: mean ± 2 standard errors over seeds and prompts, in the order of teacher NLL.",
@@ -181,6 +185,12 @@ FIGURES = {
     ),
     **ring_pages.figures(partial(rows_of, RING)),
 }
+
+
+def turns() -> dict[str, list[dict[str, Any]]]:
+    """Return the states that were played out, by pair."""
+    names = {"text": "real", "arithmetic": "arithmetic", "word problems": "word-problems"}
+    return {pair: rows_of(f"turns-{name}.jsonl.xz") for pair, name in names.items()}
 
 
 def trained_for_longer() -> list[dict[str, Any]]:

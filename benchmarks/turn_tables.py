@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 from doc_tables import estimate, number, table
-from gain_estimates import Shrinkage, bounds, half_gain, jackknifed_gain
+from gain_estimates import Shrinkage, bounds, half_gain, jackknifed_gain, policy_gain
 from matplotlib.axes import Axes
 
 from tdistill.pages.lines import COLOURS
@@ -55,6 +55,8 @@ class Gains:
         self.rows = rows
         self.states = [(state_returns(row, gamma, centred), np.array(row["probs"]) / sum(row["probs"])) for row in rows]
         self.gain = np.array([jackknifed_gain(*state) for state in self.states])
+        students = [np.array(row["student_probs"]) / sum(row["student_probs"]) for row in rows]
+        self.left = self.gain - [policy_gain(policy, *state) for policy, state in zip(students, self.states, strict=True)]
         self.half = np.array([half_gain(*state)[0] for state in self.states])
         self.noise = np.array([half_gain(*state)[1] for state in self.states])
         _, self._prompts = np.unique([row["prompt_id"] for row in rows], return_inverse=True)
@@ -107,15 +109,15 @@ def by_student(rows: Rows) -> dict[str, list[dict[str, Any]]]:
 
 
 def turns_table(pairs: Mapping[str, Rows]) -> str:
-    """Return a table of the gain of a perfect critic by pair and student."""
+    """Return a table of the gain of a perfect critic by pair and student, and how far the student's own choice is from it."""
     lines = []
     for pair, rows in pairs.items():
         for student, own in by_student(rows).items():
             near, gains = Gains(own, NEAR), Gains(own)
-            kl = gains.mean(np.array([row["kl"] for row in own]))
-            cells = [kl.text(2), near.mean(near.gain).text(2), gains.mean(gains.gain).text(2), gains.share(PAYS).text(0, percent=True)]
-            lines.append([f"{pair}, `{student}`", str(len(own)), *cells])
-    return table(["pair, student", "states", "KL(q‖p)", f"gain, γ = {NEAR:g}", f"gain, γ = {GAMMA:g}", f"gain above {PAYS:g}"], lines)
+            cells = [near.mean(near.gain).text(2), gains.mean(gains.gain).text(2), gains.share(PAYS).text(0, percent=True)]
+            lines.append([f"{pair}, `{student}`", str(len(own)), *cells, gains.mean(gains.left).text(2)])
+    head = ["pair, student", "states", f"gain, γ = {NEAR:g}", f"gain, γ = {GAMMA:g}", f"gain above {PAYS:g}", "left by the student"]
+    return table(head, lines)
 
 
 def kinds_table(rows: Rows) -> str:

@@ -142,6 +142,11 @@ def test_a_perfect_critic_is_the_best_of_all(scripts):
     q = probs * np.exp(returns) / (probs @ np.exp(returns))
     gain = estimates.perfect_gain(returns, probs)
     assert gain == pytest.approx(objective(q) - objective(probs))
+    g = np.repeat(returns[:, None], 4, axis=1)
+    assert estimates.policy_gain(q, g, probs) == pytest.approx(gain)
+    assert estimates.policy_gain(probs, g, probs) == pytest.approx(0.0)
+    greedy = np.array([1.0, 0.0, 0.0])
+    assert gain - estimates.policy_gain(greedy, g, probs) == pytest.approx(-np.log(q[0]))  # KL(greedy‖q*)
     others = [np.array([a, b, 1 - a - b]) for a, b in itertools.product(np.linspace(0.01, 0.98, 60), repeat=2) if a + b < 0.995]
     assert gain >= max(objective(other) for other in others) - objective(probs)
     assert estimates.perfect_gain(np.array([-700.0, -2000.0, -2000.0]), probs) == pytest.approx(1300 * 0.8 + np.log(0.2))
@@ -242,7 +247,7 @@ def made_row(rng: np.random.Generator, number: int, **changed):
     divergence = {gamma: [[1.0] * 4, [4.0] * 4] for gamma in ("0.5", "0.9", "1")}
     about = {"system": "jsd-5", "number": number, "prompt_id": str(number // 2), "prompt_kind": "other", "token_kind": "starts a word"}
     state = {"position": number, "kl": 0.5, "teacher_entropy": float(rng.random()), "student_entropy": float(rng.random()), "mean_kl": 0.25}
-    return about | state | {"probs": [0.5, 0.5], "divergence": divergence, "length": [[2] * 4, [4] * 4]} | changed
+    return about | state | {"probs": [0.5, 0.5], "student_probs": [0.4, 0.4], "divergence": divergence, "length": [[2] * 4, [4] * 4]} | changed
 
 
 def test_a_table_has_the_gain_of_the_rows(scripts, tables):
@@ -253,10 +258,11 @@ def test_a_table_has_the_gain_of_the_rows(scripts, tables):
     cells = [cell.strip() for cell in line.strip("|").split("|")]
     totals = np.array([[0.25 * 1.5 - 1.0, 0.25 * 1.875 - 4.0]])  # centred, γ = .5: less the mean of as many tokens
     near = float(scripts[0].perfect_gain(totals, np.array([0.5, 0.5]))[0]) / 2
-    assert cells[:3] == ["tiny, `jsd`", "12", "0.50 ± 0.00"]
-    assert cells[3].startswith(f"{near:.2f} ± 0.")
+    assert cells[:2] == ["tiny, `jsd`", "12"]
+    assert cells[2].startswith(f"{near:.2f} ± 0.")
     assert near > 0.1
-    assert cells[5] == "50 ± 20 %"  # a half of the states, by a bootstrap of the six prompts
+    assert cells[3] == cells[5]  # the student is a perfect clone here: it leaves all of the gain
+    assert cells[4] == "50 ± 20 %"  # a half of the states, by a bootstrap of the six prompts
 
 
 def test_a_group_of_states_has_its_own_gain(tables):
