@@ -138,7 +138,7 @@ def groups(rows: Rows) -> dict[str, np.ndarray]:
     """Return name → which states: thirds of position and entropies, and kinds with at least five states."""
     found = {"all": np.ones(len(rows), bool)}
     for title, key in (("position", "position"), ("teacher's entropy", "teacher_entropy"), ("student's entropy", "student_entropy")):
-        found |= thirds(title, np.array([row[key] for row in rows]))
+        found |= {name: chosen for name, chosen in thirds(title, np.array([row[key] for row in rows])).items() if chosen.any()}
     for key in ("token_kind", "prompt_kind"):
         values = np.array([row[key] for row in rows])
         found |= {str(kind): values == kind for kind in dict.fromkeys(sorted(values)) if (values == kind).sum() >= 5}
@@ -146,11 +146,11 @@ def groups(rows: Rows) -> dict[str, np.ndarray]:
 
 
 def thirds(title: str, values: np.ndarray) -> dict[str, np.ndarray]:
-    """Return the thirds of the states by a value, each under a name that gives its bounds."""
+    """Return the thirds of the states by a value, each under a name that gives its bounds. Where many values are equal, one may be empty."""
     low, high = np.quantile(values, (1 / 3, 2 / 3))
     show = (lambda x: f"{x:.0f}") if values.dtype.kind == "i" else (lambda x: f"{x:.2g}")
     parts = {f"≤ {show(low)}": values <= low, f"to {show(high)}": (values > low) & (values <= high), f"> {show(high)}": values > high}
-    return {f"{title} {name}": chosen for name, chosen in parts.items() if chosen.any()}
+    return {f"{title} {name}".strip(): chosen for name, chosen in parts.items()}
 
 
 def turns_plot(pairs: Mapping[str, Rows]) -> Plot:
@@ -182,24 +182,25 @@ def _tail_panel(found: Mapping[str, Gains], colours: Mapping[str, str]) -> Panel
 
 def _thirds_panel(name: str, gains: Gains, colour: str) -> Panel:
     parts = {title: thirds("", np.array([row[key] for row in gains.rows])) for key, (title, _) in THIRDS.items()}
-    curves = {title: [gains.mean(gains.gain, chosen) for chosen in found.values()] for title, found in parts.items()}
+    curves = {title: {i: gains.mean(gains.gain, c) for i, c in enumerate(found.values()) if c.any()} for title, found in parts.items()}
     dashes = dict(THIRDS.values())
 
     def draw(ax: Axes) -> None:
         for title, curve in curves.items():
-            means, errors = [g.mean for g in curve], [2 * g.stderr for g in curve]
-            ax.errorbar(range(len(curve)), means, errors, fmt=f"o{dashes[title]}", color=colour, markersize=4, capsize=2, linewidth=1.6)
+            means, errors = [g.mean for g in curve.values()], [2 * g.stderr for g in curve.values()]
+            ax.errorbar(list(curve), means, errors, fmt=f"o{dashes[title]}", color=colour, markersize=4, capsize=2, linewidth=1.6)
         ax.set_xticks(range(3), ["low", "middle", "high"])
         ax.set_title(f"{name}: mean gain")
         ax.set_xlabel("third of the states")
         set_scale(ax, "y")
 
-    return Panel(f"Mean gain, {name}. " + _told(curves, {title: list(found) for title, found in parts.items()}, ""), draw)
+    labels = {title: [list(parts[title])[i] for i in curve] for title, curve in curves.items()}
+    return Panel(f"Mean gain, {name}. " + _told({title: list(curve.values()) for title, curve in curves.items()}, labels, ""), draw)
 
 
 def _told(curves: Mapping[str, Sequence[Group]], labels: Mapping[str, Sequence[str]], unit: str) -> str:
     def values(name: str) -> str:
         shown = [f"{100 * g.mean:.1f} %" if unit == "%" else f"{g.mean:.2f}" for g in curves[name]]
-        return ", ".join(f"{label.strip()} {value}" for label, value in zip(labels[name], shown, strict=True))
+        return ", ".join(f"{label} {value}" for label, value in zip(labels[name], shown, strict=True))
 
     return "; ".join(f"{name}: {values(name)}" for name in curves) + "."

@@ -297,3 +297,19 @@ def test_a_figure_shows_every_pair(tables):
         (False, True),
     ]
     assert plot_file(plot).count("low") == 2
+
+
+def test_thirds_of_states_of_which_many_are_equal_keep_their_places(tables):
+    entropies = np.array([0.0, 0.0, 0.0, 0.0, 0.0, 0.9])
+    assert {name: chosen.sum() for name, chosen in tables.thirds("entropy", entropies).items()} == {
+        "entropy ≤ 0": 5,
+        "entropy to 0": 0,
+        "entropy > 0": 1,
+    }
+    rng = np.random.default_rng(0)
+    rows = [made_row(rng, i, teacher_entropy=entropy) for i, entropy in enumerate(entropies)]
+    assert "teacher's entropy to 0" not in tables.groups(rows)
+    (_, panel) = tables.turns_plot({"steps": rows}).panels
+    assert "≤ 0 " in panel.description
+    assert "> 0 " in panel.description
+    assert "to 0 " not in panel.description
