@@ -6,7 +6,8 @@ day and a last one, "So Tom has 66 apples .". A day's sentence is free in its wa
     direct  Monday he has 85 .
     worked  Monday 7 and 8 make 15 , 30 and 40 make 70 , 70 and 15 make 85 ; he has 85 .
 
-Every number is one word. The direct way is one table of thousands of sums. A part of the worked way is a line of a small table. A
+Every number is one word. The direct way is one table of thousands of sums. A part of the worked way is a line of a small table. But sums
+follow a rule, and a small transformer finds it: neither way is hard for it (``prices.py`` has a hard way without a rule). A
 subtraction that needs a ten takes it in its first part: for 85 and 19, "15 less 9 leaves 6 , 70 less 10 leaves 60 , 60 and 6 make 66".
 """
 
