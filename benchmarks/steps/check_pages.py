@@ -52,13 +52,13 @@ def methods_table(rows: Rows, chosen: Sequence[str] | None = None) -> str:
 
 
 def differences_table(rows: Rows, ahead: Sequence[str], metric: str = GREEDY) -> str:
-    """Return a table of differences in accuracy: against the best cloning loss on the teacher's text, on own text, and rejection sampling."""
+    """Return a table of differences in accuracy: against the best cloning loss on the teacher's text, on own text, and rejection sampling.
+
+    What has no rows has no column.
+    """
     found = trained(rows)
-
-    def best(names: Sequence[str]) -> str:
-        return max((n for n in names if n in found), key=lambda n: pooled(by_seed(found[n], metric)).mean)
-
-    others = [best(CLONING), best(OWN_CLONING), "rejection"]
+    groups = [[name for name in names if name in found] for names in (CLONING, OWN_CLONING, ("rejection",))]
+    others = [max(names, key=lambda name: pooled(by_seed(found[name], metric)).mean) for names in groups if names]
     lines = []
     for name in (n for n in ahead if n in found):
         cells = []

@@ -174,7 +174,7 @@ def difference_table(rows: Rows, ahead: Sequence[str]) -> str:
 
 def knob_table(rows: Rows, path: str, title: str, metric: str = "greedy", digits: int = 2) -> str:
     """Return a table with a line for each value of a knob and a column for each method."""
-    methods = list(dict.fromkeys(row["method"] for row in rows))
+    methods = [name for name in dict.fromkeys(row["method"] for row in rows) if name != "sft_continued"]  # jsd is better: six columns
     values = dict.fromkeys(read(row, path) for row in rows)
     lines = []
     for value in sorted(values) if all(isinstance(v, int | float) for v in values) else values:
@@ -210,6 +210,7 @@ def _reached(row: Mapping[str, Any]) -> int:
 
 KNOBS: dict[str, tuple[str, str]] = {  # sweep → the knob, and its name in the table
     "easy_share": ("setting.ring.easy_share", "teacher's share of the easy way"),
+    "easy_share_slow": ("setting.ring.easy_share", "teacher's share of the easy way"),
     "p": ("setting.top_p", "p"),
     "p_share_0.3": ("setting.top_p", "p"),
     "gamma": ("method.objective.gamma", "γ"),
