@@ -208,23 +208,24 @@ def _reached(row: Mapping[str, Any]) -> int:
     return next(point["step"] for point in row["curve"] if point["sampled"] >= wanted)
 
 
-KNOBS: dict[str, tuple[str, str]] = {  # sweep → the knob, and its name in the table
-    "easy_share": ("setting.ring.easy_share", "teacher's share of the easy way"),
-    "easy_share_slow": ("setting.ring.easy_share", "teacher's share of the easy way"),
-    "p": ("setting.top_p", "p"),
-    "p_share_0.3": ("setting.top_p", "p"),
-    "gamma": ("method.objective.gamma", "γ"),
-    "lambda": ("method.objective.lambda_", "λ"),
-    "rho": ("method.objective.rho_max", "largest ratio ρ"),
-    "center": ("method.objective.center", "`center`"),
-    "text": ("method.text", "text"),
-    "amount": ("setting.texts", "different texts of the teacher"),
-}
-
-
-CAUSES: dict[str, tuple[str, str]] = {  # the same, of what fails
-    "detach": ("method.detach", "`detach`"),
-    "minillm": ("method.objective.length_normalization", "`length_normalization`"),
+# Metric → sweep → the knob, and its name in the table.
+KNOBS: dict[str, dict[str, tuple[str, str]]] = {
+    "greedy": {
+        "easy_share": ("setting.ring.easy_share", "teacher's share of the easy way"),
+        "easy_share_slow": ("setting.ring.easy_share", "teacher's share of the easy way"),
+        "p": ("setting.top_p", "p"),
+        "p_share_0.3": ("setting.top_p", "p"),
+        "amount": ("setting.texts", "different texts of the teacher"),
+    },
+    "sampled": {
+        "gamma": ("method.objective.gamma", "γ"),
+        "lambda": ("method.objective.lambda_", "λ"),
+        "rho": ("method.objective.rho_max", "largest ratio ρ"),
+        "center": ("method.objective.center", "`center`"),
+        "text": ("method.text", "text"),
+        "detach": ("method.detach", "`detach`"),
+        "minillm": ("method.objective.length_normalization", "`length_normalization`"),
+    },
 }
 
 
@@ -239,7 +240,7 @@ def tables(read_rows: Callable[[], Rows]) -> dict[str, Callable[[], str]]:
         "steps-ring-H": lambda: knob_table(by_steps(read_rows()), "setting.ring.steps", "H"),
         "steps-ring-H-T1": lambda: knob_table(by_steps(read_rows()), "setting.ring.steps", "H", "sampled"),
     }
-    for metric, knobs in (("greedy", KNOBS), ("sampled", CAUSES)):
+    for metric, knobs in KNOBS.items():
         for sweep, (path, title) in knobs.items():
             made[f"steps-ring-{sweep}"] = partial(_swept, read_rows, sweep, path, title, metric)
     return made
