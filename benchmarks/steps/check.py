@@ -1,4 +1,4 @@
-"""Train and check every method of a recipe on a task of the ladder, and write one row for each student.
+"""Train and check every method of a recipe on a step task, and write one row for each student.
 
 `python benchmarks/steps/check.py RECIPE --rows FILE [--split valid|test] [--workers N] [--only NAME,…] [KEY=VALUE …]` trains what `bench.py`
 would train. Every student answers greedily and at temperature 1, and the task's checker judges the answers; the task is that of the

@@ -54,7 +54,7 @@ def methods_table(rows: Rows, chosen: Sequence[str] | None = None) -> str:
 def differences_table(rows: Rows, ahead: Sequence[str], metric: str = GREEDY) -> str:
     """Return a table of differences in accuracy: against the best cloning loss on the teacher's text, on own text, and rejection sampling.
 
-    What has no rows has no column.
+    A method without rows has no column.
     """
     found = trained(rows)
     groups = [[name for name in names if name in found] for names in (CLONING, OWN_CLONING, ("rejection",))]

@@ -1,10 +1,10 @@
-"""Train a teacher for a task of the ladder, and write it with an untrained student and prompts.
+"""Train a teacher for a step task, and write it with an untrained student and prompts.
 
 `python benchmarks/steps/make_models.py TASK OUTPUT [KEY=VALUE …]` writes ``teacher``, ``start``, ``train.jsonl``, ``valid.jsonl``,
 ``test.jsonl`` (different problems) and ``models.json``: the task's settings, the sizes, and how many of the teacher's own texts are right at
 temperature 1. KEY=VALUE are settings of the task, such as ``steps=16 easy_share=0.2``.
 
-What is there is kept. A teacher that writes too many wrong texts is refused, and the same command trains it on.
+Files that exist are kept. A teacher that writes too many wrong texts is refused, and the same command trains it further.
 """
 
 import argparse
@@ -83,7 +83,7 @@ def make(task: Task, plan: Plan, output: Path) -> dict[str, Any]:
 
 
 def _begin(task: Task, plan: Plan, output: Path) -> dict[str, Any]:
-    """Write the prompts if they are not there, and return what is known of the models so far."""
+    """Write the prompts if they are not there, and return what ``models.json`` holds so far."""
     rng, own = random.Random(plan.seed), {"task": task.settings(), "seed": plan.seed, "prompts": list(plan.prompts)}
     prompts = task.prompts(sum(plan.prompts), rng)
     enough(prompts, sum(plan.prompts), task.name)

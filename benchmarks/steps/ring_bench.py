@@ -1,7 +1,7 @@
 """Run a sweep of World 0 and write a row for each setting, method and seed.
 
-`python benchmarks/steps/ring_bench.py SWEEP [--only METHOD,…]` reads ``ring.yaml``. What has its rows is not run again, so a sweep that was
-stopped goes on. All seeds of a setting are trained at once, on one core; a seed's texts depend on the seeds that it is trained with.
+`python benchmarks/steps/ring_bench.py SWEEP [--only METHOD,…]` reads ``ring.yaml``. A training whose rows exist is not run again: a
+stopped sweep goes on. All seeds of a setting are trained at once, on one core; a seed's texts depend on the seeds that it is trained with.
 """
 
 import argparse
@@ -47,7 +47,7 @@ class Job:
 
     @property
     def about(self) -> dict[str, Any]:
-        """Return what tells the rows of this job from others."""
+        """Return the keys and values that distinguish the rows of this job from others."""
         own = {"setting": asdict(self.setting), "method_settings": asdict(self.method), "rate": self.rate, "seeds": list(self.seeds)}
         return {"sweep": self.sweep, "method": self.name} | own
 
@@ -170,7 +170,7 @@ def _short(value: Any) -> float:
 def run_sweep(
     sweep: str, plan: Mapping[str, Any], path: Path, only: set[str] | None = None, rates: Mapping[str, float] | None = None
 ) -> list[dict[str, Any]]:
-    """Run what a sweep lacks, write its rows into a file with the others, and return all rows.
+    """Run the trainings that a sweep lacks, write their rows into a file with the others, and return all rows.
 
     Args:
         sweep: name of the sweep.

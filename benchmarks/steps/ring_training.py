@@ -61,7 +61,7 @@ def run_sft(setting: Setting, seeds: list[int]) -> Students:
 
 
 def train(students: Students, world: World, setting: Setting, method: Method, rate: float, steps: int) -> Iterator[Point]:
-    """Train students in place. Yield what they can do, ten times on the way and at the end. The rate falls to 0 in a line.
+    """Train students in place. Yield measurements of them, ten times during training and at the end. The learning rate falls to 0 linearly.
 
     The loss of each student is its mean over its own steps, so that no student's gradient depends on the others.
     """

@@ -132,7 +132,7 @@ def table_policy(table: Float[Tensor, "S keys symbols 3 V"]) -> Policy:
 
 
 def sample_texts(ring: Ring, policy: Policy, starts: tuple[int, int], rng: torch.Generator, answers: int = 1) -> Texts:
-    """Let a policy write ``answers`` texts from each start: ``starts`` is (worlds, starts in each), with keys and symbols drawn evenly."""
+    """Sample ``answers`` texts of a policy from each start: ``starts`` is (worlds, starts in each), with keys and symbols drawn evenly."""
     key = torch.randint(ring.keys, starts, generator=rng).repeat_interleave(answers, 1)
     symbol = torch.randint(ring.symbols, starts, generator=rng).repeat_interleave(answers, 1)
     kind = torch.full_like(key, WAY)

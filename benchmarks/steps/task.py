@@ -1,4 +1,4 @@
-"""Define a task of the ladder: problems, right answers written in random ways, and an exact checker."""
+"""Define a step task: problems, right answers written in random ways, and an exact checker."""
 
 import dataclasses
 import random

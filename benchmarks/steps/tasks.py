@@ -1,4 +1,4 @@
-"""List the tasks of the ladder."""
+"""List the step tasks."""
 
 from collections.abc import Mapping
 from typing import Any
