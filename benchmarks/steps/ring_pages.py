@@ -211,6 +211,7 @@ def _reached(row: Mapping[str, Any]) -> int:
 # Metric → sweep → the knob, and its name in the table.
 KNOBS: dict[str, dict[str, tuple[str, str]]] = {
     "greedy": {
+        "map_wide": ("setting.ring.keys", "permutations"),
         "easy_share": ("setting.ring.easy_share", "teacher's share of the easy way"),
         "easy_share_slow": ("setting.ring.easy_share", "teacher's share of the easy way"),
         "p": ("setting.top_p", "p"),
