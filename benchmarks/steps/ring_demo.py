@@ -39,7 +39,7 @@ def document(rows: Rows, facts: Mapping[str, str]) -> Document:
     scores = {cell: mean(found, "greedy") for cell, found in cells.items()}
     lines = [[Cell(NAMES[name]), *(Cell(format_estimate(scores[name, h])) for h in lengths)] for name in methods]
     header = ["method", *(f"H = {h}" for h in lengths)]
-    caption = "Greedy accuracy: share of texts whose steps are all right. Mean of two seeds ± standard error."
+    caption = "Greedy accuracy: share of texts whose H steps are all right. Mean of two seeds ± standard error."
     longest = lengths[-1]
     copied = max(scores[name, longest].mean for name in methods if name != AHEAD)
     claim = (
@@ -47,7 +47,7 @@ def document(rows: Rows, facts: Mapping[str, str]) -> Document:
         f"those that copy in {copied:.0%}. At each step the teacher takes an easy or a hard way; the student can go only the easy one."
     )
     plot = accuracy_plot(own, "steps-demo", methods, "Accuracy against the number of steps H.")
-    table = Table(caption, header, lines, right_aligned(len(header)))
+    table = Table(caption, header, lines, right_aligned(len(header)), terminal=True)
     return Document(TITLE, facts, [Section("accuracy", "Accuracy by number of steps", [claim, table, plot])])
 
 
@@ -63,6 +63,7 @@ def main() -> None:
     made = document(rows, {"time": f"{time.monotonic() - started:.0f} s", "seeds": "2", "details": "docs/experiments/steps.md"})
     _, page = write_document(output, "steps", made)
     print_document(Console(), made)
+    say(made.sections[0].parts[0])
     say(f"figure: {output / 'figures' / 'steps-demo.svg'}, page: {page}")
 
 

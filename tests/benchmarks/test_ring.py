@@ -301,6 +301,7 @@ def test_the_demo_writes_a_page_that_says_what_its_students_can_do(ring, tmp_pat
     _, page = write_document(tmp_path / "page", "steps", made)
     assert "<svg" in page.read_text(encoding="utf-8")
     assert len(plot.panels) == 2
+    assert table.terminal
 
 
 @pytest.mark.parametrize("wrong", [{"steps": 0}, {"keys": 0}, {"symbols": 1}, {"easy_share": 0.0}, {"right": 1.0}])
