@@ -1,7 +1,7 @@
 """Run a sweep of World 0 and write a row for each setting, method and seed.
 
 `python benchmarks/steps/ring_bench.py SWEEP [--only METHOD,…]` reads ``ring.yaml``. A training whose rows exist is not run again: a
-stopped sweep goes on. All seeds of a setting are trained at once, on one core; a seed's texts depend on the seeds that it is trained with.
+stopped sweep goes on. The seeds of a group are trained at once, on one core; a seed's texts depend on the seeds that it is trained with.
 """
 
 import argparse
@@ -25,8 +25,8 @@ from tdistill.runtime.stops import watched
 
 HERE = Path(__file__).parent
 ROWS = HERE.parents[1] / "docs" / "results" / "steps-ring.jsonl.xz"
-SEEDS = list(range(10))
-RATES = "rates"  # the sweep that chooses the learning rates
+SEEDS = list(range(10))  # of a sweep that names no groups of seeds: one group
+RATES = "rates"  # the sweep that chooses the learning rates, unless another one is named
 MAIN = Setting(Ring(steps=16, keys=32), batch=32)
 SFT = "sft"
 DIGITS = 5
@@ -36,7 +36,7 @@ SAID = ("greedy", "sampled", "kl")
 
 @dataclass(frozen=True)
 class Job:
-    """Hold one training: a method in a setting, with all seeds."""
+    """Hold one training: a method in a setting, with a group of seeds."""
 
     sweep: str
     name: str  # of the method
@@ -64,7 +64,8 @@ def jobs(sweep: str, plan: Mapping[str, Any], rates: Mapping[str, float], only: 
     varied = about.get("vary", {})
     for values in itertools.product(*varied.values()):
         changes = dict(zip(varied, values, strict=True))
-        for name in (n for n in about.get("methods", plan["methods"]) if not only or n in only):
+        names = [name for name in about.get("methods", plan["methods"]) if not only or name in only]
+        for seeds, name in itertools.product(about.get("seeds", [SEEDS]), names):
             settings = {
                 "setting": _merged(asdict(MAIN), about.get("setting", {})),
                 "method": _merged({}, plan["methods"][name]),
@@ -73,15 +74,8 @@ def jobs(sweep: str, plan: Mapping[str, Any], rates: Mapping[str, float], only: 
             for path, value in changes.items():
                 _set(settings, path, value)
             if settings["rate"] is None:
-                raise ConfigError(f"{name} has no learning rate: run the sweep {RATES!r} first.")
-            yield Job(
-                sweep,
-                name,
-                _setting(settings["setting"]),
-                Method(**settings["method"]),
-                float(settings["rate"]),
-                tuple(about.get("seeds", SEEDS)),
-            )
+                raise ConfigError(f"{name} has no learning rate: run the sweep {about.get('rates', RATES)!r} first.")
+            yield Job(sweep, name, _setting(settings["setting"]), Method(**settings["method"]), float(settings["rate"]), tuple(seeds))
 
 
 def _merged(base: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -98,11 +92,11 @@ def _set(settings: dict[str, Any], path: str, value: Any) -> None:
     settings[last] = value
 
 
-def chosen_rates(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Return method → the rate of the highest greedy accuracy, then share of right steps, by the mean over the seeds of the sweep ``rates``."""
+def chosen_rates(rows: Sequence[Mapping[str, Any]], sweep: str = RATES) -> dict[str, float]:
+    """Return method → the rate of the highest greedy accuracy, then share of right steps, by the mean over the seeds of a sweep over rates."""
     found: dict[tuple[str, float], list[tuple[float, float]]] = {}
     for row in rows:
-        if row["sweep"] == RATES and row["method"] != SFT:
+        if row["sweep"] == sweep and row["method"] != SFT:
             found.setdefault((row["method"], row["rate"]), []).append((row["greedy"], row["right_steps"]))
     best: dict[str, tuple[tuple[float, ...], float]] = {}
     for (name, rate), scores in found.items():
@@ -177,11 +171,12 @@ def run_sweep(
         plan: the content of ``ring.yaml``.
         path: the file of rows. It need not exist.
         only: names of methods; None: all of the sweep.
-        rates: method → learning rate; None: those that the rows of the sweep ``rates`` in the file choose.
+        rates: method → learning rate; None: those that the rows of a sweep in the file choose: of ``rates``, or of the one that the plan names.
     """
     rows: list[dict[str, Any]] = read_jsonl(path) if path.exists() else []
     starts = Starts()
-    for job in list(jobs(sweep, plan, chosen_rates(rows) if rates is None else rates, only)):
+    chosen = chosen_rates(rows, plan["sweeps"].get(sweep, {}).get("rates", RATES)) if rates is None else rates
+    for job in list(jobs(sweep, plan, chosen, only)):
         if any(_is_of(row, job) for row in rows):
             continue
         known = any(row["method"] == SFT and _setting(row["setting"]) == job.setting and row["seeds"] == list(job.seeds) for row in rows)

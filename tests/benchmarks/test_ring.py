@@ -262,8 +262,10 @@ sweeps:
   rates:
     vary: {rate: [1.0e-3, 1.0e-2]}
     setting: &tiny {ring: {steps: 2, symbols: 6, keys: 2}, sft_steps: 3, train_steps: 4, batch: 4, width: 8}
-    seeds: [100]
-  gamma: {vary: {method.objective.gamma: [0.0, 0.9]}, methods: [critic], setting: *tiny, seeds: [0, 1]}
+    seeds: [[100]]
+  gamma: {vary: {method.objective.gamma: [0.0, 0.9]}, methods: [critic], setting: *tiny, seeds: [[0, 1], [2]]}
+  other_rates: {vary: {rate: [3.0e-4]}, methods: [critic], setting: *tiny, seeds: [[100]]}
+  other: {methods: [critic], setting: *tiny, seeds: [[0]], rates: other_rates}
 """
 
 
@@ -279,8 +281,15 @@ def test_a_sweep_goes_on_where_it_was_stopped_and_its_rows_say_what_they_are(rin
     made = ring.bench.run_sweep("gamma", plan, rows)
     assert made == read_jsonl(rows)
     own = [row for row in made if row["sweep"] == "gamma"]
-    assert [(row["method"], row["seed"]) for row in own] == [("sft", 0), ("sft", 1)] + [("critic", 0), ("critic", 1)] * 2
+    assert [(row["method"], row["seed"]) for row in own] == [("sft", 0), ("sft", 1), ("critic", 0), ("critic", 1), ("sft", 2)] + [
+        ("critic", seed) for seed in (2, 0, 1, 2)
+    ]
     assert {row["method_settings"]["objective"]["gamma"] for row in own if row["method"] == "critic"} == {0.0, 0.9}
+    with pytest.raises(ConfigError, match="run the sweep 'other_rates' first"):
+        ring.bench.run_sweep("other", plan, rows)
+    ring.bench.run_sweep("other_rates", plan, rows)
+    assert {row["rate"] for row in ring.bench.run_sweep("other", plan, rows) if row["sweep"] == "other" and row["method"] != "sft"} == {3e-4}
+    made = read_jsonl(rows)
     monkeypatch.setattr(ring.bench, "train", lambda *_: pytest.fail("it is complete"))
     assert ring.bench.run_sweep("gamma", plan, rows) == made
 
