@@ -35,8 +35,7 @@ class Arithmetic(Task):
         super().__post_init__()
         if self.numbers < 5 or any(self.numbers % d == 0 for d in range(2, math.isqrt(max(self.numbers, 0)) + 1)):
             raise ConfigError(f"{self.name}: numbers must be a prime from 5, got {self.numbers}.")
-        if not 1 <= self.keys < self.numbers:
-            raise ConfigError(f"{self.name}: keys must be from 1 to numbers − 1 = {self.numbers - 1}, got {self.keys}.")
+        self.check_range("keys", 1, self.numbers - 1, ", which is numbers − 1")
 
     def words(self) -> list[str]:
         """Return the numbers, the keys, and an operation of each kind for every step."""
@@ -78,10 +77,6 @@ class Arithmetic(Task):
     def longest_answer(self) -> int:
         """Return two words a step."""
         return 2 * self.steps
-
-    def best_reverse_kl(self) -> float | None:
-        """Return H·(−log easy_share): the easy way always, and its results without noise."""
-        return -self.steps * math.log(self.easy_share) if self.easy_share > 0 else None
 
     def _keys(self) -> range:
         return range(1, 1 + self.keys)

@@ -9,15 +9,11 @@ day, which is free in its way:
 A price depends on the city and the thing, and follows no rule: it has to be known by heart. What was paid for stands in the story.
 """
 
-import math
 import random
 from dataclasses import dataclass
 from typing import ClassVar
 
-from task import Task, Verdict
-from word_problems import DAYS, PEOPLE, sentences_of
-
-from tdistill.runtime.errors import ConfigError, DataError
+from english import DAYS, PEOPLE, ShoppingTask, read_told
 
 CITIES = [
     "Athens",
@@ -142,7 +138,7 @@ class Story:
 
 
 @dataclass(frozen=True)
-class Prices(Task):
+class Prices(ShoppingTask):
     """Describe shopping stories: there are ``cities`` times ``things`` prices to know."""
 
     name: ClassVar[str] = "prices"
@@ -159,9 +155,8 @@ class Prices(Task):
             ConfigError: a setting is out of range.
         """
         super().__post_init__()
-        for key, most in (("steps", len(DAYS)), ("cities", len(CITIES)), ("things", len(THINGS))):
-            if not 1 <= getattr(self, key) <= most:
-                raise ConfigError(f"{self.name}: {key} must be from 1 to {most}, got {getattr(self, key)}.")
+        self.check_range("cities", 1, len(CITIES))
+        self.check_range("things", 1, len(THINGS))
 
     def words(self) -> list[str]:
         """Return the prices, the names, and the words of the sentences."""
@@ -176,42 +171,21 @@ class Prices(Task):
             found[Story(rng.choice(people), rng.choice(cities), tuple(rng.choices(things, k=self.steps))).text()] = None
         return list(found)
 
-    def answer(self, prompt: str, rng: random.Random) -> str:
-        """Return a right answer. Every day's thing is read, not its price recalled, with probability ``easy_share``."""
-        story = self.read(prompt)
-        return " ".join(story.sentences(day)[rng.random() < self.easy_share] for day in range(self.steps))
-
-    def check(self, prompt: str, answer: str, finished: bool) -> Verdict:
-        """Check every sentence against the story and the prices."""
-        story, written = self.read(prompt), sentences_of(answer)
-        days = list(zip(range(self.steps), written, strict=False))
-        right = sum(sentence in story.sentences(day) for day, sentence in days)
-        seconds = [sentence.split()[1:2] for _, sentence in days]
-        ways = [second == [story.pronoun] for second in seconds if second in (["the"], [story.pronoun])]
-        whole = right == self.steps == len(written)
-        return Verdict(finished and whole, right, self.steps, sum(ways) / len(ways) if ways else None)
-
     def read(self, prompt: str) -> Story:
         """Return the story that a prompt tells.
 
         Raises:
             DataError: the prompt is not a story of this task.
         """
-        try:
-            start, *days, _ = [sentence.split() for sentence in sentences_of(prompt)]
-            story = Story(start[0], start[3], tuple(day[4] for day in days))
-            known = story.city in CITIES[: self.cities] and set(story.things) <= set(THINGS[: self.things])
-            same = known and story.text() == prompt and len(days) == self.steps
-        except (IndexError, KeyError, ValueError):
-            same = False
-        if not same:
-            raise DataError(f"{prompt!r} is not a shopping story of {self.steps} days: let make_models.py write the prompts.")
-        return story
+        return read_told(prompt, self._parse, f"a shopping story of {self.steps} days")
 
     def longest_answer(self) -> int:
         """Return the number of words of an answer in which every thing is read."""
         return 7 * self.steps
 
-    def best_reverse_kl(self) -> float | None:
-        """Return S·(−log easy_share): every thing read, and without an error."""
-        return -self.steps * math.log(self.easy_share) if self.easy_share > 0 else None
+    def _parse(self, sentences: list[list[str]]) -> Story:
+        start, *days, _ = sentences
+        story = Story(start[0], start[3], tuple(day[4] for day in days))
+        if len(days) != self.steps or story.city not in CITIES[: self.cities] or not set(story.things) <= set(THINGS[: self.things]):
+            raise ValueError
+        return story

@@ -1,6 +1,7 @@
 """Define a step task: problems, right answers written in random ways, and an exact checker."""
 
 import dataclasses
+import math
 import random
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -45,10 +46,17 @@ class Task(ABC):
         Raises:
             ConfigError: a setting is out of range.
         """
-        if not 1 <= self.steps <= 64:
-            raise ConfigError(f"{self.name}: steps must be from 1 to 64, got {self.steps}.")
-        if not 0.0 <= self.easy_share <= 1.0:
-            raise ConfigError(f"{self.name}: easy_share must be from 0 to 1, got {self.easy_share}.")
+        self.check_range("steps", 1, 64)
+        self.check_range("easy_share", 0, 1)
+
+    def check_range(self, key: str, least: float, most: float, why: str = "") -> None:
+        """Check that a setting is between two bounds. ``why`` says in the message where they come from.
+
+        Raises:
+            ConfigError: the setting is out of range.
+        """
+        if not least <= getattr(self, key) <= most:
+            raise ConfigError(f"{self.name}: {key} must be from {least} to {most}{why}, got {getattr(self, key)}.")
 
     @abstractmethod
     def words(self) -> list[str]:
@@ -71,8 +79,8 @@ class Task(ABC):
         """Return the largest number of words of a right answer. The token that ends it is not counted."""
 
     def best_reverse_kl(self) -> float | None:
-        """Return the reverse KL in nats of a whole text whose author always takes the easy way; None if it is not known."""
-        return None
+        """Return the reverse KL in nats of a text whose author takes the easy way at every step, without an error; None if it is infinite."""
+        return -self.steps * math.log(self.easy_share) if self.easy_share > 0 else None
 
     def settings(self) -> dict[str, Any]:
         """Return the name and the settings, ready for JSON."""

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from arithmetic import Arithmetic
+from price_lists import PriceLists
 from prices import Prices
 from task import Task
 from word_problems import WordProblems
@@ -12,6 +13,7 @@ from tdistill.runtime.errors import ConfigError
 
 TASKS: dict[str, type[Task]] = {
     "arithmetic": Arithmetic,
+    "price_lists": PriceLists,
     "prices": Prices,
     "word_problems": WordProblems,
 }

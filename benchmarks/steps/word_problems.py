@@ -11,18 +11,14 @@ follow a rule, and a small transformer finds it: neither way is hard for it (``p
 subtraction that needs a ten takes it in its first part: for 85 and 19, "15 less 9 leaves 6 , 70 less 10 leaves 60 , 60 and 6 make 66".
 """
 
-import math
 import random
 import re
 from dataclasses import dataclass
 from typing import ClassVar
 
-from task import Task, Verdict
+from english import DAYS, PEOPLE, DailyTask, read_told, sentences_of
+from task import Verdict
 
-from tdistill.runtime.errors import ConfigError, DataError
-
-DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
-PEOPLE = {"Tom": "he", "Anna": "she", "Ben": "he", "Mary": "she", "Paul": "he", "Lucy": "she", "Sam": "he", "Jane": "she"}
 THINGS = ("apples", "books", "coins", "eggs", "nuts", "pens", "shells", "stamps")
 GAINS, LOSSES = ("buys", "finds", "gets", "makes"), ("sells", "loses", "drops", "uses")
 GRAMMAR = (".", "?", ",", ";", "has", "How", "many", "and", "make", "less", "leaves", "So")
@@ -78,7 +74,7 @@ def worked(number: int, verb: str, amount: int) -> str:
 
 
 @dataclass(frozen=True)
-class WordProblems(Task):
+class WordProblems(DailyTask):
     """Describe word problems: ``largest`` is the largest number of things that anyone has, ``most`` the most that come or go in a day."""
 
     name: ClassVar[str] = "word_problems"
@@ -95,12 +91,8 @@ class WordProblems(Task):
             ConfigError: a setting is out of range.
         """
         super().__post_init__()
-        if self.steps > len(DAYS):
-            raise ConfigError(f"{self.name}: steps must be at most {len(DAYS)}, one for each day of the week, got {self.steps}.")
-        if not 2 * LEAST <= self.largest <= 99:
-            raise ConfigError(f"{self.name}: largest must be from {2 * LEAST} to 99, so that something can come or go, got {self.largest}.")
-        if not LEAST <= self.most <= self.largest:
-            raise ConfigError(f"{self.name}: most must be from {LEAST} to largest = {self.largest}, got {self.most}.")
+        self.check_range("largest", 2 * LEAST, 99, ", so that something can come or go")
+        self.check_range("most", LEAST, self.largest, ", which is largest")
 
     def words(self) -> list[str]:
         """Return the numbers, the names, and the words of the sentences."""
@@ -153,34 +145,17 @@ class WordProblems(Task):
         Raises:
             DataError: the prompt is not a problem of this task.
         """
-        try:
-            start, *changes, _ = [sentence.split() for sentence in sentences_of(prompt)]
-            problem = Problem(start[0], start[3], int(start[2]), tuple((day[2], int(day[3])) for day in changes))
-            same = problem.text() == prompt and len(changes) == self.steps
-        except (IndexError, KeyError, ValueError):
-            same = False
-        if not same:
-            raise DataError(f"{prompt!r} is not a word problem of {self.steps} days: let make_models.py write the prompts.")
-        return problem
+        return read_told(prompt, self._parse, f"a word problem of {self.steps} days")
 
     def longest_answer(self) -> int:
         """Return the number of words of an answer in which every day is worked out."""
         return 23 * self.steps + 6
 
-    def best_reverse_kl(self) -> float | None:
-        """Return S·(−log easy_share): every day worked out, and without an error."""
-        return -self.steps * math.log(self.easy_share) if self.easy_share > 0 else None
-
-
-def sentences_of(text: str) -> list[str]:
-    """Return the sentences of a text; the last one may lack its end."""
-    found, words = [], []
-    for word in text.split():
-        words.append(word)
-        if word in (".", "?"):
-            found.append(" ".join(words))
-            words = []
-    return [*found, " ".join(words)] if words else found
+    def _parse(self, sentences: list[list[str]]) -> Problem:
+        start, *changes, _ = sentences
+        if len(changes) != self.steps:
+            raise ValueError
+        return Problem(start[0], start[3], int(start[2]), tuple((day[2], int(day[3])) for day in changes))
 
 
 def stated(sentence: str, number: int) -> int:

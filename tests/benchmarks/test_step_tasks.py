@@ -16,7 +16,7 @@ from tdistill.runtime.errors import ConfigError, TrainingError
 from tdistill.runtime.files import read_jsonl
 
 STEPS = Path(__file__).parents[2] / "benchmarks" / "steps"
-MODULES = ("task", "arithmetic", "word_problems", "tasks", "make_models", "check")
+MODULES = ("task", "english", "arithmetic", "prices", "price_lists", "word_problems", "tasks", "make_models", "check")
 SHARED = ("bench", "bench_rows", "pooled_methods", "taken_rollouts", "doc_tables", "small_llama", "told")
 SEEDS = st.integers(0, 2**31)
 TINY = {"steps": 4, "numbers": 11, "keys": 4}
@@ -113,7 +113,7 @@ def test_problems_differ_and_the_teacher_takes_the_easy_way_as_often_as_asked(st
         ("arithmetic", {"steps": 0}, "steps must be from 1 to 64, got 0"),
         ("arithmetic", {"easy_share": 1.5}, "easy_share must be from 0 to 1"),
         ("arithmetic", {"numbers": 15}, "numbers must be a prime"),
-        ("arithmetic", {"numbers": 13, "keys": 13}, "keys must be from 1 to numbers − 1 = 12"),
+        ("arithmetic", {"numbers": 13, "keys": 13}, "keys must be from 1 to 12, which is numbers − 1"),
     ],
 )
 def test_a_task_without_a_checker_and_settings_out_of_range_are_refused(steps, name, given, message):
