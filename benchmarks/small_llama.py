@@ -27,6 +27,8 @@ class Size:
     heads: int = 4
     positions: int = 256  # longest text in tokens
     weight_decay: float = 0.1
+    init: float = 0.02  # standard deviation of new weights
+    theta: float = 10000.0  # base of the wavelengths of rotary positions
 
 
 def new_model(tokenizer: PreTrainedTokenizerFast, size: Size, seed: int) -> LlamaForCausalLM:
@@ -41,6 +43,8 @@ def new_model(tokenizer: PreTrainedTokenizerFast, size: Size, seed: int) -> Llam
         num_key_value_heads=size.heads,
         max_position_embeddings=size.positions,
         tie_word_embeddings=True,
+        initializer_range=size.init,
+        rope_parameters={"rope_type": "default", "rope_theta": size.theta},
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,

@@ -160,10 +160,11 @@ def main() -> None:
     settings: dict[str, Any] = {}
     apply_overrides(settings, options.settings)
     task = task_of(options.task, settings)
-    teacher = Size(*options.teacher, options.teacher_steps, options.teacher_rate, positions=options.context, weight_decay=0.0)
+    both: dict[str, Any] = {"positions": options.context, "init": options.init, "theta": options.theta}
+    teacher = Size(*options.teacher, options.teacher_steps, options.teacher_rate, weight_decay=0.0, **both)
     # A head of fewer than 8 dimensions can't tell near positions apart.
     heads = options.student_heads or max(1, min(4, options.student[0] // 8))
-    start = Size(*options.student, 0, 0.0, heads=heads, positions=options.context)
+    start = Size(*options.student, 0, 0.0, heads=heads, **both)
     own = {name: getattr(options, name) for name in ("lessons", "answers_only", "seed")}
     make(task, Plan(teacher, start, prompts=tuple(options.prompts), **own), options.output)
 
@@ -178,6 +179,10 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--teacher-rate", type=float, default=3e-3)
     parser.add_argument("--student", type=_size, default=(16, 1), help="width and layers of the student")
     parser.add_argument("--student-heads", type=int, help="number of the student's attention heads; by default 4 of at least 8 dimensions")
+    parser.add_argument(
+        "--init", type=float, default=0.02, help="standard deviation of new weights; about 1/sqrt(width) learns to attend sooner"
+    )
+    parser.add_argument("--theta", type=float, default=10000.0, help="base of the wavelengths of rotary positions; 100 suits short texts")
     parser.add_argument("--context", type=int, default=256, help="longest text in tokens")
     parser.add_argument("--prompts", type=int, nargs=3, default=(1024, 128, 256), help="number of prompts in train, valid and test")
     parser.add_argument("--lessons", type=int, default=0, help="number of problems beside those of train that the teacher learns from")

@@ -23,7 +23,7 @@ SCRIPTS = ("make_models", "check", "tasks", "bench", "bench_rows", "taken_rollou
 days, shares = st.integers(1, 7), st.sampled_from([0.0, 0.3, 1.0])
 shopping = st.one_of(
     st.builds(Prices, steps=days, easy_share=shares, cities=st.integers(1, 44), things=st.integers(1, 44)),
-    st.builds(PriceLists, steps=days, easy_share=shares, listed=st.integers(1, 44)),
+    st.builds(PriceLists, steps=days, easy_share=shares, listed=st.integers(1, 9), things=st.integers(9, 44), prices=st.integers(9, 90)),
 )
 word_problems = st.builds(WordProblems, steps=days, easy_share=shares, largest=st.integers(22, 99), most=st.integers(11, 22))
 tasks = st.one_of(shopping, word_problems)
@@ -111,7 +111,7 @@ def test_problems_differ_and_a_longer_list_begins_with_the_shorter_one(kind: typ
     [
         *((kind, wrong) for kind in (Prices, PriceLists, WordProblems) for wrong in ({"steps": 8}, {"steps": 0}, {"easy_share": 1.1})),
         *((Prices, wrong) for wrong in ({"cities": 45}, {"things": 0})),
-        *((PriceLists, wrong) for wrong in ({"listed": 0}, {"listed": 45})),
+        *((PriceLists, wrong) for wrong in ({"listed": 0}, {"listed": 17}, {"things": 45}, {"prices": 91})),
         *((WordProblems, wrong) for wrong in ({"largest": 100}, {"largest": 21}, {"most": 10}, {"most": 90, "largest": 80})),
     ],
 )
@@ -128,13 +128,13 @@ def test_settings_out_of_range_are_refused(kind: type[DailyTask], wrong: dict[st
         (Prices(1), "shopping story", "Anna is in Oslo . What does she pay ?"),
         (Prices(1), "shopping story", "Anna is in Paradise . Monday she buys a lamp . What does she pay ?"),
         (Prices(1), "shopping story", "Anna is in Oslo . Monday he buys a lamp . What does she pay ?"),
-        (PriceLists(1, listed=1), "story", "A lamp is 37 ."),
-        (PriceLists(1, listed=1), "story", "A lamp is 37 . What does she pay ?"),
-        (PriceLists(1, listed=1), "story", "A lamp is 37 . On Monday she buys a cup . What does she pay ?"),
-        (PriceLists(1, listed=1), "story", "A lamp is 37 . On Monday he buys a lamp . What does she pay ?"),
-        (PriceLists(1, listed=1), "story", "A lamp is 7 . On Monday she buys a lamp . What does she pay ?"),
-        (PriceLists(1, listed=1), "story", "A goat is 37 . On Monday she buys a goat . What does she pay ?"),
-        (PriceLists(1, listed=2), "story", "A lamp is 37 . A lamp is 38 . On Monday she buys a lamp . What does she pay ?"),
+        (PriceLists(1, listed=1), "story", "Prices are lamp-17 ."),
+        (PriceLists(1, listed=1), "story", "Prices are lamp-17 . What does she pay ?"),
+        (PriceLists(1, listed=1), "story", "Prices are lamp-17 . On Monday she buys a cup . What does she pay ?"),
+        (PriceLists(1, listed=1), "story", "Prices are lamp-17 . On Monday he buys a lamp . What does she pay ?"),
+        (PriceLists(1, listed=1), "story", "Prices are lamp-7 . On Monday she buys a lamp . What does she pay ?"),
+        (PriceLists(1, listed=1), "story", "Prices are goat-17 . On Monday she buys a goat . What does she pay ?"),
+        (PriceLists(1, listed=2), "story", "Prices are lamp-17 lamp-18 . On Monday she buys a lamp . What does she pay ?"),
         (WordProblems(1), "word problem", "Tom has 3 apples ."),
         (WordProblems(1), "word problem", "Tom has 3 apples . How many apples has he ?"),
         (WordProblems(1), "word problem", "Zoe has 3 apples . Monday she buys 20 . How many apples has she ?"),
