@@ -99,7 +99,7 @@ class DistillTrainer(ResumableTrainer):
             keep_float32(self.accelerator.state.fsdp_plugin)
         if self.value.warmup_steps and self.is_deepspeed_enabled:
             raise ConfigError("value.warmup_steps needs gradients that DeepSpeed keeps to itself: set it to 0, or use DDP or FSDP.")
-        check_auto(self.value, self.args.optim, sharded_by_deepspeed=self.is_deepspeed_enabled, own_optimizer=self.optimizer is not None)
+        check_auto(self.value, self.args.optim.value, deepspeed=self.is_deepspeed_enabled, own_optimizer=self.optimizer is not None)
         # Makes the Trainer count the labels over all micro-batches and processes of a step.
         self.model_accepts_loss_kwargs = True
         self._head_groups: list[dict[str, Any]] = []  # of the optimizer, while accelerate shards the student

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from tdistill.mdp.steps import Steps
 from tdistill.objectives import BoundObjective
@@ -44,10 +45,10 @@ def own_rate(optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter], r
 
 def first_rate(value: ValueConfig, student_rate: float) -> float | None:
     """Return the rate of the value head before a batch is seen, or None if it is the student's. ``auto`` starts at the student's."""
-    return student_rate if value.learning_rate == AUTO else value.learning_rate
+    return student_rate if isinstance(value.learning_rate, str) else value.learning_rate
 
 
-def check_auto(value: ValueConfig, optim: str, *, sharded_by_deepspeed: bool, own_optimizer: bool) -> None:
+def check_auto(value: ValueConfig, optim: str, *, deepspeed: bool, own_optimizer: bool) -> None:
     """Refuse ``learning_rate: auto`` where it can't work.
 
     Raises:
@@ -57,10 +58,10 @@ def check_auto(value: ValueConfig, optim: str, *, sharded_by_deepspeed: bool, ow
         return
     if "sgd" in optim:
         raise ConfigError(
-            f"value.learning_rate is auto, which multiplies the rate by the returns, but a step of {optim} already grows with them: give a "
-            "number, or use an optimizer such as adamw_torch."
+            f"value.learning_rate is auto, which multiplies the rate by the returns, but a step of optim={optim} already grows with them: give "
+            "a number, or use an optimizer such as adamw_torch."
         )
-    if sharded_by_deepspeed:
+    if deepspeed:
         raise ConfigError("value.learning_rate is auto, which sets weights that DeepSpeed keeps to itself: give a number, or use DDP or FSDP.")
     if own_optimizer:
         raise ConfigError("value.learning_rate is auto, which needs the trainer's own optimizer: leave optimizers out, or set the rate there.")
@@ -69,10 +70,10 @@ def check_auto(value: ValueConfig, optim: str, *, sharded_by_deepspeed: bool, ow
 def level_of_returns(objective: BoundObjective, batches: Iterable[Steps], reduce: Callable[[Tensor], Tensor] | None = None) -> Level:
     """Measure the level of the returns on the batches of one optimizer step, without a gradient for the student.
 
-    A constant c is added to all values. The gradient of the loss in c is 0 at the best constant, which one Newton step from c = 0 finds
-    where the loss is quadratic in the values, as that of a regression is. For returns that bootstrap it is the fixed point. The size is
-    the larger one of \\|c\\| and the root mean square of the first errors: with the head at 0 these are the returns, as far as they do not
-    bootstrap.
+    A constant c is added to all values. The gradient of the loss in c is 0 at the best constant. One Newton step from c = 0 finds it where
+    the loss is quadratic in the values, as that of a regression is. For returns that bootstrap it is the fixed point. The size is the
+    larger one of abs(c) and the root mean square of the first errors: with the head at 0 these are the returns, as far as they do not
+    bootstrap. A response cut off by length counts as ended, else the fixed point would be that of a text without an end.
 
     Args:
         objective: an objective with a value head.
@@ -105,10 +106,11 @@ def _sums(objective: BoundObjective, steps: Steps) -> Tensor:
 
 
 def _raised(steps: Steps, by: Tensor) -> Steps:
-    """Return the steps with a constant added to every value, and to those of the target network."""
+    """Return the steps with a constant added to every value, and to those of the target network. The last step of each response ends it."""
     target = None if steps.target is None else _raised(steps.target, by.detach())
     values = {name: x + by for name in ("value_t", "action_value_t") if (x := getattr(steps, name)) is not None}
-    return replace(steps, target=target, **values)
+    last_t = steps.mask_t & ~pad(steps.mask_t[:, 1:], (0, 1))
+    return replace(steps, terminal_t=steps.terminal_t | last_t, target=target, **values)
 
 
 def set_rate(optimizer: torch.optim.Optimizer, scheduler: Any, parameters: list[nn.Parameter], rate: float) -> None:
