@@ -202,7 +202,7 @@ def test_fsdp2_trains_other_architectures_as_one_process_does(name: str, recipe:
 @pytest.mark.parametrize("files", ["FULL_STATE_DICT", "SHARDED_STATE_DICT"])
 def test_a_run_under_fsdp2_that_was_killed_ends_bit_by_bit_as_one_that_was_not(files: str, recipe: Path, tmp_path: Path) -> None:
     overrides = [ACTION_VALUE, "train.arguments.save_steps=2", "train.arguments.eval_steps=2", "train.monitor.keep_checkpoints=true"]
-    overrides += ["train.value={learning_rate: auto}"]
+    overrides += ["train.value={learning_rate: 0.01}"]
     changes = {"FSDP_STATE_DICT_TYPE": files}
     found, _ = sharded(recipe, tmp_path, *overrides, **changes)
     whole = found.rename(tmp_path / "whole")

@@ -123,20 +123,6 @@ def test_two_processes_with_ddp(recipe: Path, reference: Path) -> None:
 
 
 @pytest.mark.slow
-def test_two_processes_with_ddp_start_the_value_head_at_the_level_of_one(recipe: Path) -> None:
-    asked = ["train.objective={name: actor_critic, gamma: 0.9}", "train.value={learning_rate: auto}"]
-    command("train", recipe, *ONE_PROCESS["8x1"], *asked)
-    launching.with_ddp("train", recipe, *HALF, *asked)
-    one, two = student(recipe, [*ONE_PROCESS["8x1"], *asked]), student(recipe, [*HALF, *asked])
-    assert_same(two, one)
-    found = [[e for e in json.loads((d / "log_history.json").read_text())["history"] if "value/start" in e] for d in (one, two)]
-    assert len(found[0]) == 1
-    for key in ("value/start", "value/learning_rate"):
-        assert found[1][0][key] == pytest.approx(found[0][0][key], rel=FIVE_DIGITS)
-    assert abs(found[0][0]["value/start"]) > 1e-3
-
-
-@pytest.mark.slow
 def test_fsdp_on_cpu_is_refused_since_accelerate_would_make_ddp_of_it(recipe: Path) -> None:
     asked = [*HALF, "train.arguments.learning_rate=0.002"]
     done = launching.launch(["-m", "tdistill", "train", str(recipe), *asked], launching.environment("fsdp2"))

@@ -66,9 +66,7 @@ def test_windows_and_their_term_go_together(world: small_runs.World, tmp_path: P
     trainer(world, tmp_path, data=with_windows, lm=LmConfig(corpus=str(world.corpus_file)))
 
 
-@pytest.mark.parametrize(
-    "setting", [{"learning_rate": 1e-3}, {"learning_rate": "auto"}, {"warmup_steps": 2}, {"detach": True}, {"target_tau": 0.5}]
-)
+@pytest.mark.parametrize("setting", [{"learning_rate": 1e-3}, {"warmup_steps": 2}, {"detach": True}, {"target_tau": 0.5}])
 def test_settings_of_a_value_head_that_is_not_there(
     setting: dict[str, Any], world: small_runs.World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

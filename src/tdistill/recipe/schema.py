@@ -161,11 +161,7 @@ class ValueConfig(Section):
     bad one: ``warmup_steps`` lets it learn alone first. In these steps the gradient norm, and so its clip, is that of the head alone.
     """
 
-    learning_rate: Annotated[float, Field(gt=0)] | Literal["auto"] | None = Field(
-        None,
-        description="learning rate of the value head; null: the student's; auto: the student's times the size of the first returns in nats, "
-        "and the head starts at their level",
-    )
+    learning_rate: float | None = Field(None, gt=0, description="learning rate of the value head; null: the student's")
     warmup_steps: CountOrZero = Field(0, description="number of first steps in which only the value head learns")
     detach: bool = Field(False, description="keep the value head's gradient out of the language model")
     # The default is the rate of the soft updates of SAC (Haarnoja et al. 2018, table 1).

@@ -1,7 +1,6 @@
 """Define ``DistillTrainer``: a ``transformers.Trainer`` that knows batches and ``Steps``, and no algorithm."""
 
 import math
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -29,7 +28,7 @@ from tdistill.training.resumable import ResumableTrainer
 from tdistill.training.schedule import InOrder, steps_per_epoch
 from tdistill.training.sharding import check_devices, check_sharding, check_whole_weights, keep_float32, shard_value_head
 from tdistill.training.target import FollowStudent, TargetNetwork
-from tdistill.training.value import AUTO, check_auto, clear_gradients, first_rate, level_of_returns, own_rate, set_rate
+from tdistill.training.value import clear_gradients, own_rate
 
 # Objectives that every validation measures, whatever the run trains on: comparable across runs.
 VALIDATION = {"nll": bind("nll"), "forward_kl": bind("forward_kl"), "reverse_kl": bind("reverse_kl")}
@@ -99,7 +98,6 @@ class DistillTrainer(ResumableTrainer):
             keep_float32(self.accelerator.state.fsdp_plugin)
         if self.value.warmup_steps and self.is_deepspeed_enabled:
             raise ConfigError("value.warmup_steps needs gradients that DeepSpeed keeps to itself: set it to 0, or use DDP or FSDP.")
-        check_auto(self.value, self.args.optim.value, deepspeed=self.is_deepspeed_enabled, own_optimizer=self.optimizer is not None)
         # Makes the Trainer count the labels over all micro-batches and processes of a step.
         self.model_accepts_loss_kwargs = True
         self._head_groups: list[dict[str, Any]] = []  # of the optimizer, while accelerate shards the student
@@ -132,9 +130,8 @@ class DistillTrainer(ResumableTrainer):
         is_new = self.optimizer is None
         optimizer = super().create_optimizer(model)
         head = self.accelerator.unwrap_model(model if model is not None else self.model).value_head
-        rate = first_rate(self.value, self.args.learning_rate)
-        if is_new and head is not None and rate is not None:
-            own_rate(optimizer, list(head.parameters()), rate)
+        if is_new and head is not None and self.value.learning_rate is not None:
+            own_rate(optimizer, list(head.parameters()), self.value.learning_rate)
         if is_new and head is not None and self.is_fsdp_enabled:
             self._head_groups = shard_value_head(head, self.accelerator, optimizer)
         return optimizer
@@ -144,27 +141,6 @@ class DistillTrainer(ResumableTrainer):
         while self._head_groups:
             self.optimizer.add_param_group(self._head_groups.pop(0))
         return super().create_scheduler(num_training_steps, optimizer)
-
-    def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device) -> tuple[list[Any], Any]:
-        """Return the micro-batches of an optimizer step and the count of their valid steps. Before the first one the value head is set up."""
-        batches, count = super().get_batch_samples(epoch_iterator, num_batches, device)
-        if self.state.global_step == 0 and self.value.learning_rate == AUTO:
-            self._start_value_head(batches)
-        return batches, count
-
-    def _start_value_head(self, batches: list[dict[str, Tensor]]) -> None:
-        """Start the value head at the level of the returns, with a learning rate in proportion to their size."""
-        model = self._wrap_model(self.model, training=False)
-        with torch.no_grad(), self.compute_loss_context_manager():  # the loss has a gradient in the level alone
-            seen = (self._steps(model, self._prepare_inputs(inputs), self.objective.needs)[0] for inputs in batches)
-            level = level_of_returns(self.objective, seen, self._over_processes if self.accelerator.num_processes > 1 else None)
-        rate = self.args.learning_rate * level.size
-        networks = [self.accelerator.unwrap_model(self.model), *([self.target.module] if self.target is not None else [])]
-        with torch.no_grad():
-            for network in networks:
-                network.value_head.state.bias += level.mean
-        set_rate(self.optimizer, self.lr_scheduler, list(networks[0].value_head.parameters()), rate)
-        self.log({"value/start": level.mean, "value/learning_rate": rate})
 
     def _prepare_input(self, data: Any) -> Any:
         # Under DeepSpeed the Trainer casts floats to the compute type. Ours are the teacher's log-probs, which no module reads.
