@@ -153,6 +153,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "turns-text": lambda: kinds_table(turns()["text"]),
     **{f"results-{name}": partial(own_results, name) for name in OBJECTIVES},
     "steps-prices-entropy": lambda: equal_entropy_table(at_equal_entropy(rows_of("steps-prices-temperatures.jsonl.xz"), "jsd")),
+    "steps-arithmetic-critic": lambda: check_pages.methods_table(rows_of("steps-arithmetic-critic.jsonl.xz")),
     **ring_pages.tables(partial(rows_of, RING)),
     **{key: made for task in CHECKED for key, made in check_pages.tables(task, partial(rows_of, f"steps-{task}.jsonl.xz")).items()},
 }
