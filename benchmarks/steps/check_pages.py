@@ -75,12 +75,13 @@ AHEAD = ("actor_critic", "actor_critic_own", "mean_actor_critic", "mean_actor_cr
 
 
 READ_FIRST = ("actor_critic_own", "actor_critic", "rejection", "minillm", "jsd", "reverse_kl_own")
+FIRST_OF_LISTS = ("actor_critic_own", "actor_critic", "rejection", "sft_long", "jsd", "reverse_kl_own")
 
 
-def tables(name: str, read_rows: Callable[[], Rows]) -> dict[str, Callable[[], str]]:
-    """Return name → table of a world for the pages of the documentation."""
+def tables(name: str, read_rows: Callable[[], Rows], first: Sequence[str] = READ_FIRST) -> dict[str, Callable[[], str]]:
+    """Return name → table of a world for the pages of the documentation. ``first`` are the methods of the short table."""
     return {
-        f"steps-{name}": lambda: methods_table(read_rows(), READ_FIRST),
+        f"steps-{name}": lambda: methods_table(read_rows(), first),
         f"steps-{name}-all": lambda: methods_table(read_rows()),
         f"steps-{name}-greedy": lambda: differences_table(read_rows(), AHEAD),
         f"steps-{name}-sampled": lambda: differences_table(read_rows(), AHEAD, "right_sampled"),

@@ -14,6 +14,7 @@ import time
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from shutil import copytree
 from typing import Any
 
 from task import Task, enough
@@ -55,6 +56,7 @@ class Plan:
     answers_only: bool = False  # is what the teacher learns; otherwise it learns to write problems too
     sampled: int = 512  # texts that the teacher writes to be checked
     seed: int = 0
+    origin: Path | None = None  # directory of another teacher of the same size, from whose weights this one is trained on
 
 
 def make(task: Task, plan: Plan, output: Path) -> dict[str, Any]:
@@ -104,6 +106,9 @@ def _begin(task: Task, plan: Plan, output: Path) -> dict[str, Any]:
         part, prompts = prompts[:count], prompts[count:]
         write_jsonl(output / f"{split}.jsonl", [{"prompt": p, "completion": task.answer(p, rng)} for p in part])
     info = own | {"teacher": {}, "start": None}
+    if plan.origin is not None:
+        copytree(plan.origin / "teacher", output / "teacher")
+        info["teacher"] = {"rounds": 1, "origin": str(plan.origin)}
     write_json(output / MODEL_INFO, info)
     return info
 
@@ -119,6 +124,7 @@ def _train_teacher(task: Task, plan: Plan, output: Path, tokenizer: PreTrainedTo
     model = train_model(model, partial(texts, task, prompts, plan), tokenizer, plan.teacher, seed, "teacher")
     save(model, tokenizer, output / "teacher")
     about = {
+        **({"origin": str(plan.origin)} if plan.origin else {}),
         **asdict(plan.teacher),
         "right": share_right(model, task, tokenizer, output / "valid.jsonl", plan.sampled),
         "rounds": rounds + 1,
@@ -165,7 +171,7 @@ def main() -> None:
     # A head of fewer than 8 dimensions can't tell near positions apart.
     heads = options.student_heads or max(1, min(4, options.student[0] // 8))
     start = Size(*options.student, 0, 0.0, heads=heads, **both)
-    own = {name: getattr(options, name) for name in ("lessons", "answers_only", "seed")}
+    own = {name: getattr(options, name) for name in ("lessons", "answers_only", "seed", "origin")}
     make(task, Plan(teacher, start, prompts=tuple(options.prompts), **own), options.output)
 
 
@@ -187,6 +193,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--prompts", type=int, nargs=3, default=(1024, 128, 256), help="number of prompts in train, valid and test")
     parser.add_argument("--lessons", type=int, default=0, help="number of problems beside those of train that the teacher learns from")
     parser.add_argument("--answers-only", action="store_true", help="let the teacher learn answers, and not to write problems")
+    parser.add_argument("--origin", type=Path, help="another OUTPUT whose teacher is trained on here: for other shares of the easy way")
     parser.add_argument("--seed", type=int, default=0)
     return parser.parse_intermixed_args()
 

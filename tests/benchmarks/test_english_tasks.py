@@ -172,6 +172,20 @@ def test_a_teacher_learns_answers_of_problems_beside_those_of_the_students(scrip
         assert (learnt[learnt >= 0] == row[learnt >= 0]).all()
 
 
+def test_a_teacher_of_another_share_goes_on_from_the_weights_of_its_origin(scripts, tmp_path) -> None:
+    make_models, check = scripts
+    size = make_models.Size(16, 1, 2, 1e-9)
+    plan = make_models.Plan(size, size, prompts=(8, 4, 4), sampled=8, answers_only=True)
+    make_models.make(check.task_of("price_lists", {}), plan, tmp_path / "first")
+    going_on = make_models.Plan(size, size, prompts=(8, 4, 4), sampled=8, answers_only=True, seed=5, origin=tmp_path / "first")
+    info = make_models.make(check.task_of("price_lists", {"easy_share": 0.1}), going_on, tmp_path / "second")
+    assert info["teacher"]["origin"] == str(tmp_path / "first")
+    first, second = (
+        make_models.load_model(make_models.find_model(str(tmp_path / name / "teacher")), "float32").state_dict() for name in ("first", "second")
+    )
+    assert all((first[key] - second[key]).abs().max() < 1e-6 for key in first)
+
+
 @pytest.mark.parametrize("name", ["word_problems", "prices", "price_lists"])
 def test_students_of_the_recipe_are_made_and_checked(name, scripts, tmp_path, monkeypatch) -> None:
     make_models, check = scripts
