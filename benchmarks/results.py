@@ -155,10 +155,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "steps-prices-entropy": lambda: equal_entropy_table(at_equal_entropy(rows_of("steps-prices-temperatures.jsonl.xz"), "jsd")),
     "steps-arithmetic-critic": lambda: check_pages.methods_table(rows_of("steps-arithmetic-critic.jsonl.xz")),
     "steps-price-lists-entropy": lambda: equal_entropy_table(at_equal_entropy(rows_of("steps-price-lists-temperatures.jsonl.xz"), "jsd")),
-    **{
-        f"steps-price-lists-{part}": partial(lambda part: check_pages.methods_table(rows_of(f"steps-price-lists-{part}.jsonl.xz")), part)
-        for part in ("share-0.5", "share-0.1", "ample")
-    },
+    "steps-price-lists-share-0.1": lambda: check_pages.methods_table(rows_of("steps-price-lists-share-0.1.jsonl.xz")),
     **check_pages.tables("price-lists", partial(rows_of, "steps-price-lists.jsonl.xz"), check_pages.FIRST_OF_LISTS),
     **ring_pages.tables(partial(rows_of, RING)),
     **{key: made for task in CHECKED for key, made in check_pages.tables(task, partial(rows_of, f"steps-{task}.jsonl.xz")).items()},
