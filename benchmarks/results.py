@@ -155,6 +155,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "steps-prices-entropy": lambda: equal_entropy_table(at_equal_entropy(rows_of("steps-prices-temperatures.jsonl.xz"), "jsd")),
     "steps-arithmetic-critic": lambda: check_pages.methods_table(rows_of("steps-arithmetic-critic.jsonl.xz")),
     "steps-price-lists-entropy": lambda: equal_entropy_table(at_equal_entropy(rows_of("steps-price-lists-temperatures.jsonl.xz"), "jsd")),
+    "steps-price-lists-ample": lambda: check_pages.methods_table(rows_of("steps-price-lists-ample.jsonl.xz")),
     "steps-price-lists-share-0.1": lambda: check_pages.methods_table(rows_of("steps-price-lists-share-0.1.jsonl.xz")),
     **check_pages.tables("price-lists", partial(rows_of, "steps-price-lists.jsonl.xz"), check_pages.FIRST_OF_LISTS),
     **ring_pages.tables(partial(rows_of, RING)),
