@@ -21,6 +21,7 @@ from typing import Any
 from bench_rows import START, Scores, Unit, kept_rows, row_of
 from pooled_methods import methods, methods_table, pooled
 from taken_rollouts import take_rollouts
+from told import script
 from transformers.utils.logging import disable_progress_bar
 
 from tdistill.evaluation.answer_files import SCORES, read_scores
@@ -43,7 +44,6 @@ from tdistill.recipe.schema import DISTILLED, Recipe
 from tdistill.runtime.errors import ConfigError, NonFiniteLossError
 from tdistill.runtime.files import write_json, write_jsonl
 from tdistill.runtime.progress import say
-from tdistill.runtime.stops import watched
 
 SHOWN = ("forward_kl", "reverse_kl", "teacher_nll", "rouge_l", "distinct_2")
 USUAL_BASELINE = "sft_continued"
@@ -274,5 +274,5 @@ def report(rows: Sequence[dict[str, Any]], choose: Path | None) -> None:
 
 if __name__ == "__main__":
     disable_progress_bar()  # ours are enough
-    with watched():
+    with script():
         main()

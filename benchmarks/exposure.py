@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from bench import Bench, measured_systems, parser
+from told import script
 
 from tdistill.evaluation.answers import SCORED_AT_ONCE, Protocol
 from tdistill.experiment.answers import protocol, sampling_of
@@ -69,4 +70,5 @@ def by_position(model: Any, teacher: Any, shared: Protocol, records: list[dict[s
 
 
 if __name__ == "__main__":
-    main()
+    with script():
+        main()

@@ -20,6 +20,7 @@ import numpy as np
 from bench import Bench, measured_systems, parser
 from futures import Costs, Setting, futures, pick_states
 from gain_estimates import discounted, half_gain
+from told import script
 
 from tdistill.data.prompts import TokenizedPrompt
 from tdistill.experiment.answers import protocol, sampling_of
@@ -99,4 +100,5 @@ def _options() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    main()
+    with script():
+        main()

@@ -158,6 +158,9 @@ TABLES: dict[str, Callable[[], str]] = {
     "steps-price-lists-ample": lambda: check_pages.methods_table(rows_of("steps-price-lists-ample.jsonl.xz")),
     "steps-price-lists-share-0.1": lambda: check_pages.methods_table(rows_of("steps-price-lists-share-0.1.jsonl.xz")),
     **check_pages.tables("price-lists", partial(rows_of, "steps-price-lists.jsonl.xz"), check_pages.FIRST_OF_LISTS),
+    "steps-arithmetic-knobs": lambda: check_pages.knob_table(arithmetic_settings()),
+    "steps-arithmetic-knobs-T1": lambda: check_pages.knob_table(arithmetic_settings(), "right_sampled"),
+    "steps-arithmetic-p-1": lambda: check_pages.methods_table(rows_of("steps-arithmetic-p-1.jsonl.xz")),
     **ring_pages.tables(partial(rows_of, RING)),
     **{key: made for task in CHECKED for key, made in check_pages.tables(task, partial(rows_of, f"steps-{task}.jsonl.xz")).items()},
 }
@@ -191,6 +194,22 @@ FIGURES = {
     ),
     **ring_pages.figures(partial(rows_of, RING)),
 }
+
+
+def arithmetic_settings() -> dict[str, list[dict[str, Any]]]:
+    """Return the rows of World 1 by the setting that was changed."""
+    changed = {
+        "H = 4": "H-4",
+        "H = 8": "H-8",
+        "teacher's share .2": "share-0.2",
+        "p = .5": "p-0.5",
+        "p = 1": "p-1",
+        "student of width 8": "hopeless",
+        "student of width 128, two layers": "ample",
+    }
+    return {"as in the other tables": rows_of("steps-arithmetic.jsonl.xz")} | {
+        title: rows_of(f"steps-arithmetic-{name}.jsonl.xz") for title, name in changed.items()
+    }
 
 
 def turns() -> dict[str, list[dict[str, Any]]]:

@@ -7,6 +7,7 @@ prompt. What stands in ``--rows`` is kept and not measured again.
 
 from bench import Bench, check_rows, measured_systems, parser
 from bench_rows import rounded
+from told import script
 
 from tdistill.evaluation.answer_files import SCORES, read_scores
 from tdistill.experiment.answers import answers, sampling_of
@@ -38,4 +39,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with script():
+        main()

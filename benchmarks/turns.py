@@ -16,6 +16,7 @@ from typing import Any
 from bench import Bench, check_rows, measured_systems, parser
 from futures import Costs, OwnText, Setting, State, futures, pick_states
 from gain_estimates import discounted
+from told import script
 from transformers import PreTrainedTokenizerBase
 from transformers.utils.logging import disable_progress_bar
 
@@ -28,7 +29,6 @@ from tdistill.experiment.systems import System, load_own_teacher, load_system
 from tdistill.runtime.errors import ConfigError
 from tdistill.runtime.files import read_jsonl, write_jsonl
 from tdistill.runtime.progress import bar, say
-from tdistill.runtime.stops import watched
 
 GAMMAS = (0.5, 0.9, 1.0)
 DIGITS = 4
@@ -146,5 +146,5 @@ def main() -> None:
 
 if __name__ == "__main__":
     disable_progress_bar()  # ours are enough
-    with watched():
+    with script():
         main()

@@ -22,6 +22,7 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from small_llama import CHAT_TEMPLATE, EOS, IGNORED, MODEL_INFO, Size, batch_of, new_model, save, train_model
+from told import script
 
 from tdistill.runtime.files import write_json, write_jsonl
 from tdistill.runtime.progress import say
@@ -150,4 +151,5 @@ def _options() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    main()
+    with script():
+        main()

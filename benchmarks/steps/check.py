@@ -25,7 +25,7 @@ from bench_rows import Scores, rounded
 from doc_tables import estimate as shown
 from doc_tables import table
 from small_llama import MODEL_INFO
-from told import errors_told
+from told import script
 from transformers.utils.logging import disable_progress_bar
 
 from tdistill.evaluation.answer_files import ANSWERS, SCORES, AnswerBounds, read_answers, read_scores
@@ -38,7 +38,6 @@ from tdistill.experiment.systems import System
 from tdistill.recipe.schema import Recipe, Sampling
 from tdistill.runtime.errors import ConfigError, OutputError
 from tdistill.runtime.files import read_json, read_jsonl, write_json, write_jsonl
-from tdistill.runtime.stops import watched
 from tdistill.statistics.estimate import estimate
 from tdistill.statistics.pooling import pooled
 
@@ -202,5 +201,5 @@ def main() -> None:
 
 if __name__ == "__main__":
     disable_progress_bar()
-    with watched(), errors_told():
+    with script():
         main()

@@ -71,6 +71,17 @@ def differences_table(rows: Rows, ahead: Sequence[str], metric: str = GREEDY) ->
     return table(["method", *(f"against `{other}` (p)" for other in others)], lines)
 
 
+def knob_table(settings: Mapping[str, Rows], metric: str = GREEDY) -> str:
+    """Return a table with a line for each setting and a column for each method that more than one setting has."""
+    found = {title: trained(rows) for title, rows in settings.items()}
+    shared = [name for name in KNOB_METHODS if sum(name in own for own in found.values()) > 1]
+    lines = []
+    for title, own in found.items():
+        lines.append([title, *(_mean(own[name], metric, 2) if name in own else MISSING for name in shared)])
+    return table(["setting", *(f"`{name}`" for name in shared)], lines)
+
+
+KNOB_METHODS = ("jsd", "reverse_kl_own", "rejection", "actor_critic", "actor_critic_own")
 AHEAD = ("actor_critic", "actor_critic_own", "mean_actor_critic", "mean_actor_critic_own", "path_consistency_own", "ls_iq", "csil_weighted")
 
 

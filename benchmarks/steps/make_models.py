@@ -24,7 +24,7 @@ from transformers import PreTrainedTokenizerFast
 
 sys.path.append(str(Path(__file__).parents[1]))
 from small_llama import CHAT_TEMPLATE, EOS, MODEL_INFO, Size, new_model, save, train_model
-from told import errors_told
+from told import script
 
 from tdistill.data.prompts import load_prompts, tokenize_prompts
 from tdistill.evaluation.answers import Protocol
@@ -35,7 +35,6 @@ from tdistill.recipe.schema import Sampling
 from tdistill.runtime.errors import ConfigError, OutputError, TrainingError
 from tdistill.runtime.files import read_json, write_json, write_jsonl
 from tdistill.runtime.progress import say
-from tdistill.runtime.stops import watched
 
 LEAST_RIGHT = 0.97  # of a teacher's own texts
 UNKNOWN = "<unk>"
@@ -204,5 +203,5 @@ def _size(text: str) -> tuple[int, int]:
 
 
 if __name__ == "__main__":
-    with watched(), errors_told():
+    with script():
         main()

@@ -7,6 +7,7 @@ stopped sweep goes on. The seeds of a group are trained at once, on one core; a 
 import argparse
 import itertools
 import os
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -18,10 +19,12 @@ from ring_student import Students, World
 from ring_training import Method, Point, Setting, run_sft, train
 from ring_world import Ring, best_ways, easy_optimum, measure
 
+sys.path.append(str(Path(__file__).parents[1]))
+from told import script
+
 from tdistill.runtime.errors import ConfigError, nearest
 from tdistill.runtime.files import read_jsonl, write_jsonl
 from tdistill.runtime.progress import bar, say
-from tdistill.runtime.stops import watched
 
 HERE = Path(__file__).parent
 ROWS = HERE.parents[1] / "docs" / "results" / "steps-ring.jsonl.xz"
@@ -213,5 +216,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with watched():
+    with script():
         main()

@@ -17,6 +17,7 @@ from rich.console import Console
 sys.path.append(str(Path(__file__).parents[1]))
 from ring_bench import HERE, ROWS, chosen_rates, run_sweep
 from ring_pages import NAMES, Rows, accuracy_plot, mean, of_sweep, read
+from told import script
 
 from tdistill.pages.document import write_document
 from tdistill.pages.parts import Document, Section
@@ -24,7 +25,6 @@ from tdistill.pages.tables import Cell, Table, format_estimate, right_aligned
 from tdistill.pages.terminal import print_document
 from tdistill.runtime.files import read_jsonl
 from tdistill.runtime.progress import say
-from tdistill.runtime.stops import watched
 
 SWEEP, AHEAD = "demo", "actor_critic_own"
 TITLE = "When does looking ahead pay?"
@@ -68,5 +68,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with watched():
+    with script():
         main()

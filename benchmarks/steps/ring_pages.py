@@ -39,6 +39,11 @@ def by_steps(rows: Rows) -> list[Mapping[str, Any]]:
     return swept + [row for row in of_sweep(rows, "main") if row["method"] in methods]
 
 
+def long_by_share(rows: Rows) -> list[Mapping[str, Any]]:
+    """Return the rows of long training at each share of the easy way."""
+    return of_sweep(rows, "long") + of_sweep(rows, "long_shares")
+
+
 def read(row: Mapping[str, Any], path: str) -> Any:
     """Return the value at a path such as ``setting.ring.steps``, as ``ring.yaml`` writes it."""
     for key in path.replace("method.", "method_settings.", 1).split("."):
@@ -142,9 +147,9 @@ def _map_panel(title: str, values: np.ndarray, keys: Sequence[int], widths: Sequ
     return Panel(f"{title}. " + "; ".join(f"{k} permutations: {text}" for k, text in told) + ".", draw)
 
 
-def methods_table(rows: Rows, methods: Sequence[str] | None = None) -> str:
+def methods_table(rows: Rows, methods: Sequence[str] | None = None, sweep: str = "main") -> str:
     """Return a table of methods, the best greedy accuracy first: accuracy, KL of whole texts above the optimum, share of the easy way."""
-    own = of_sweep(rows, "main")
+    own = of_sweep(rows, sweep)
     found = {name: [row for row in own if row["method"] == name] for name in dict.fromkeys(row["method"] for row in own)}
     ordered = sorted(found, key=lambda n: (-mean(found[n], "greedy").mean, -mean(found[n], "sampled").mean, mean(found[n], "kl").mean))
     lines = []
@@ -208,12 +213,13 @@ def _reached(row: Mapping[str, Any]) -> int:
     return next(point["step"] for point in row["curve"] if point["sampled"] >= wanted)
 
 
+SHARE = ("setting.ring.easy_share", "teacher's share of the easy way")
 # Metric → sweep → the knob, and its name in the table.
 KNOBS: dict[str, dict[str, tuple[str, str]]] = {
     "greedy": {
         "map_wide": ("setting.ring.keys", "permutations"),
-        "easy_share": ("setting.ring.easy_share", "teacher's share of the easy way"),
-        "easy_share_slow": ("setting.ring.easy_share", "teacher's share of the easy way"),
+        "easy_share": SHARE,
+        "easy_share_slow": SHARE,
         "p": ("setting.top_p", "p"),
         "p_share_0.3": ("setting.top_p", "p"),
         "amount": ("setting.texts", "different texts of the teacher"),
@@ -239,6 +245,9 @@ def tables(read_rows: Callable[[], Rows]) -> dict[str, Callable[[], str]]:
         "steps-ring-differences": lambda: difference_table(read_rows(), ("actor_critic_own", "mean_actor_critic_own", "actor_critic")),
         "steps-ring-time": lambda: time_table(read_rows(), few[:4]),
         "steps-ring-H": lambda: knob_table(by_steps(read_rows()), "setting.ring.steps", "H"),
+        "steps-ring-long": lambda: methods_table(read_rows(), sweep="long"),
+        "steps-ring-long-shares": lambda: knob_table(long_by_share(read_rows()), *SHARE),
+        "steps-ring-long-shares-T1": lambda: knob_table(long_by_share(read_rows()), *SHARE, "sampled"),
         "steps-ring-H-T1": lambda: knob_table(by_steps(read_rows()), "setting.ring.steps", "H", "sampled"),
     }
     for metric, knobs in KNOBS.items():

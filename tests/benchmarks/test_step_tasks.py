@@ -1,8 +1,10 @@
-"""The ladder of step-wise tasks: problems, checkers, and one tiny run from a teacher trained here to rows."""
+"""The step-wise tasks: problems, checkers, and one tiny run from a teacher trained here to rows."""
 
 import importlib
 import json
 import random
+import signal
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,7 +26,7 @@ TINY = {"steps": 4, "numbers": 11, "keys": 4}
 
 @pytest.fixture(scope="module")
 def steps():
-    """The modules of the ladder; other benches have modules of the same names."""
+    """The modules of the step tasks; other benches have modules of the same names."""
     patch = pytest.MonkeyPatch()
     patch.syspath_prepend(STEPS.parent)
     patch.syspath_prepend(STEPS)
@@ -245,7 +247,15 @@ def test_the_published_rows_were_trained_by_the_recipe(steps):
 
 def test_an_error_of_a_script_is_one_line_and_status_2(steps, capsys):
     told = importlib.import_module("told")
-    with pytest.raises(SystemExit) as stop, told.errors_told():
+    with pytest.raises(SystemExit) as stop, told.script():
         steps.tasks.task_of("sorting", {})
     assert stop.value.code == 2
     assert capsys.readouterr().err.startswith("error: There is no task 'sorting'")
+
+
+def test_a_stopped_script_says_what_is_kept():
+    own = "import os, signal, time\nfrom told import script\nwith script():\n    os.kill(os.getpid(), signal.SIGTERM)\n    time.sleep(60)"
+    ended = subprocess.run([sys.executable, "-c", own], cwd=STEPS.parent, capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 128 + signal.SIGTERM
+    assert "stopped by SIGTERM. What is complete is kept" in ended.stderr
+    assert "before anything" not in ended.stderr
