@@ -82,7 +82,7 @@ def knob_table(settings: Mapping[str, Rows], metric: str = GREEDY) -> str:
 
 
 KNOB_METHODS = ("jsd", "reverse_kl_own", "rejection", "actor_critic", "actor_critic_own")
-AHEAD = ("actor_critic", "actor_critic_own", "mean_actor_critic", "mean_actor_critic_own", "path_consistency_own", "ls_iq", "csil_weighted")
+AHEAD = ("actor_critic", "actor_critic_own", "mean_actor_critic", "mean_actor_critic_own", "path_consistency_own", "ls_iq")
 
 
 READ_FIRST = ("actor_critic_own", "actor_critic", "rejection", "minillm", "jsd", "reverse_kl_own")
