@@ -9,10 +9,11 @@ from tdistill.experiment.experiment import Experiment
 from tdistill.experiment.provenance import provenance
 from tdistill.experiment.students import Trained, divergence
 from tdistill.objectives import bind
-from tdistill.recipe.schema import MethodConfig, Recipe
+from tdistill.recipe.schema import MethodConfig, Recipe, ValueConfig
 from tdistill.runtime.errors import ConfigError
 from tdistill.runtime.files import read_jsonl
 from tdistill.statistics.estimate import estimate
+from tdistill.training.checks import unread_value_settings
 from tdistill.training.log import read_history
 
 START = "sft_fingerprint"  # of the student that a row's training started from
@@ -70,17 +71,19 @@ def kept_rows(path: Path, units: Mapping[Unit, Experiment], split: str) -> dict[
     kept = {(row["method"], row["seed"]): row for row in rows}
     for unit, experiment in units.items():
         row, method = kept.get(unit.key), experiment.recipe.train.methods()[unit.name]
-        if row is not None and _trained_by(row) != (bind(method.objective).describe(), method.model_dump(include=set(OWN))):
+        if row is not None and not _trained_by(row, method):
             raise ConfigError(
                 f"{unit.label}-{unit.seed} of {path} was trained by other settings ({row['objective']}): remove its row, or rename the method."
             )
     return kept
 
 
-def _trained_by(row: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    """Return the objective of a row and the settings of its method, with defaults for settings that came later."""
-    own = MethodConfig(objective={"name": "nll"}, **{key: row[key] for key in OWN})
-    return row["objective"], own.model_dump(include=set(OWN))
+def _trained_by(row: Mapping[str, Any], method: MethodConfig) -> bool:
+    """Tell whether a method has the objective of a row and its settings, those that the objective reads. Later settings have their defaults."""
+    bound = bind(method.objective)
+    columns = {**dict.fromkeys(OWN, True), "value": set(ValueConfig.model_fields) - set(unread_value_settings(bound.needs))}
+    own = MethodConfig(objective=method.objective, **{key: row[key] for key in OWN})
+    return row["objective"] == bound.describe() and own.model_dump(include=columns) == method.model_dump(include=columns)
 
 
 def row_of(experiment: Experiment, student: Trained, unit: Unit, read: Callable[[], Scores]) -> dict[str, Any]:

@@ -244,6 +244,33 @@ def test_what_is_there_is_kept_and_the_same_name_with_other_settings_is_refused(
         call(bench, *command, "--only", "reverse_lk")
 
 
+@pytest.mark.parametrize(
+    ("method", "value", "belongs"),
+    [
+        ("jsd", {"detach": True, "learning_rate": 0.5}, True),
+        ("bd_tail_10", {"warmup_steps": 3, "target_tau": 0.5}, True),
+        ("csil", {"target_tau": 0.5}, True),
+        ("csil", {"detach": True}, False),
+        ("actor_critic", {"detach": True}, False),
+        ("bd_tail_10_learned", {"learning_rate": 0.5}, False),
+        ("ac_gamma_09", {"detach": False}, False),
+    ],
+)
+def test_a_row_is_compared_by_the_settings_of_the_value_head_that_its_objective_reads(scripts, tmp_path, method, value, belongs):
+    _, bench = scripts
+    rows, published = tmp_path / "rows.jsonl", read_jsonl(FAST.parents[1] / "docs" / "results" / "fast.jsonl.xz")
+    row = next(row for row in published if (row["method"], row["seed"]) == (method, 0))
+    write_jsonl(rows, [row | {"value": row["value"] | value}])
+    asked = bench.Bench(
+        bench.parser("").parse_intermixed_args([str(FAST / "recipe.yaml"), "--split", "test", "--only", method, "--rows", str(rows)])
+    )
+    if belongs:
+        assert bench.kept_rows(rows, asked.units(), asked.split).keys() == {(method, 0)}
+        return
+    with pytest.raises(bench.ConfigError, match=f"{method}-0 of .* was trained by other settings"):
+        bench.kept_rows(rows, asked.units(), asked.split)
+
+
 def test_a_student_that_diverges_has_a_row_that_says_so(scripts, models, tmp_path):
     _, bench = scripts
     rows = tmp_path / "rows.jsonl"

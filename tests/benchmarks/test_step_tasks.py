@@ -233,13 +233,26 @@ def test_a_recipe_whose_answers_cannot_be_checked_is_refused(steps, world, tmp_p
         call(steps.check, *command(world, changed, "--only", "jsd", "--rows", str(tmp_path / "rows.jsonl")))
 
 
-def test_the_published_rows_were_trained_by_the_recipe(steps):
-    path = STEPS.parents[1] / "docs" / "results" / "steps-arithmetic.jsonl.xz"
+def published(steps: Any, name: str, split: str) -> tuple[dict[tuple[str, Any], dict[str, Any]], set[tuple[str, int]]]:
+    """Return the published rows of a recipe and its students; rows that were trained by other settings are refused."""
+    path = STEPS.parents[1] / "docs" / "results" / f"steps-{name.replace('_', '-')}.jsonl.xz"
     bench = importlib.import_module("bench")
-    asked = bench.Bench(bench.parser("").parse_intermixed_args([str(STEPS / "arithmetic.yaml"), "--split", "test", "--rows", str(path)]))
-    kept = bench.kept_rows(path, asked.units(), asked.split)  # which refuses other settings
+    asked = bench.Bench(bench.parser("").parse_intermixed_args([str(STEPS / f"{name}.yaml"), "--split", split, "--rows", str(path)]))
+    return bench.kept_rows(path, asked.units(), asked.split), {unit.key for unit in asked.units()}
+
+
+def test_every_published_setting_of_the_critic_is_in_its_recipe(steps):
+    kept, units = published(steps, "arithmetic_critic", "valid")
+    assert {key for key in kept if key[1] is not None} == units - {("distilled", seed) for seed in (100, 101, 102)}
+    detached = {key[0] for key, row in kept.items() if key[1] is not None and row["value"]["detach"]}
+    assert {"actor_critic_detach", "actor_critic_own_tuned"} <= detached
+    assert not {"actor_critic_default", "actor_critic_own_tuned_warm"} & detached
+
+
+def test_the_published_rows_were_trained_by_the_recipe(steps):
+    kept, units = published(steps, "arithmetic", "test")
     students = {key for key in kept if key[1] is not None}
-    assert students <= {unit.key for unit in asked.units()}
+    assert students <= units
     assert {(method, seed) for method in ("actor_critic", "jsd", "rejection") for seed in range(3)} <= students
     assert {("teacher", None), ("sft", None)} <= kept.keys()
     assert all(row["task"] == steps.tasks.task_of("arithmetic", {}).settings() for row in kept.values())

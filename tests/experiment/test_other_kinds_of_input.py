@@ -14,6 +14,11 @@ from experiment.test_who_depends_on_what import EVERYTHING, SHOWN, TRAINED, Plac
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, LlamaForCausalLM
 
+from tdistill.experiment.experiment import Experiment
+from tdistill.experiment.recipe_checks import open_recipe
+from tdistill.experiment.students import shaping
+from tdistill.recipe.schema import ValueConfig
+
 Edit = Callable[[Place], Any]
 STUDENTS = {"sft_continued", "distilled", *SHOWN}
 
@@ -143,6 +148,8 @@ CASES: list[tuple[str, Edit, Edit, set[str]]] = [
     ("on policy of nothing", no_edit, train(on_policy={"lmbda": 0.0}), set()),
     ("on policy's rest with lmbda 0", train(on_policy={"lmbda": 0.0}), train(on_policy={"lmbda": 0.0, "temperature": 0.5}), set()),
     ("values of one objective", learn_values, train(value={"warmup_steps": 2}), {"valued", *SHOWN}),
+    ("detach of one objective", learn_values, train(value={"warmup_steps": 1, "detach": False}), {"valued", *SHOWN}),
+    ("detach as by default", learn_values, train(value={"warmup_steps": 1, "detach": True}), set()),
     ("compressed corpus", no_edit, compress_corpus, set()),
     ("lm coef", no_edit, lambda p: p.raw["train"]["lm"].update(lm_coef=2.0), STUDENTS),
     ("lm coef whole", lambda p: p.raw["train"]["lm"].update(lm_coef=2.0), lambda p: p.raw["train"]["lm"].update(lm_coef=2), set()),
@@ -177,3 +184,28 @@ def test_an_edit_of_a_rarer_input_makes_the_right_artefacts_anew(before: Edit, c
     change(place)
     new = keys(place.recipe())
     assert {name for name in new if new[name] != old.get(name)} == anew
+
+
+UNREAD_SINCE_EVER = {"learning_rate": None, "warmup_steps": 0, "detach": False, "target_tau": 0.005}
+
+
+@pytest.mark.parametrize("value", [{}, {"learning_rate": 0.5, "warmup_steps": 3, "detach": False}, {"detach": True, "target_tau": 0.5}])
+@pytest.mark.parametrize(
+    ("objective", "reads"),
+    [
+        ({"name": "jsd"}, set()),
+        ({"name": "actor_critic"}, {"learning_rate", "warmup_steps", "detach"}),
+        ({"name": "csil", "gauge": "none", "target_network": True}, {"target_tau"}),
+        ({"name": "csil", "target_network": True}, set(UNREAD_SINCE_EVER)),
+    ],
+    ids=str,
+)
+def test_a_students_identity_holds_the_settings_that_its_objective_reads_and_constants_for_the_rest(
+    objective: dict[str, Any], reads: set[str], value: dict[str, Any], place: Place
+) -> None:
+    """The constants are the defaults of the first version: a student that reads none of them is the same one after a default changed."""
+    given = ValueConfig(**value)
+    experiment = Experiment(open_recipe(place.recipe()))
+    method = experiment.recipe.train.methods()["distilled"].model_copy(update={"objective": [objective], "value": given})
+    assert UNREAD_SINCE_EVER.keys() == ValueConfig.model_fields.keys()
+    assert shaping(experiment, method)["value"] == UNREAD_SINCE_EVER | {name: getattr(given, name) for name in reads}

@@ -106,7 +106,12 @@ def test_fsdp2_shards_layer_by_layer_and_trains_as_one_process_does(recipe: Path
 @pytest.mark.slow
 def test_under_fsdp2_the_best_checkpoint_is_saved_and_early_stopping_stops_as_in_one_process(recipe: Path, tmp_path: Path) -> None:
     # The rate is so high that the first validation is the best: what is loaded at the end is not what was trained last.
-    overrides = [*EVERY_STEP, STATE_VALUE, "train.value={learning_rate: 0.01, warmup_steps: 2}", "train.arguments.learning_rate=0.02"]
+    overrides = [
+        *EVERY_STEP,
+        STATE_VALUE,
+        "train.value={learning_rate: 0.01, warmup_steps: 2, detach: false}",
+        "train.arguments.learning_rate=0.02",
+    ]
     overrides += ["train.arguments.max_steps=6", "train.arguments.metric_for_best_model=eval_nll", "train.monitor.early_stopping_patience=2"]
     found, facts = sharded(recipe, tmp_path, *overrides)
     assert_sharded(facts, llama("lm.", ["value_head"]))
@@ -202,7 +207,7 @@ def test_fsdp2_trains_other_architectures_as_one_process_does(name: str, recipe:
 @pytest.mark.parametrize("files", ["FULL_STATE_DICT", "SHARDED_STATE_DICT"])
 def test_a_run_under_fsdp2_that_was_killed_ends_bit_by_bit_as_one_that_was_not(files: str, recipe: Path, tmp_path: Path) -> None:
     overrides = [ACTION_VALUE, "train.arguments.save_steps=2", "train.arguments.eval_steps=2", "train.monitor.keep_checkpoints=true"]
-    overrides += ["train.value={learning_rate: 0.01}"]
+    overrides += ["train.value={learning_rate: 0.01, detach: false}"]
     changes = {"FSDP_STATE_DICT_TYPE": files}
     found, _ = sharded(recipe, tmp_path, *overrides, **changes)
     whole = found.rename(tmp_path / "whole")

@@ -66,7 +66,7 @@ def test_windows_and_their_term_go_together(world: small_runs.World, tmp_path: P
     trainer(world, tmp_path, data=with_windows, lm=LmConfig(corpus=str(world.corpus_file)))
 
 
-@pytest.mark.parametrize("setting", [{"learning_rate": 1e-3}, {"warmup_steps": 2}, {"detach": True}, {"target_tau": 0.5}])
+@pytest.mark.parametrize("setting", [{"learning_rate": 1e-3}, {"warmup_steps": 2}, {"detach": False}, {"target_tau": 0.5}])
 def test_settings_of_a_value_head_that_is_not_there(
     setting: dict[str, Any], world: small_runs.World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -83,9 +83,10 @@ def test_settings_of_a_value_head_that_is_not_there(
 
 
 def test_detach_reaches_the_student_that_the_trainer_makes(world: small_runs.World, tmp_path: Path) -> None:
-    assert trainer(world, tmp_path, VALUED, value=ValueConfig(detach=True)).model.detach_value
-    assert not trainer(world, tmp_path, VALUED).model.detach_value
-    attached = StudentModel.for_needs(world.student(), VALUED.needs)
+    assert not trainer(world, tmp_path, VALUED, value=ValueConfig(detach=False)).model.detach_value
+    assert trainer(world, tmp_path, VALUED, value=ValueConfig(warmup_steps=1)).model.detach_value
+    assert trainer(world, tmp_path, VALUED).model.detach_value
+    attached = StudentModel.for_needs(world.student(), VALUED.needs, detach_value=False)
     with pytest.raises(ConfigError, match=r"value\.detach is True, but the StudentModel was made with False"):
         trainer(world, tmp_path, VALUED, model=attached, value=ValueConfig(detach=True))
 

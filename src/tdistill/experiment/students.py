@@ -14,18 +14,20 @@ from tdistill.experiment.model_card import CARD_FILE, write_model_card
 from tdistill.experiment.models import load_own_tokenizer, load_teacher, start, trusts_student, vocab_size
 from tdistill.experiment.rollouts import cache_name, dataset, rollouts
 from tdistill.objectives import BoundObjective, bind
-from tdistill.recipe.schema import MethodConfig, ValueConfig
+from tdistill.recipe.schema import MethodConfig
 from tdistill.runtime.errors import NonFiniteLossError, OutputError
 from tdistill.runtime.files import sync_directory, write_json
 from tdistill.runtime.forms import Form, Name, Number, read_form
 from tdistill.runtime.processes import is_main_process
 from tdistill.training.arguments import shaping_arguments
 from tdistill.training.checkpoints import drop_checkpoints
-from tdistill.training.checks import unused_value_settings
+from tdistill.training.checks import unread_value_settings
 from tdistill.training.fit import CHECKPOINTS, ROLLOUTS, fit
 from tdistill.training.inputs import FitInputs
 
 SFT, DIVERGED = "sft", "diverged.json"
+# What a student's identity says of settings that its objective does not read. It stays as it is when a default changes.
+UNREAD = {"learning_rate": None, "warmup_steps": 0, "detach": False, "target_tau": 0.005}
 
 
 @dataclass(frozen=True)
@@ -99,14 +101,14 @@ def shaping(experiment: Experiment, method: MethodConfig) -> dict[str, Any]:
     """Return all settings of a method that shape its student, with every default filled in. What is only watched is left out."""
     bound, recipe = bind(method.objective), experiment.recipe
     p = method.teacher_top_p or recipe.rollout.teacher_top_p
-    read = {name: getattr(ValueConfig(), name) for name in unused_value_settings(method.value, bound.needs)}
+    unread = {name: UNREAD[name] for name in unread_value_settings(bound.needs)}
     return {
         "objective": bound.identity(),
         "arguments": shaping_arguments(method.arguments),
         "teacher_top_p": p,
         "candidate_rule": method.candidate_rule and method.candidate_rule.model_dump(),
         "on_policy": method.own_text and method.own_text.shaping(),
-        "value": method.value.model_copy(update=read).model_dump(),
+        "value": method.value.model_dump() | unread,
         "lm": method.lm and {**method.lm.model_dump(exclude={"corpus"}), "corpus": corpus_key(method.lm.corpus)},
         "peft": method.peft and method.peft.model_dump(),
         "early_stopping_patience": method.monitor.early_stopping_patience,

@@ -15,9 +15,11 @@ from tdistill.models.lora import bare_model, is_adapted, load_adapter_weights
 from tdistill.models.precision import at_least_float32
 from tdistill.models.value_head import ValueHead
 from tdistill.models.weights import load_whole
+from tdistill.recipe.schema import ValueConfig
 from tdistill.runtime.errors import ModelError
 
 VALUE_HEAD_FILE = "value_head.safetensors"
+DETACH = ValueConfig().detach  # where nobody says otherwise
 
 
 class StudentModel(nn.Module):
@@ -28,14 +30,14 @@ class StudentModel(nn.Module):
     every architecture's own head, with its scaling and soft caps, is used as it is.
     """
 
-    def __init__(self, lm: PreTrainedModel, value_head: bool = False, detach_value: bool = False, action_values: bool = False):
+    def __init__(self, lm: PreTrainedModel, value_head: bool = False, detach_value: bool = DETACH, action_values: bool = False):
         super().__init__()
         self.detach_value = detach_value  # the value head reads the hidden states without moving them
         self.lm = lm
         self.value_head = ValueHead(_hidden_width(lm), action_values) if value_head or action_values else None
 
     @classmethod
-    def for_needs(cls, lm: PreTrainedModel, needs: frozenset[str], detach_value: bool = False) -> "StudentModel":
+    def for_needs(cls, lm: PreTrainedModel, needs: frozenset[str], detach_value: bool = DETACH) -> "StudentModel":
         """Build the student with the heads that an objective's ``needs`` ask for."""
         return cls(lm, "value" in needs, detach_value, "action_value" in needs)
 

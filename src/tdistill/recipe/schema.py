@@ -157,13 +157,14 @@ class LmConfig(Section):
 class ValueConfig(Section):
     """Set how the value head learns, for objectives that have one, and how fast a target network follows.
 
-    The value head starts at 0. Until it has learnt the level of the returns, an advantage measured from it says that every token was a
-    bad one: ``warmup_steps`` lets it learn alone first. In these steps the gradient norm, and so its clip, is that of the head alone.
+    The value head starts at 0, so its first errors are as large as the returns. Where a text costs many nats, their gradient ruins the
+    language model: by default the head reads the hidden states and does not move them (``detach``). ``warmup_steps`` lets the head learn
+    alone first. In these steps the gradient norm, and so its clip, is that of the head alone.
     """
 
     learning_rate: float | None = Field(None, gt=0, description="learning rate of the value head; null: the student's")
     warmup_steps: CountOrZero = Field(0, description="number of first steps in which only the value head learns")
-    detach: bool = Field(False, description="keep the value head's gradient out of the language model")
+    detach: bool = Field(True, description="keep the value head's gradient out of the language model; false: the head's loss trains it too")
     # The default is the rate of the soft updates of SAC (Haarnoja et al. 2018, table 1).
     target_tau: float = Field(
         0.005, gt=0, le=1, description="share of the student in each update of the target network, for objectives with target_network: true"

@@ -128,12 +128,16 @@ def _check_windows(lm: LmConfig | None, train_dataset: RolloutDataset | MixedDat
         raise ConfigError("The MixedDataset has a corpus that nothing reads: pass lm=LmConfig(…), or leave the corpus out.")
 
 
-def unused_value_settings(value: ValueConfig, needs: frozenset[str]) -> list[str]:
-    """Return the names of settings that differ from their defaults, though the objective has no value head or no target network."""
-    default = ValueConfig()
+def unread_value_settings(needs: frozenset[str]) -> list[str]:
+    """Return the names of the settings in ``ValueConfig`` that an objective does not read, as it has no value head or no target network."""
     names = [] if needs & VALUES else ["learning_rate", "warmup_steps", "detach"]
-    names += [] if "target" in needs else ["target_tau"]
-    return [name for name in names if getattr(value, name) != getattr(default, name)]
+    return names if "target" in needs else [*names, "target_tau"]
+
+
+def unused_value_settings(value: ValueConfig, needs: frozenset[str]) -> list[str]:
+    """Return the names of settings that differ from their defaults, though the objective does not read them."""
+    default = ValueConfig()
+    return [name for name in unread_value_settings(needs) if getattr(value, name) != getattr(default, name)]
 
 
 def check_same_length(checkpoint: Path, args: TrainingArguments, examples: int) -> None:
