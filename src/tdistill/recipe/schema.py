@@ -157,7 +157,7 @@ class LmConfig(Section):
 class ValueConfig(Section):
     """Set how the value head learns, for objectives that have one, and how fast a target network follows.
 
-    The value head starts at 0, so its first errors are as large as the returns. Where a text costs many nats, their gradient ruins the
+    The value head starts at 0, so its first errors are as large as the returns. Where a text costs many nats, their gradient can ruin the
     language model: by default the head reads the hidden states and does not move them (``detach``). ``warmup_steps`` lets the head learn
     alone first. In these steps the gradient norm, and so its clip, is that of the head alone.
     """
