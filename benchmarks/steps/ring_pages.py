@@ -221,6 +221,7 @@ KNOBS: dict[str, dict[str, tuple[str, str]]] = {
         "easy_share": SHARE,
         "easy_share_slow": SHARE,
         "p": ("setting.top_p", "p"),
+        "p_long": ("setting.top_p", "p"),
         "p_share_0.3": ("setting.top_p", "p"),
         "amount": ("setting.texts", "different texts of the teacher"),
     },
