@@ -202,6 +202,7 @@ def arithmetic_settings() -> dict[str, list[dict[str, Any]]]:
         "H = 4": "H-4",
         "H = 8": "H-8",
         "teacher's share .2": "share-0.2",
+        "teacher's share .2, 1,200 steps": "share-0.2-long",
         "p = .5": "p-0.5",
         "p = 1": "p-1",
         "student of width 8": "hopeless",

@@ -263,7 +263,7 @@ def _swept(read_rows: Callable[[], Rows], sweep: str, path: str, title: str, met
 
 def figures(read_rows: Callable[[], Rows]) -> dict[str, Callable[[], Plot]]:
     """Return name → figure for the pages of the documentation."""
-    caption = "World 0: accuracy against the number of steps, ten seeds at H = 16, five at the others: mean ± 2 standard errors."
+    caption = "World 0: accuracy against the number of steps, ten seeds: mean ± 2 standard errors."
     return {
         "steps-accuracy": lambda: accuracy_plot(by_steps(read_rows()), "steps-accuracy", list(NAMES), caption),
         "steps-map": lambda: map_plot(read_rows()),
