@@ -198,7 +198,7 @@ UNREAD_SINCE_EVER = {"learning_rate": None, "warmup_steps": 0, "detach": False, 
         ({"name": "csil", "gauge": "none", "target_network": True}, {"target_tau"}),
         ({"name": "csil", "target_network": True}, set(UNREAD_SINCE_EVER)),
     ],
-    ids=str,
+    ids=["no head", "value head", "target network", "value head and target network"],
 )
 def test_a_students_identity_holds_the_settings_that_its_objective_reads_and_constants_for_the_rest(
     objective: dict[str, Any], reads: set[str], value: dict[str, Any], place: Place
