@@ -40,8 +40,8 @@ def by_steps(rows: Rows) -> list[Mapping[str, Any]]:
 
 
 def long_by_share(rows: Rows) -> list[Mapping[str, Any]]:
-    """Return the rows of long training at each share of the easy way."""
-    return of_sweep(rows, "long") + of_sweep(rows, "long_shares")
+    """Return the rows of long training at each share of the easy way, without those of `jsd`: a table has six columns."""
+    return [row for row in of_sweep(rows, "long") + of_sweep(rows, "long_shares") if row["method"] != "jsd"]
 
 
 def read(row: Mapping[str, Any], path: str) -> Any:
