@@ -200,10 +200,12 @@ def arithmetic_settings() -> dict[str, list[dict[str, Any]]]:
     """Return the rows of World 1 by the setting that was changed."""
     changed = {
         "H = 4": "H-4",
+        "H = 4, `center: 1`": "H-4-center-1",
         "H = 8": "H-8",
         "teacher's share .2": "share-0.2",
         "teacher's share .2, 1,200 steps": "share-0.2-long",
         "p = .5": "p-0.5",
+        "p = .5, `center: 1`": "p-0.5-center-1",
         "p = 1": "p-1",
         "student of width 8": "hopeless",
         "student of width 128, two layers": "ample",
