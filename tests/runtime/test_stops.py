@@ -221,7 +221,7 @@ def test_every_command_stops_in_one_line(tiny_recipe, tmp_path):
         "evaluate": (
             ["evaluate", tiny_recipe, "--temperatures", ",".join(f"{0.3 + i / 50:g}" for i in range(40))],
             lambda: len(list(root.glob("answers/*/scores.json"))) > 6,
-            "answers of ",
+            "The same command goes on from there.",  # during an artefact, and between two
         ),
     }
     for name, (argv, ready, words) in commands.items():
