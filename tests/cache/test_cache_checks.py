@@ -6,6 +6,7 @@ import re
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -171,7 +172,7 @@ def test_a_damaged_shard_is_not_taken_for_whole_while_its_stage_is_not_complete(
 def test_caches_in_the_repository_are_read(manifest):
     data = RolloutDataset(manifest.parent, vocab_size=49_152)
     assert len(data) == data.manifest.counts["responses"]
-    assert data[0]["candidates"].logp[data[0]["candidates"].legal].isfinite().all()
+    assert np.isfinite(data[0]["candidates"].logp).all()
 
 
 def test_the_repository_holds_caches():

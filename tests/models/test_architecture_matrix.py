@@ -72,8 +72,7 @@ def rolled_out(teacher: PreTrainedModel, tokenizer, directory: Path) -> RolloutD
         row = next(data[j] for j in range(len(data)) if data.prompt_id(j) == prompt.prompt.prompt_id)
         (scored,) = score_batch(teacher, [(prompt, row["response_ids"].tolist())], Vocabulary(vocab, eos), ActionSpace(teacher_top_p=0.9))
         assert scored.token_logp == pytest.approx(row["teacher_taken_logp"].tolist(), abs=2e-4)
-        found = row["candidates"]
-        cached = [set(ids[legal].tolist()) for ids, legal in zip(found.ids, found.legal, strict=True)]
+        cached = [set(state.ids.tolist()) for state in row["candidates"].split()]
         assert [set(state.ids.tolist()) for state in scored.candidates.split()] == cached
     assert len({len(data[j]["response_ids"]) for j in range(len(data))}) > 1, "some rows leave the batch early"
     return data

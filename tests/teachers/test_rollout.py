@@ -10,7 +10,7 @@ from tdistill.cache.read import open_cache
 from tdistill.cache.schema import MANIFEST, SETTINGS_KEY, shard_name
 from tdistill.data.dataset import RolloutDataset
 from tdistill.data.prompts import Prompt, template_fingerprint, tokenize_prompts
-from tdistill.mdp.candidates import rule_mask, top_p_candidates
+from tdistill.mdp.candidates import Candidates, rule_mask, top_p_candidates
 from tdistill.models.find import find_model
 from tdistill.models.fingerprint import weights_fingerprint
 from tdistill.models.forward import step_logp
@@ -265,8 +265,8 @@ def test_a_cache_cut_to_a_smaller_p_has_the_candidates_of_that_p(finished, teach
         ids = torch.from_numpy(np.concatenate([example["input_ids"], example["response_ids"][:-1]])).unsqueeze(0)
         logp = step_logp(teacher, ids, torch.ones_like(ids), len(example["response_ids"]), len(tokenizer))[0]
         fresh = top_p_candidates(logp, p)
-        found = example["candidates"]
-        assert found.legal.sum() < whole[i]["candidates"].legal.sum()
+        assert len(example["candidates"].ids) < len(whole[i]["candidates"].ids)
+        found = Candidates.from_ragged(example["candidates"])
         for t in range(len(logp)):
             mine = found.ids[t][found.legal[t]].numpy()
             theirs = fresh.ids[t, : int(fresh.counts[t])].numpy()
@@ -289,7 +289,7 @@ def test_a_cache_cut_to_a_smaller_p_has_the_candidates_of_that_p(finished, teach
 def test_a_rule_cuts_the_candidates_of_every_step(finished, rule):
     cut, whole = RolloutDataset(finished[0], rule=rule), RolloutDataset(finished[0])
     for i in range(len(cut)):
-        a, b = cut[i]["candidates"], whole[i]["candidates"]
+        a, b = (Candidates.from_ragged(data[i]["candidates"]) for data in (cut, whole))
         kept = rule_mask(rule, b.logp)
         assert kept.sum() < b.legal.sum()
         assert torch.equal(a.counts, kept.sum(-1))

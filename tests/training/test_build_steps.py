@@ -293,10 +293,9 @@ def test_human_text_is_the_experts_and_nobody_sampled_it(tiny_teacher: Path, tea
 def test_the_tail_is_that_of_float32_not_of_float16(p: float, rule: Any, cache: Path, references: list[Reference]) -> None:
     data = RolloutDataset(cache, p, ("student",), rule=rule)
     for i, truth in enumerate(references):
-        example = data[i]
-        for t, row in enumerate(truth.teacher):
+        for row, state in zip(truth.teacher, data[i]["candidates"].split(), strict=True):
             want = 1.0 - math.fsum(math.exp(row[a]) for a in kept(row, p, rule))
-            got = 1.0 - math.fsum(math.exp(x) for x in example["candidates"].logp[t].tolist() if x > -math.inf)
+            got = 1.0 - math.fsum(math.exp(x) for x in state.logp.tolist())
             assert got == pytest.approx(want, abs=2e-5 if (p, rule) == (P, None) else 1e-3)
 
 
@@ -323,14 +322,14 @@ def tail_errors(data: RolloutDataset, rows: list[dict[str, Any]], teacher: Any) 
         ids = torch.tensor([row["prompt_ids"] + row["response_ids"][:-1]])
         with torch.no_grad():
             truth = teacher.double()(ids).logits[0, len(row["prompt_ids"]) - 1 :, :VOCAB].log_softmax(-1)
-        start, example = 0, data[i]
+        start, states = 0, data[i]["candidates"].split()
         for t, count in enumerate(row["candidate_count"]):
             here, start = slice(start, start + count), start + count
             outside = [a for a in range(VOCAB) if a not in row["candidate_ids"][here]]
             tail = math.fsum(math.exp(truth[t, a]) for a in outside)
             if tail < 1e-5:  # below, float32 itself has no two digits of it
                 continue
-            mass = math.fsum(math.exp(x) for x in example["candidates"].logp[t, :count].tolist())
+            mass = math.fsum(math.exp(x) for x in states[t].logp.tolist())
             ours.append(abs(1.0 - mass - tail) / tail)
             old.append(abs(1.0 - math.fsum(math.exp(x) for x in row["candidate_logp"][here]) - tail) / tail)
     assert len(ours) > 20

@@ -11,6 +11,7 @@ import torch
 from tdistill.data.dataset import RolloutDataset
 from tdistill.data.mixed import MixedDataset, RunLength
 from tdistill.data.prompts import Prompt, TokenizedPrompt, tokenize_prompts
+from tdistill.mdp.candidates import Candidates
 from tdistill.models.find import find_model
 from tdistill.models.load import load_model
 from tdistill.models.prune import prune_layers
@@ -122,7 +123,7 @@ def test_a_round_records_who_wrote_and_what_the_teacher_thinks(
         mixture = torch.log(mix * theirs.exp() + (1 - mix) * mine.exp())
         torch.testing.assert_close(torch.tensor(example["behaviour_logp"]), mixture.gather(-1, taken).squeeze(-1), atol=1e-4, rtol=1e-4)
         torch.testing.assert_close(torch.tensor(example["teacher_taken_logp"]), theirs.gather(-1, taken).squeeze(-1), atol=1e-4, rtol=1e-4)
-        found = example["candidates"]
+        found = Candidates.from_ragged(example["candidates"])
         truth = theirs.gather(-1, found.ids)[found.legal]
         torch.testing.assert_close(found.logp[found.legal], truth, atol=2e-2, rtol=1e-3)
         assert not example["expert"]

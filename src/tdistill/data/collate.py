@@ -6,10 +6,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tdistill.mdp.candidates import Candidates
+from tdistill.mdp.candidates import Ragged, pad_candidates
 from tdistill.models.layout import pad_pairs
 
 IGNORED_LABEL = -100
+# Keys of candidates that are not padded yet.
+RAGGED = frozenset({"ragged_ids", "ragged_logp", "candidate_counts"})
 
 
 class DistillCollator:
@@ -21,7 +23,14 @@ class DistillCollator:
     ``logp``, ``legal`` [B, T, K], the teacher's ``Candidates`` (absent when the teacher is online) · ``terminal``, ``teacher_taken_logp``,
     ``behaviour_logp`` (NaN where nobody sampled) [B, T] · ``expert`` [B] ·
     ``window_ids`` [B, W] of a corpus, where the data set has one · ``row`` [B] the examples' indices, to name a batch in errors.
+
+    Args:
+        padded: pad the candidates. With False the N real candidates of a batch are ``ragged_ids`` and ``ragged_logp`` [N], and
+            ``candidate_counts`` [B, T]: few bytes to move, and ``with_padding`` pads them on the device.
     """
+
+    def __init__(self, padded: bool = True):
+        self.padded = padded
 
     def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Tensor]:
         """Return one batch of the examples."""
@@ -45,12 +54,26 @@ class DistillCollator:
         if "window_ids" in examples[0]:
             batch["window_ids"] = torch.from_numpy(np.stack([e["window_ids"] for e in examples]))
         if "candidates" in examples[0]:
-            found: list[Candidates] = [e["candidates"] for e in examples]
-            shape = (steps, max(c.legal.shape[1] for c in found))
-            batch["candidate_ids"] = _pad([c.ids.numpy() for c in found], shape, 0)
-            batch["logp"] = _pad([c.logp.numpy() for c in found], shape, -np.inf)
-            batch["legal"] = _pad([c.legal.numpy() for c in found], shape, False)
+            batch |= _ragged([e["candidates"] for e in examples], steps)
+        return with_padding(batch) if self.padded else batch
+
+
+def with_padding(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return a batch with its candidates padded, on the device where they are. A batch without ragged candidates is returned as it is."""
+    if "ragged_ids" not in batch:
         return batch
+    ids, logp, legal = pad_candidates(batch["ragged_ids"], batch["ragged_logp"], batch["candidate_counts"])
+    rest = {k: v for k, v in batch.items() if k not in RAGGED}
+    return {**rest, "candidate_ids": ids.long(), "logp": logp, "legal": legal}
+
+
+def _ragged(found: list[Ragged], steps: int) -> dict[str, Tensor]:
+    """Return the candidates of a batch in sequence, and how many every step has."""
+    return {
+        "ragged_ids": torch.from_numpy(np.concatenate([r.ids for r in found], dtype=np.int32, casting="same_kind")),
+        "ragged_logp": torch.from_numpy(np.concatenate([r.logp for r in found])),
+        "candidate_counts": _pad([r.counts for r in found], (steps,), 0),
+    }
 
 
 def _pad(arrays: list[np.ndarray | None], shape: tuple[int, ...], fill: Any) -> Tensor:

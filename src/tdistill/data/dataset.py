@@ -6,12 +6,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
 from torch.utils.data import Dataset
 
 from tdistill.cache.read import open_cache
 from tdistill.cache.schema import candidates_of, list_of
 from tdistill.data.prompts import Prompt, TokenizedPrompt
-from tdistill.mdp.candidates import Candidates, Ragged, check_top_p, nucleus_mask, rule_mask
+from tdistill.mdp.candidates import FIRST_TOPK, TOPK_GROWTH, Candidates, Ragged, check_top_p, nucleus_mask, rule_mask
 from tdistill.recipe.schema import CandidateRule
 from tdistill.runtime.errors import CacheError, ConfigError
 
@@ -20,7 +22,7 @@ EXPERT_ORIGINS = frozenset({"teacher", "human", "selected"})
 
 
 class RolloutDataset(Dataset):
-    """Read one response for each index; the collator builds the batches.
+    """Read one response for each index; the collator builds the batches. Its candidates come as ``Ragged``, without padding.
 
     Args:
         directory: a complete cache.
@@ -74,6 +76,11 @@ class RolloutDataset(Dataset):
         first = {prompt_id: i for i, prompt_id in reversed(list(enumerate(ids)))}
         return [TokenizedPrompt(Prompt(p, ()), tuple(tokens[i].as_py())) for p, i in sorted(first.items(), key=lambda item: item[1])]
 
+    def lengths(self) -> list[int]:
+        """Return the number of tokens of every example, prompt and response."""
+        columns = [self._table[name].combine_chunks().value_lengths().to_numpy() for name in ("prompt_ids", "response_ids")]
+        return (columns[0] + columns[1]).tolist()
+
     def prompt_id(self, index: int) -> str:
         """Return the id of the prompt that an example answers."""
         return self._table["prompt_id"][index].as_py()
@@ -99,38 +106,50 @@ class RolloutDataset(Dataset):
             example["candidates"] = self._cut(candidates_of(self._table, index))
         return example
 
-    def _cut(self, ragged: Ragged) -> Candidates:
-        """Pad candidates, and cut them to this data set's p and rule."""
-        found = Candidates.from_ragged(ragged)
-        found = replace(found, logp=torch.from_numpy(with_mass(found.logp.numpy(), ragged.kept_mass).astype(np.float32)))
-        keep = found.legal
+    def _cut(self, ragged: Ragged) -> Ragged:
+        """Cut candidates to this data set's p and rule."""
+        found = replace(ragged, logp=with_mass(ragged).astype(np.float32))
+        if self.teacher_top_p >= self.manifest.teacher_top_p and self.rule is None:
+            return found
+        width = FIRST_TOPK
+        while True:
+            head = found.first(width)
+            kept = self._keep(Candidates.from_ragged(head).logp).sum(-1).numpy()
+            # A state is settled once one of its candidates is refused: those behind it are too.
+            if not ((kept == width) & (found.counts > width)).any():
+                return found.first(kept)
+            width *= TOPK_GROWTH
+
+    def _keep(self, logp: Float[Tensor, "T K"]) -> Bool[Tensor, "T K"]:
+        keep = logp > -torch.inf
         if self.teacher_top_p < self.manifest.teacher_top_p:
-            keep = keep & nucleus_mask(found.logp, self.teacher_top_p)
+            keep = keep & nucleus_mask(logp, self.teacher_top_p)
         if self.rule is not None:
-            keep = keep & rule_mask(self.rule, found.logp)
-        return found.cut(keep)
+            keep = keep & rule_mask(self.rule, logp)
+        return keep
 
 
-def with_mass(logp: np.ndarray, mass: np.ndarray) -> np.ndarray:
-    """Shift each row of log-probs so that its probabilities sum to ``mass``.
+def with_mass(found: Ragged) -> np.ndarray:
+    """Return the log-probs of all candidates, those of each state shifted so that its probabilities sum to ``kept_mass``.
 
     The cache holds log-probs in float16, whose rounding (1e-4 of mass and more) would drown the mass outside A_p, and what A_p
     keeps of the mass in float32. One shift for all candidates of a state is at most the largest of their rounding errors. After it they
     and the tail are one distribution again, so that no divergence can be below 0.
 
     Args:
-        logp: [T, K], −inf where there is no candidate.
-        mass: [T], of the candidates of each row, in (0, 1].
+        found: log-probs and masses in float64; the masses in (0, 1].
 
     Raises:
         CacheError: a shift beyond what float16 can have rounded away: the two are not of the same token.
     """
-    shift = np.log(np.clip(mass, np.finfo(np.float32).tiny, 1.0)) - np.log(np.exp(logp).sum(-1))
-    allowed = np.spacing(np.abs(logp).max(-1, where=np.isfinite(logp), initial=1.0).astype(np.float16)).astype(np.float64)
+    sums = found.mass
+    shift = np.log(np.clip(found.kept_mass, np.finfo(np.float32).tiny, 1.0)) - np.log(sums)
+    largest = np.maximum(np.maximum.reduceat(np.abs(found.logp), np.cumsum(found.counts) - found.counts), 1.0)
+    allowed = np.spacing(largest.astype(np.float16)).astype(np.float64)
     wrong = np.flatnonzero(~(np.abs(shift) <= allowed))
     if len(wrong):
         raise CacheError(
-            f"The cache says that the candidates of token {wrong[0]} of a response have the mass {mass[wrong[0]]:.6g}, but their "
-            f"log-probs sum to {np.exp(logp[wrong[0]]).sum():.6g}: it is damaged or was written by something else. Roll out again."
+            f"The cache says that the candidates of token {wrong[0]} of a response have the mass {found.kept_mass[wrong[0]]:.6g}, but their "
+            f"log-probs sum to {sums[wrong[0]]:.6g}: it is damaged or was written by something else. Roll out again."
         )
-    return logp + shift[:, None]
+    return found.logp + np.repeat(shift, found.counts)

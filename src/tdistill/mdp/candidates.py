@@ -6,7 +6,7 @@ so at least one token always is. Log-probs stay those of the full vocabulary: re
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
@@ -47,6 +47,23 @@ class Ragged:
         states = [(slice(t, t + 1), slice(start, end)) for t, (start, end) in enumerate(zip([0, *ends], ends, strict=False))]
         return [Ragged(self.ids[one], self.logp[one], self.counts[t], self.kept_mass[t]) for t, one in states]
 
+    @property
+    def mass(self) -> np.ndarray:
+        """Return Σ exp(logp) of every state, in float64. Every state has a candidate."""
+        return np.add.reduceat(np.exp(self.logp.astype(np.float64)), np.cumsum(self.counts) - self.counts)
+
+    def first(self, most: np.ndarray | int) -> "Ragged":
+        """Return at most ``most`` candidates of every state, the most probable ones.
+
+        Examples:
+            >>> Ragged(np.array([7, 3, 5]), np.log([0.5, 0.3, 0.9]), np.array([2, 1]), np.array([0.8, 0.9])).first(1).ids
+            array([7, 5])
+        """
+        place = np.arange(len(self.ids)) - np.repeat(np.cumsum(self.counts) - self.counts, self.counts)
+        keep = place < np.repeat(np.broadcast_to(most, self.counts.shape), self.counts)
+        cut = Ragged(self.ids[keep], self.logp[keep], np.minimum(self.counts, most), self.kept_mass)
+        return replace(cut, kept_mass=cut.mass)
+
 
 @dataclass(frozen=True)
 class Candidates:
@@ -83,18 +100,31 @@ class Candidates:
             tensor([[7, 3],
                     [5, 0]])
         """
-        legal = torch.arange(int(ragged.counts.max(initial=0))) < torch.from_numpy(ragged.counts).unsqueeze(-1)
-        ids, logp = torch.from_numpy(ragged.ids), torch.from_numpy(ragged.logp)
-        return cls(
-            ids=torch.zeros(legal.shape, dtype=ids.dtype).masked_scatter(legal, ids),
-            logp=torch.full(legal.shape, -torch.inf, dtype=logp.dtype).masked_scatter(legal, logp),
-            legal=legal,
-            kept_mass=torch.from_numpy(ragged.kept_mass),
-        )
+        found = pad_candidates(*(torch.from_numpy(x) for x in (ragged.ids, ragged.logp, ragged.counts)))
+        return cls(*found, kept_mass=torch.from_numpy(ragged.kept_mass))
 
-    def cut(self, keep: Bool[Tensor, "N K"]) -> "Candidates":
-        """Return the candidates in the slots that ``keep`` marks, which must be the first of each state."""
-        return _padded(self.ids, self.logp, keep & self.legal)
+
+def pad_candidates(
+    ids: Int[Tensor, " N"], logp: Float[Tensor, " N"], counts: Int[Tensor, "*B"]
+) -> tuple[Int[Tensor, "*B K"], Float[Tensor, "*B K"], Bool[Tensor, "*B K"]]:
+    """Return ids, log-probs and which slots hold a candidate, padded to the widest state, on the device of the arguments.
+
+    Args:
+        ids: the candidates of all states in sequence.
+        logp: their log-probs.
+        counts: number of candidates of every state; N is their sum.
+    """
+    flat = counts.reshape(-1).long()
+    width, states = int(flat.max()) if len(flat) else 0, torch.arange(len(flat), device=flat.device)
+    shift = states * width - (flat.cumsum(0) - flat)  # from a candidate's place in the sequence to its slot
+    slots = torch.arange(len(ids), device=flat.device) + shift.repeat_interleave(flat, output_size=len(ids))
+    shape = (*counts.shape, width)
+    legal = torch.zeros(shape, dtype=torch.bool, device=flat.device)
+    legal.view(-1)[slots] = True
+    padded = torch.zeros(shape, dtype=ids.dtype, device=flat.device), torch.full_like(legal, -torch.inf, dtype=logp.dtype)
+    for out, values in zip(padded, (ids, logp), strict=True):
+        out.view(-1)[slots] = values
+    return *padded, legal
 
 
 def check_top_p(p: float, name: str = "teacher_top_p") -> None:

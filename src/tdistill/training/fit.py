@@ -12,6 +12,7 @@ import torch
 from transformers import EarlyStoppingCallback, PrinterCallback, TrainingArguments
 from transformers.integrations import TrackioCallback
 
+from tdistill.data.collate import DistillCollator
 from tdistill.data.corpus import PackedCorpus
 from tdistill.data.dataset import RolloutDataset
 from tdistill.data.mixed import MixedDataset
@@ -157,6 +158,7 @@ def _trainer(
         value=method.value,
         lm=method.lm,
         vocab_size=inputs.vocab_size,
+        data_collator=DistillCollator(padded=False),
         callbacks=[Clock()],
     )
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import EarlyStoppingCallback, Trainer
+from transformers import EarlyStoppingCallback
 from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import SaveStrategy
 
@@ -15,12 +15,13 @@ from tdistill.runtime.errors import NonFiniteLossError, TrainingError
 from tdistill.training.checkpoints import find_checkpoints, last_checkpoint, remove_checkpoint, seal, verify
 from tdistill.training.checks import check_callbacks, check_same_length
 from tdistill.training.finite import non_finite_tensor, non_finite_weight
+from tdistill.training.loading import LoadingTrainer
 from tdistill.training.schedule import examples_per_step
 from tdistill.training.sharding import sharing
 from tdistill.training.target import TargetNetwork
 
 
-class ResumableTrainer(Trainer):
+class ResumableTrainer(LoadingTrainer):
     """Train, write a manifest into every checkpoint, verify it on a resume, and never save weights that are not finite.
 
     A subclass sets ``objective`` and ``target``, and raises in ``_check_student`` for a student that must not be saved.

@@ -1,10 +1,12 @@
 """Count the optimizer steps of a run, from a data set and ``TrainingArguments``, and say which examples an epoch reads."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
+import torch
 from torch.utils.data import Sampler
 from transformers import TrainingArguments
+from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from tdistill.data.mixed import RunLength
 from tdistill.runtime.errors import ConfigError
@@ -77,3 +79,26 @@ class InOrder(Sampler[int]):
     def __iter__(self) -> Iterator[int]:
         first = self._epoch() * self._per_epoch
         return iter(range(first, min(first + self._per_epoch, self._total)))
+
+
+class ByLength(Sampler[int]):
+    """Yield all examples once an epoch, in random order, but examples of about one length together.
+
+    transformers' own sampler of this kind draws from torch's global noise, so that a resumed run would read another order.
+
+    Args:
+        lengths: of every example.
+        step_size: examples of an optimizer step.
+        seed: of the order.
+        epoch: returns the number of the epoch that begins, from 0.
+    """
+
+    def __init__(self, lengths: Sequence[int], step_size: int, seed: int, epoch: Callable[[], int]):
+        self._lengths, self._step_size, self._seed, self._epoch = list(lengths), step_size, seed, epoch
+
+    def __len__(self) -> int:
+        return len(self._lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        noise = torch.Generator().manual_seed(self._seed + self._epoch())
+        return iter(get_length_grouped_indices(self._lengths, self._step_size, generator=noise))
