@@ -47,7 +47,9 @@ def would_be_made(experiment: Experiment, split: str, folder: Path) -> bool:
     prompts, _ = read_prompts(experiment, split)
     section, recipe = experiment.recipe.rollout, read_json(folder / MADE_BY, OutputError)["recipe"]
     wanted = cache_settings(section, dict(fingerprints(experiment)), teacher_notes(experiment)["eos_ids"], prompts) | {"origin": "teacher"}
-    computed = [(t["dtype"], t["quantization"]) for t in (experiment.recipe.teacher.model_dump(), recipe["teacher"])]
+    computed = [
+        (t["dtype"], t["quantization"], t.get("attn_implementation")) for t in (experiment.recipe.teacher.model_dump(), recipe["teacher"])
+    ]
     return canonical(read_manifest(folder / split).settings) == canonical(wanted) and computed[0] == computed[1]
 
 

@@ -165,6 +165,8 @@ REFUSED = {
         "keeps all layers of its model",
     ),
     "a pretrained student that is pruned": (["student.student_model_name_or_path=a/b"], "is read with init: pretrained only"),
+    "attention without a GPU": (["teacher.attn_implementation=flash_attention_2"], "'teacher.attn_implementation': flash_attention_2 "),
+    "an unknown attention": (["student.attn_implementation=fast"], "'student.attn_implementation': Input should be 'eager', 'sdpa'"),
     "watching no validation": (
         ["train.monitor.log_completions=1", "train.arguments.eval_steps=8", "train.arguments.save_steps=8"],
         "acts at validations",

@@ -1,4 +1,4 @@
-"""How batches come to the trainer: without padding of candidates, and by length where that is asked."""
+"""How batches and models come to the trainer: without padding of candidates, by length where that is asked, with the attention chosen."""
 
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,8 @@ from torch.utils.data import DataLoader
 from tdistill.data.collate import RAGGED, DistillCollator
 from tdistill.objectives import bind
 from tdistill.training.arguments import training_arguments
+from tdistill.training.fit import _student
+from tdistill.training.inputs import FitInputs
 from tdistill.training.schedule import ByLength
 from tdistill.training.trainer import DistillTrainer
 
@@ -98,3 +100,8 @@ def test_grouping_leaves_half_of_the_padding_or_less() -> None:
         return sum(8 * max(batch) - sum(batch) for batch in batches)
 
     assert padding(list(ByLength(lengths, 8, 7, lambda: 0))) < 0.5 * padding(list(range(400)))
+
+
+def test_training_computes_the_students_attention_as_it_is_told(world: small_runs.World) -> None:
+    inputs = FitInputs(world.start, world.data, world.data, world.tokenizer, len(world.tokenizer), attn_implementation="eager")
+    assert _student(inputs, world.method(), KL).lm.config._attn_implementation == "eager"

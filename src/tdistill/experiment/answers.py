@@ -13,7 +13,7 @@ from tdistill.evaluation.held_out import held_out_metrics
 from tdistill.evaluation.metrics import TEACHER
 from tdistill.experiment.artefact import Artefact
 from tdistill.experiment.experiment import Experiment
-from tdistill.experiment.models import load_own_tokenizer, teacher, teacher_notes, vocab_size
+from tdistill.experiment.models import computing, load_own_tokenizer, teacher, teacher_notes, vocab_size
 from tdistill.experiment.rollouts import dataset, read_prompts, rollouts
 from tdistill.experiment.systems import System, load_own_teacher, load_system
 from tdistill.recipe.schema import MethodConfig, Sampling
@@ -56,7 +56,7 @@ def answers(experiment: Experiment, system: System, split: str = "test", samplin
     settings = {
         **sampling.model_dump(),
         "num_generations": section.num_generations,
-        "dtype": section.dtype,
+        **computing(experiment),
         "reference": section.reference,
         "references": _references_key(experiment, split) if section.reference == "human" else None,
     }
@@ -79,7 +79,7 @@ def divergences(experiment: Experiment, system: System, split: str = "test") -> 
         experiment.root,
         DIVERGENCES_KIND,
         f"divergences of {system.title}",
-        {"dtype": experiment.recipe.evaluation.dtype},
+        computing(experiment),
         partial(_make_divergences, experiment, system, split),
         _inputs(experiment, system, split),
     )

@@ -13,7 +13,7 @@ from tdistill.evaluation.sparsity import measure_sparsity, summary
 from tdistill.experiment.answers import answers, divergences, held_out, sampling_of
 from tdistill.experiment.artefact import SEED, Artefact
 from tdistill.experiment.experiment import EVALUATION, Experiment
-from tdistill.experiment.models import teacher, teacher_notes, vocab_size
+from tdistill.experiment.models import computing, teacher, teacher_notes, vocab_size
 from tdistill.experiment.rollouts import overlap_count, read_prompts, rollouts
 from tdistill.experiment.systems import System, load_own_teacher, release, systems
 from tdistill.runtime.files import write_json
@@ -69,7 +69,7 @@ def concentration(experiment: Experiment) -> Artefact:
         write_json(directory / SPARSITY, summary(measure_sparsity(*loaded, SCORED_AT_ONCE)))
         return {}
 
-    settings = {"dtype": experiment.recipe.evaluation.dtype}
+    settings = computing(experiment)
     inputs = {"teacher": teacher(experiment), "rollouts": rollouts(experiment)["test"]}
     return Artefact(experiment.root, "concentration", "the teacher's concentration", settings, make, inputs)
 

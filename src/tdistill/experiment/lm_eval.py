@@ -14,7 +14,7 @@ from typing import Any
 from tdistill.evaluation.answer_files import advice
 from tdistill.experiment.artefact import Artefact
 from tdistill.experiment.experiment import Experiment
-from tdistill.experiment.models import load_own_tokenizer, teacher
+from tdistill.experiment.models import computing, load_own_tokenizer, teacher
 from tdistill.experiment.on_demand import make_missing, require_students
 from tdistill.experiment.provenance import provenance
 from tdistill.experiment.systems import System, load_system, systems
@@ -78,7 +78,7 @@ class LmEvalRun:
             "tasks": list(self.names),
             "include": content_of(self.options.include_path),
             "limit": self.options.limit,
-            "dtype": self.experiment.recipe.evaluation.dtype,
+            **computing(self.experiment),
             "lm_eval": self.harness.__version__,
         }
         inputs = {"system": system.artefact, "teacher": teacher(self.experiment)}  # whose tokenizer is used

@@ -13,6 +13,7 @@ from tdistill.data.corpus import check_window, read_documents
 from tdistill.data.prompts import template_fingerprint
 from tdistill.experiment.artefact import Artefact
 from tdistill.experiment.experiment import Experiment, once
+from tdistill.models.attention import check_training_attention
 from tdistill.models.find import ModelSource, find_model
 from tdistill.models.fingerprint import model_identity, weights_fingerprint
 from tdistill.models.head import VALUES
@@ -24,6 +25,7 @@ from tdistill.models.templates import pin_clock
 from tdistill.models.tokenizer import check_same_vocabulary, eos_token_ids, load_tokenizer, tokenizer_fingerprint
 from tdistill.models.vocabulary import vocabulary_size
 from tdistill.objectives import bind
+from tdistill.recipe.schema import Recipe
 from tdistill.runtime.errors import ModelError
 from tdistill.runtime.forms import Count, Form, Name, Positive
 from tdistill.runtime.progress import say
@@ -137,12 +139,33 @@ def check_training(experiment: Experiment) -> None:
     if recipe.train.lm is not None:
         documents = read_documents(recipe.train.lm.corpus)
         check_window(recipe.train.lm.corpus, documents, load_own_tokenizer(experiment), recipe.train.lm.window)
-    if recipe.train.peft is not None or _has_value_head(experiment):
-        model = load_model(find_model(str(start(experiment).directory)), "float32", trusts_student(experiment))
+    attention = recipe.student.attn_implementation
+    if attention is not None or recipe.train.peft is not None or _has_value_head(experiment):
+        source, trust = find_model(str(start(experiment).directory)), trusts_student(experiment)
+        model = load_model(source, "float32", trust, attn_implementation=attention)
+        if attention is not None:
+            for precision in _precisions(recipe):
+                check_training_attention(model, "student.attn_implementation", precision)
+            model = model.cpu()
         if _has_value_head(experiment):
             probe(model, "student", vocab_size(experiment), teacher_notes(experiment)["eos_ids"], hidden=True)
         if recipe.train.peft is not None:
             add_lora(model, recipe.train.peft.lora)
+
+
+def _precisions(recipe: Recipe) -> list[torch.dtype | None]:
+    """Return the dtypes that the training runs of a recipe compute in; None: that of the weights."""
+    runs = [m.arguments for m in recipe.train.methods().values()] + ([recipe.sft.arguments] if recipe.sft else [])
+    found = {torch.bfloat16 if a.get("bf16") else torch.float16 if a.get("fp16") else None for a in runs}
+    return sorted(found, key=str)
+
+
+def computing(experiment: Experiment) -> dict[str, Any]:
+    """Return how models compute while they are evaluated, for the settings of artefacts. Attention stands in it only where a recipe sets it."""
+    recipe = experiment.recipe
+    named = {"teacher": recipe.teacher.attn_implementation, "student": recipe.student.attn_implementation}
+    chosen = {who: name for who, name in named.items() if name is not None}
+    return {"dtype": recipe.evaluation.dtype} | ({"attn_implementation": chosen} if chosen else {})
 
 
 def _start_model(experiment: Experiment, tokenizer: PreTrainedTokenizerBase) -> tuple[PreTrainedModel, list[int] | None]:
@@ -192,7 +215,8 @@ def teacher_files(experiment: Experiment) -> ModelSource:
 def load_teacher(experiment: Experiment, dtype: str | None = None) -> PreTrainedModel:
     """Load the teacher in the recipe's dtype, or another, on the device where it computes."""
     config = experiment.recipe.teacher
-    model = load_model(teacher_files(experiment), dtype or config.dtype, config.trust_remote_code, config.quantization)
+    given = config.trust_remote_code, config.quantization, config.attn_implementation
+    model = load_model(teacher_files(experiment), dtype or config.dtype, *given)
     if not config.quantization:
         return model.to(compute_device())
     # The weights were probed before they were quantised.

@@ -12,8 +12,10 @@ from tdistill.experiment.answers import check_references
 from tdistill.experiment.context import check_contexts
 from tdistill.experiment.experiment import SPLITS, Experiment
 from tdistill.experiment.graph import is_complete
+from tdistill.experiment.models import trusts_student
 from tdistill.experiment.recipe_checks import argument_sections
 from tdistill.experiment.rollouts import model_configs
+from tdistill.models.attention import check_attention
 from tdistill.models.find import PACKAGED, find_model
 from tdistill.models.load import check_quantization, compute_device
 from tdistill.models.prune import check_layer_count
@@ -126,10 +128,15 @@ def slow_bfloat16(recipe: Recipe, capabilities: Mapping[str, object]) -> list[st
 
 
 def _check_models(experiment: Experiment) -> None:
-    student = experiment.recipe.student
+    student, named = experiment.recipe.student, experiment.recipe.teacher
     _find("teacher.teacher_model_name_or_path", experiment.recipe.teacher.teacher_model_name_or_path)
     if student.init == "pretrained":
         _find("student.student_model_name_or_path", str(student.student_model_name_or_path))
+    if named.attn_implementation is not None:
+        check_attention(experiment.teacher_source, named.attn_implementation, "teacher.attn_implementation", named.trust_remote_code)
+    if student.attn_implementation is not None:
+        source = find_model(student.student_model_name_or_path) if student.student_model_name_or_path else experiment.teacher_source
+        check_attention(source, student.attn_implementation, "student.attn_implementation", trusts_student(experiment))
     configs = model_configs(experiment)
     check_contexts(experiment.recipe, configs)
     total = configs["teacher"].get("num_hidden_layers")

@@ -59,6 +59,7 @@ def _of_split(experiment: Experiment, split: str, human: bool) -> Artefact:
         "origin": "human" if human else "teacher",
         "dtype": recipe.teacher.dtype,
         "quantization": recipe.teacher.quantization,
+        **({"attn_implementation": recipe.teacher.attn_implementation} if recipe.teacher.attn_implementation else {}),
         "template": teacher_notes(experiment)["template"],  # with its clock pinned to when the teacher's artefact was made
         **config.model_dump(exclude=FREE | (SAMPLING if human else set())),
     }

@@ -9,7 +9,7 @@ from tdistill.evaluation.sparsity import measure_sparsity
 from tdistill.experiment.answers import held_out
 from tdistill.experiment.artefact import Artefact
 from tdistill.experiment.experiment import Experiment
-from tdistill.experiment.models import teacher, vocab_size
+from tdistill.experiment.models import computing, teacher, vocab_size
 from tdistill.experiment.provenance import provenance
 from tdistill.experiment.rollouts import rollouts
 from tdistill.experiment.systems import load_own_teacher, release
@@ -36,7 +36,7 @@ def sparsity(experiment: Experiment) -> Artefact:
         experiment.root,
         "sparsity",
         "sparsity",
-        {"dtype": experiment.recipe.evaluation.dtype, "adaptive": ADAPTIVE},
+        {**computing(experiment), "adaptive": ADAPTIVE},
         partial(_make, experiment),
         {"teacher": teacher(experiment), "rollouts": rollouts(experiment)["train"]},
         notes_form=SparsityNotes,

@@ -101,6 +101,7 @@ def shaping(experiment: Experiment, method: MethodConfig) -> dict[str, Any]:
     """Return all settings of a method that shape its student, with every default filled in. What is only watched is left out."""
     bound, recipe = bind(method.objective), experiment.recipe
     p = method.teacher_top_p or recipe.rollout.teacher_top_p
+    attention = recipe.student.attn_implementation
     unread = {name: UNREAD[name] for name in unread_value_settings(bound.needs)}
     return {
         "objective": bound.identity(),
@@ -113,6 +114,8 @@ def shaping(experiment: Experiment, method: MethodConfig) -> dict[str, Any]:
         "peft": method.peft and method.peft.model_dump(),
         "early_stopping_patience": method.monitor.early_stopping_patience,
         "online_teacher": _online_teacher(experiment, method, bound, p),
+        # Most implementations differ by rounding. Falcon's with ALiBi differ by far more, and dropout in the attention draws other noise.
+        **({"attn_implementation": attention} if attention else {}),
     }
 
 
@@ -120,7 +123,10 @@ def _online_teacher(experiment: Experiment, method: MethodConfig, bound: BoundOb
     """Return how the teacher computes while the student trains; None where it is not asked."""
     asked = "dense" in bound.needs or p >= 1.0 or method.own_text is not None or (method.lm is not None and method.lm.reads_teacher)
     teacher = experiment.recipe.teacher
-    return {"dtype": teacher.dtype, "quantization": teacher.quantization} if asked else None
+    if not asked:
+        return None
+    attention = {"attn_implementation": teacher.attn_implementation} if teacher.attn_implementation else {}
+    return {"dtype": teacher.dtype, "quantization": teacher.quantization, **attention}
 
 
 def _make(experiment: Experiment, title: str, method: MethodConfig, seed: int, first: Artefact, directory: Path) -> dict[str, Any]:
@@ -136,6 +142,7 @@ def _make(experiment: Experiment, title: str, method: MethodConfig, seed: int, f
         teacher_dtype=experiment.recipe.teacher.dtype,
         sampling=experiment.recipe.evaluation,
         trust_remote_code=trusts_student(experiment),
+        attn_implementation=experiment.recipe.student.attn_implementation,
     )
     try:
         metrics = fit(inputs, method, seed, directory, title, keep_checkpoints=True)  # until the student has its manifest

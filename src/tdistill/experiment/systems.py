@@ -58,7 +58,9 @@ def load_system(experiment: Experiment, system: System) -> PreTrainedModel:
         else:
             for other in held.keys() - {own}:
                 del held[other]
-            held[directory] = load_model(find_model(str(directory)), dtype, trusts_student(experiment)).to(compute_device())
+            source, attention = find_model(str(directory)), experiment.recipe.student.attn_implementation
+            model = load_model(source, dtype, trusts_student(experiment), attn_implementation=attention)
+            held[directory] = model.to(compute_device())
     return held[directory]
 
 

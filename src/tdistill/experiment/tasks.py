@@ -16,7 +16,7 @@ from tdistill.experiment.answers import sampling_of
 from tdistill.experiment.artefact import Artefact
 from tdistill.experiment.context import check_fits
 from tdistill.experiment.experiment import Experiment
-from tdistill.experiment.models import load_own_tokenizer, teacher, teacher_notes, vocab_size
+from tdistill.experiment.models import computing, load_own_tokenizer, teacher, teacher_notes, vocab_size
 from tdistill.experiment.on_demand import make_missing, require_students
 from tdistill.experiment.provenance import provenance
 from tdistill.experiment.rollouts import model_configs
@@ -72,7 +72,7 @@ class TaskRun:
             "limit": limit,
             "subset_seed": None if limit is None else SUBSET_SEED,
             "max_prompt_length": self.max_prompt_length,
-            "dtype": self.experiment.recipe.evaluation.dtype,
+            **computing(self.experiment),
         }
 
     def artefact(self, task: Task, system: System) -> Artefact:

@@ -18,7 +18,11 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 def load_model(
-    source: ModelSource, dtype: str = "float32", trust_remote_code: bool = False, quantization: dict[str, Any] | None = None
+    source: ModelSource,
+    dtype: str = "float32",
+    trust_remote_code: bool = False,
+    quantization: dict[str, Any] | None = None,
+    attn_implementation: str | None = None,
 ) -> PreTrainedModel:
     """Load a causal LM in eval mode on the CPU: from safetensors, a dequantised GGUF, or adapters merged into their base.
 
@@ -27,9 +31,11 @@ def load_model(
         dtype: dtype of the weights, or the one in which a quantised model computes.
         trust_remote_code: run the code that lies beside the model.
         quantization: transformers' ``quantization_config``. A quantised model is loaded on the device that computes, and can't be trained.
+        attn_implementation: transformers' name of the code that computes the attention; None: its default for this model.
 
     Raises:
-        ModelError: the dtype is unknown, the files can't be read as a causal LM or lack weights, or see ``check_quantization``.
+        ModelError: the dtype is unknown, the files can't be read as a causal LM or lack weights, the attention can't be computed so, or see
+            ``check_quantization``.
     """
     if quantization:
         check_quantization(quantization)
@@ -38,15 +44,27 @@ def load_model(
     if source.gguf_file and importlib.util.find_spec("gguf") is None:
         raise ModelError(f"{source.name!r} is a GGUF file, which needs the package gguf: pip install 'tdistill[demo]'")
     if is_adapter(source.directory):
-        return _load_adapted(source, dtype, trust_remote_code, quantization)
+        if quantization:
+            raise ModelError(f"{source.name!r} holds adapters, which can't be merged into a quantised model: save the merged model first.")
+        return _load_adapted(source, dtype, trust_remote_code, attn_implementation)
     _check_generation_config(source.directory)
     placed = {"quantization_config": dict(quantization), "device_map": {"": compute_device()}} if quantization else {}
     given = {"dtype": DTYPES[dtype], "trust_remote_code": trust_remote_code, **source.load_kwargs, **placed}
-    model = load_whole(_auto_class(source), source.directory, source.name, **given)
+    if attn_implementation is not None:
+        given["attn_implementation"] = attn_implementation
+    model = load_whole(auto_class(source), source.directory, source.name, **given)
+    _check_chosen(model, attn_implementation, source.name)
     if source.gguf_file:
         _forget_gguf(model)
     _switch_router_loss_off(model, source.name)
     return model.eval()
+
+
+def _check_chosen(model: PreTrainedModel, attn_implementation: str | None, name: str) -> None:
+    """Check that transformers took the attention that was asked for: for some models it takes another and logs a line."""
+    taken = model.config._attn_implementation
+    if attn_implementation not in (None, taken):
+        raise ModelError(f"{name!r}: attn_implementation is {attn_implementation}, but transformers uses {taken} for this model. Set that one.")
 
 
 def _check_generation_config(directory: Path) -> None:
@@ -56,7 +74,7 @@ def _check_generation_config(directory: Path) -> None:
         raise ModelError(f"{path} must hold an object. Save the model again.")
 
 
-def _auto_class(source: ModelSource) -> Any:
+def auto_class(source: ModelSource) -> Any:
     """Return the class that loads a model. Some models that also read images (Qwen2-VL) work as a causal LM, though transformers does not list
     them as one.
     """
@@ -73,11 +91,9 @@ def _switch_router_loss_off(model: PreTrainedModel, name: str) -> None:
             say_once(f"{name}: output_router_logits is switched off, tdistill's losses have no term for the router of experts")
 
 
-def _load_adapted(source: ModelSource, dtype: str, trust_remote_code: bool, quantization: dict[str, Any] | None) -> PreTrainedModel:
-    if quantization:
-        raise ModelError(f"{source.name!r} holds adapters, which can't be merged into a quantised model: merge and save the whole model first.")
+def _load_adapted(source: ModelSource, dtype: str, trust_remote_code: bool, attn_implementation: str | None) -> PreTrainedModel:
     whole_model(source)  # a circle of adapters ends here
-    base = load_model(base_of(source), dtype, trust_remote_code)
+    base = load_model(base_of(source), dtype, trust_remote_code, attn_implementation=attn_implementation)
     with foreign(f"Can't load the adapters in {source.directory}"):
         return merged(base, source.directory).eval()
 

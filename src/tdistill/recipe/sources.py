@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from tdistill.recipe.section import Count, Dtype, Section
+from tdistill.recipe.section import Attention, Count, Dtype, Section
 
 
 class DataConfig(Section):
@@ -34,6 +34,7 @@ class TeacherConfig(Section):
     quantization: dict[str, Any] | None = Field(
         None, description="quantization_config of transformers, for example {quant_method: bitsandbytes, load_in_8bit: true}; null: none"
     )
+    attn_implementation: Attention | None = Field(None, description="what computes the teacher's attention; null: transformers' default")
     trust_remote_code: bool = Field(False, description="run the code that lies in the teacher's directory")
 
 
@@ -50,6 +51,7 @@ class StudentConfig(Section):
         None, description="with init: prune, the teacher's layers to keep, counted from 0, instead of num_hidden_layers"
     )
     student_model_name_or_path: str | None = Field(None, description="with init: pretrained, the student: a directory or a hub id")
+    attn_implementation: Attention | None = Field(None, description="what computes the student's attention; null: transformers' default")
     trust_remote_code: bool = Field(False, description="run the code that lies in the student's directory")
 
     @model_validator(mode="after")

@@ -109,7 +109,8 @@ def _read_values(value: ValueConfig, objective: BoundObjective, title: str) -> V
 
 def _student(inputs: FitInputs, method: MethodConfig, objective: BoundObjective) -> StudentModel:
     """Load the start in float32, with new adapters where the method has some, and with the heads that the objective needs."""
-    lm: Any = load_model(find_model(str(inputs.start)), "float32", inputs.trust_remote_code).train()
+    source, attention = find_model(str(inputs.start)), inputs.attn_implementation
+    lm: Any = load_model(source, "float32", inputs.trust_remote_code, attn_implementation=attention).train()
     if method.peft is not None:
         lm = add_lora(lm, method.peft.lora)
     return StudentModel.for_needs(lm, objective.needs, method.value.detach)

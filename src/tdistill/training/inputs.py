@@ -24,6 +24,7 @@ class FitInputs:
         teacher_dtype: the dtype in which the student writes text of its own: the teacher's, as this text stands beside the teacher's.
         sampling: how the student answers prompts for ``monitor.log_completions``.
         trust_remote_code: run the code that lies in the start's directory.
+        attn_implementation: what computes the student's attention; None: transformers' default.
     """
 
     start: Path
@@ -35,3 +36,4 @@ class FitInputs:
     teacher_dtype: str = "bfloat16"
     sampling: Sampling = field(default_factory=Sampling)
     trust_remote_code: bool = False
+    attn_implementation: str | None = None
