@@ -18,7 +18,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from tdistill.data.collate import DistillCollator
 from tdistill.experiment.experiment import Experiment
@@ -29,13 +28,14 @@ from tdistill.experiment.recipe_checks import open_recipe
 from tdistill.experiment.rollouts import dataset
 from tdistill.experiment.students import start_of_training
 from tdistill.models.find import find_model
+from tdistill.models.head.run import HeadCall
 from tdistill.models.load import load_model
 from tdistill.models.student import StudentModel
 from tdistill.objectives import OBJECTIVES, BoundObjective, bind
 from tdistill.recipe.schema import MethodConfig
 from tdistill.runtime.files import write_jsonl
 from tdistill.runtime.progress import bar
-from tdistill.training.batch import build_steps, student_inputs, teacher_online
+from tdistill.training.batch import BatchSteps, OnlineTeacher, objective_loss, student_inputs
 
 STEPS, BATCH, LEARNING_RATE, WARMUP = 20, 4, 1e-4, 5
 # Sums over a whole response: at 1e-4 they rise.
@@ -64,7 +64,7 @@ def main() -> None:
     data = dataset(experiment, "train", MethodConfig(objective={"name": "nll"}, teacher_top_p=experiment.recipe.train.teacher_top_p))
     batches = [DistillCollator()([data[i] for i in range(BATCH * s, BATCH * (s + 1))]) for s in range(STEPS)]
     rows = _read(options.rows)
-    measure = Measure(load_teacher(experiment), vocab_size(experiment), batches)
+    measure = Measure(OnlineTeacher(load_teacher(experiment), vocab_size(experiment)), vocab_size(experiment), batches)
     made = provenance(experiment.recipe)
     facts = {"p": data.teacher_top_p, "batch": BATCH} | {k: made[k] for k in ("machine", "git_commit", "torch", "transformers", "seed")}
     for name, term in methods().items():
@@ -85,7 +85,7 @@ def main() -> None:
 class Measure:
     """Measure objectives on the same batches."""
 
-    teacher: PreTrainedModel
+    teacher: OnlineTeacher
     vocab: int
     batches: list[dict[str, Tensor]]
 
@@ -122,11 +122,13 @@ class Measure:
 
     def loss(self, student: StudentModel, objective: BoundObjective, batch: dict[str, Tensor]) -> Tensor:
         """Return the mean loss of a valid step."""
-        online = teacher_online(self.teacher, batch, self.vocab) if "dense" in objective.needs else None
+        online = None
+        if "dense" in objective.needs:
+            online = self.teacher.read(batch["input_ids"], batch["attention_mask"], batch["taken_ids"].shape[1])
+        given = {**student_inputs(batch), "vocab_size": self.vocab}
+        loss = objective_loss(objective, BatchSteps(batch, self.vocab, objective.needs, online), given["valid"].sum())
         with torch.autocast("cpu", torch.bfloat16):
-            out = student(**student_inputs(batch), needs=objective.needs, vocab_size=self.vocab)
-        steps = build_steps(batch, out, self.vocab, online, objective.needs)
-        return torch.where(steps.mask_t, objective(steps).loss_t, 0.0).sum() / steps.mask_t.sum()
+            return student(**given, needs=objective.needs, call=HeadCall(loss, objective.scope))["loss"]
 
 
 def _timed(loss_of: Callable[[dict[str, Tensor]], Tensor], batch: dict[str, Tensor]) -> float:

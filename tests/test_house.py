@@ -24,7 +24,9 @@ Track Train Transform Translate Truncate Try Turn Unpack Update Use Validate Vis
 VERBS = frozenset(_VERBS.split())
 NOT_PLAIN = re.compile(r"\bso (?:many|much)\b(?! (?:that|as))|\bwhat is there\b|\bsuch\b(?! as)", re.IGNORECASE)
 # Functions whose keyword-only arguments are a configuration that a user writes: objectives, the Trainer, and the options of commands.
-CONFIGURED = re.compile(r"^tdistill\.objectives\.|^tdistill\.training\.trainer:DistillTrainer\.__init__$|^tdistill\.cli:")
+CONFIGURED = re.compile(
+    r"^tdistill\.objectives\.|^tdistill\.training\.trainer:DistillTrainer\.__init__$|^tdistill\.models\.student:StudentModel\.forward$|^tdistill\.cli:"
+)
 
 
 def functions() -> list[tuple[str, ast.FunctionDef]]:
@@ -44,7 +46,7 @@ def functions() -> list[tuple[str, ast.FunctionDef]]:
 
 
 def arguments(name: str, function: ast.FunctionDef) -> int:
-    """Count the arguments that a caller must know; those of a configuration do not count."""
+    """Count the arguments that a caller must know; keyword arguments of a configuration, or of a batch, do not count."""
     given = function.args
     count = len([a for a in given.posonlyargs + given.args if a.arg not in ("self", "cls")])
     return count if CONFIGURED.search(name) else count + len(given.kwonlyargs)

@@ -20,6 +20,7 @@ from tdistill.data.dataset import RolloutDataset
 from tdistill.data.prompts import Prompt, tokenize_prompts
 from tdistill.mdp.steps import Steps
 from tdistill.models.find import find_model
+from tdistill.models.head.blocks import Block
 from tdistill.models.load import load_model
 from tdistill.models.prune import prune_layers
 from tdistill.models.student import StudentModel
@@ -29,7 +30,7 @@ from tdistill.recipe.schema import CandidateRule, RolloutConfig
 from tdistill.runtime.errors import CacheError
 from tdistill.teachers.rollouts import RolloutWriter, Teacher, cache_settings, roll_out
 from tdistill.teachers.transformers import generate_batch, score_batch
-from tdistill.training.batch import build_steps, student_inputs, teacher_online
+from tdistill.training.batch import OnlineTeacher, build_steps, student_inputs
 from tdistill.training.target import TargetNetwork
 
 VOCAB, P = 257, 0.9
@@ -141,7 +142,10 @@ def built(
     data = RolloutDataset(cache, p, ("student",), rule=rule)
     batch = DistillCollator()([data[i] for i in rows])
     needs = NEEDS | ({"dense"} if teacher is not None else set())
-    logp = None if teacher is None else teacher_online(teacher, batch, VOCAB)
+    logp = None
+    if teacher is not None:
+        read = OnlineTeacher(teacher, VOCAB).read(batch["input_ids"], batch["attention_mask"], batch["taken_ids"].shape[1])
+        logp = read(Block())
     with torch.no_grad():
         out = student(**student_inputs(batch), needs=needs, vocab_size=VOCAB)
     return batch, build_steps(batch, out, VOCAB, logp, needs)

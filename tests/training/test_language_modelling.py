@@ -19,9 +19,10 @@ from tdistill.models.load import load_model
 from tdistill.models.prune import prune_layers
 from tdistill.models.student import StudentModel
 from tdistill.models.tokenizer import load_tokenizer
-from tdistill.recipe.schema import LmConfig
+from tdistill.recipe.schema import HeadConfig, LmConfig
 from tdistill.runtime.errors import ConfigError, DataError
-from tdistill.training.language_modelling import window_losses
+from tdistill.training.batch import OnlineTeacher
+from tdistill.training.language_modelling import window_loss
 
 PARAGRAPHS = [f"Paragraph {i} of the corpus" + ", and more" * (i % 4) + "." for i in range(40)]
 
@@ -75,19 +76,26 @@ def test_a_corpus_that_is_none_says_why(name: str, content: bytes, message: str,
         PackedCorpus(str(tmp_path / name), tokenizer, 64)
 
 
-def test_the_losses_are_cross_entropy_and_the_dense_divergence(teacher: Any, tokenizer: Any) -> None:
+@pytest.mark.parametrize("head", ["full", "chunked", "sampled"])
+def test_the_losses_are_cross_entropy_and_the_dense_divergence(head: Any, teacher: Any, tokenizer: Any) -> None:
     student = prune_layers(teacher, [0, 3])
     vocab = len(tokenizer)
     windows = torch.randint(vocab, (3, 12), generator=torch.Generator().manual_seed(0))
-    ce, kd = window_losses(StudentModel(student), windows, LmConfig(corpus="none", kd_ratio=0.5), teacher, vocab)
+    made = StudentModel(student)
+    made.use_head(HeadConfig(name=head))
+    total, parts = window_loss(made, windows, LmConfig(corpus="none", kd_ratio=0.25), OnlineTeacher(teacher, vocab), vocab)
+    ce, kd = parts["cross_entropy"], parts["kd"]
     with torch.no_grad():
         q, p = (m(windows[:, :-1]).logits[..., :vocab].log_softmax(-1) for m in (student, teacher))
     torch.testing.assert_close(ce, -q.gather(-1, windows[:, 1:, None]).squeeze(-1), atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(kd, (p.exp() * (p - q)).sum(-1), atol=1e-5, rtol=1e-5)
-    kd.sum().backward()
+    torch.testing.assert_close(total, (0.75 * ce + 0.25 * kd).sum(), atol=1e-4, rtol=1e-6)
+    total.backward()
     assert student.lm_head.weight.grad.abs().sum() > 0
     assert teacher.lm_head.weight.grad is None
-    assert window_losses(StudentModel(student), windows, LmConfig(corpus="none"), None, vocab)[1].eq(0).all()
+    alone, parts = window_loss(made, windows, LmConfig(corpus="none"), None, vocab)
+    assert parts.keys() == {"cross_entropy"}
+    torch.testing.assert_close(alone, ce.sum(), atol=1e-4, rtol=1e-6)
 
 
 def trained(recipe: Path, monkeypatch: pytest.MonkeyPatch, *overrides: str) -> list[dict[str, float]]:

@@ -1,5 +1,6 @@
 """float32 where it is promised: values, losses and metrics under autocast, against float64."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,14 +12,15 @@ from torch import Tensor
 
 from tdistill.mdp.steps import Steps
 from tdistill.models.find import find_model
-from tdistill.models.head import entropy
+from tdistill.models.head.full import entropy
 from tdistill.models.load import load_model
 from tdistill.models.prune import prune_layers
 from tdistill.models.student import StudentModel
 from tdistill.models.value_head import ValueHead
 from tdistill.objectives import OBJECTIVES, bind
 from tdistill.recipe.schema import LmConfig
-from tdistill.training.language_modelling import window_losses
+from tdistill.training.batch import OnlineTeacher
+from tdistill.training.language_modelling import window_loss
 from tdistill.training.metrics import diagnostics
 from tdistill.training.target import TargetNetwork
 
@@ -31,6 +33,11 @@ def randomise(head: ValueHead, seed: int = 0) -> None:
     g = torch.Generator().manual_seed(seed)
     for parameter in head.parameters():
         parameter.data.copy_(torch.randn(parameter.shape, generator=g, dtype=torch.float64))
+
+
+def product(embeddings: Tensor) -> Callable[[Tensor], Tensor]:
+    """What a student multiplies the value head's reading with: the rows of its output embedding."""
+    return lambda read: torch.nn.functional.linear(read, embeddings.to(read.dtype))
 
 
 def reference(head: ValueHead, hidden: Tensor, embeddings: Tensor) -> tuple[Tensor, Tensor]:
@@ -48,7 +55,7 @@ def test_a_value_head_is_float32_under_autocast(half: torch.dtype) -> None:
     head, hidden, embeddings = ValueHead(64, actions=True), torch.randn(2, 5, 64, generator=g), torch.randn(30, 64, generator=g)
     randomise(head)
     with torch.autocast("cpu", half):
-        got = head(hidden), head.of_actions(hidden, embeddings)
+        got = head(hidden), head.of_actions(hidden, product(embeddings))
         rounded = torch.nn.functional.linear(hidden, head.state.weight, head.state.bias).squeeze(-1)
     for mine, truth in zip(got, reference(head, hidden, embeddings), strict=True):
         assert mine.dtype == torch.float32
@@ -63,11 +70,11 @@ def test_a_value_head_in_float64_stays_float64_and_one_in_bfloat16_computes_in_f
     head = ValueHead(16, actions=True)
     randomise(head)
     head.double()
-    for mine, truth in zip((head(hidden), head.of_actions(hidden, embeddings)), reference(head, hidden, embeddings), strict=True):
+    for mine, truth in zip((head(hidden), head.of_actions(hidden, product(embeddings))), reference(head, hidden, embeddings), strict=True):
         torch.testing.assert_close(mine, truth, atol=1e-12, rtol=1e-12)
     head.bfloat16()
     coarse, rows = hidden.bfloat16(), embeddings.bfloat16()
-    for mine, truth in zip((head(coarse), head.of_actions(coarse, rows)), reference(head, coarse, rows), strict=True):
+    for mine, truth in zip((head(coarse), head.of_actions(coarse, product(rows))), reference(head, coarse, rows), strict=True):
         assert mine.dtype == torch.float32
         torch.testing.assert_close(mine.double(), truth, atol=1e-5, rtol=1e-6)
 
@@ -189,8 +196,9 @@ def test_the_language_modelling_term_is_float32_under_autocast(half: torch.dtype
     teacher = load_model(find_model(str(tiny_teacher)))
     windows = torch.randint(VOCAB, (2, 9), generator=torch.Generator().manual_seed(0))
     with torch.autocast("cpu", half), torch.no_grad():
-        ce, kd = window_losses(student, windows, LmConfig(corpus="none", kd_ratio=0.5), teacher, VOCAB)
+        parts = window_loss(student, windows, LmConfig(corpus="none", kd_ratio=0.5), OnlineTeacher(teacher, VOCAB), VOCAB)[1]
         q, p = (m(windows[:, :-1]).logits[..., :VOCAB].double().log_softmax(-1) for m in (student.lm, teacher))
+    ce, kd = parts["cross_entropy"], parts["kd"]
     assert ce.dtype == kd.dtype == torch.float32
     torch.testing.assert_close(ce.double(), -q.gather(-1, windows[:, 1:, None]).squeeze(-1), atol=2e-5, rtol=2e-6)
     torch.testing.assert_close(kd.double(), (p.exp() * (p - q)).sum(-1), atol=2e-5, rtol=2e-5)
@@ -203,8 +211,8 @@ def test_a_logit_of_minus_infinity_leaves_the_metrics_finite() -> None:
     state = legal.any(-1)
     # The third slot is padding: it may hold the logit of any token.
     q, zero = logits[..., [0, 1, 1]], torch.zeros(1, 1, 3)
-    steps = Steps(q, zero, legal, taken, state, state, log_z_t=logits.logsumexp(-1), entropy_t=entropy(logits))
-    out = diagnostics(steps)
+    steps = Steps(q, zero, legal, taken, state, state)
+    out = diagnostics(steps, {"log_z_t": logits.logsumexp(-1), "entropy_t": entropy(logits)})
     p = torch.tensor([1.0, 2.0, 0.0]).softmax(-1)
     assert out["entropy"].item() == pytest.approx(-(p * p.log()).sum().item(), rel=1e-6)
     assert out["student_mass"].item() == pytest.approx(p[:2].sum().item(), rel=1e-6)

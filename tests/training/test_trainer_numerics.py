@@ -21,8 +21,9 @@ from tdistill.models.tokenizer import load_tokenizer
 from tdistill.objectives import BoundObjective, ObjectiveOutput, bind
 from tdistill.recipe.schema import LmConfig, RolloutConfig, ValueConfig
 from tdistill.teachers.rollouts import Teacher, roll_out
+from tdistill.training.batch import OnlineTeacher, build_steps, student_inputs
 from tdistill.training.fit import training_arguments
-from tdistill.training.language_modelling import window_losses
+from tdistill.training.language_modelling import window_loss
 from tdistill.training.trainer import DistillTrainer
 
 VOCAB = 257
@@ -143,7 +144,8 @@ def test_values_and_losses_are_float32_in_a_bfloat16_run(make: Any) -> None:
         seen["steps"] = steps
         return bound(steps)
 
-    trainer = make(replace(bound, call=call), bf16=True, per_device_train_batch_size=4)
+    # scope: the objective is called with the whole batch, in its own order
+    trainer = make(replace(bound, call=call, scope="batch"), bf16=True, per_device_train_batch_size=4)
     heads = {"student": trainer.model.value_head, "target": trainer.target.module.value_head}
     for name, head in heads.items():
         torch.nn.init.normal_(head.state.weight, generator=torch.Generator().manual_seed(3))
@@ -208,14 +210,15 @@ def test_the_parts_of_a_step_are_divided_so_that_the_mean_over_processes_is_righ
         batch = DistillCollator()([data[2 * rank], data[2 * rank + 1]])
         batch["window_ids"] = windows[2 * rank : 2 * rank + 2]
         parts.append(batch)
-        steps, _ = trainer._steps(model, batch, trainer.objective.needs)
+        fields = model(**student_inputs(batch), needs=trainer.objective.needs, vocab_size=VOCAB)
+        steps = build_steps(batch, fields, VOCAB)
         sums.append(torch.where(steps.mask_t, trainer.objective(steps).loss_t, 0.0).sum().item())
         counts.append(int(steps.mask_t.sum()))
     assert len(set(counts)) > 1 or processes == 1, "equal counts would hide a mean of means"
     given = [sum(counts)] * processes if average_tokens else counts
     with torch.no_grad():
         losses = [trainer.compute_loss(model, b, num_items_in_batch=torch.tensor(n)).item() for b, n in zip(parts, given, strict=True)]
-        ce, _ = window_losses(model, windows, LmConfig(corpus="none"), None, VOCAB)
+        ce = window_loss(model, windows, LmConfig(corpus="none"), None, VOCAB)[1]["cross_entropy"]
     own = sum(sums) / sum(counts) if average_tokens else sum(s / n for s, n in zip(sums, counts, strict=True)) / processes
     assert sum(losses) / processes == pytest.approx(own + 0.7 * ce.mean().item(), rel=1e-5)
 
@@ -230,7 +233,7 @@ def test_a_teacher_that_rules_a_token_out_leaves_the_divergence_finite(tiny_teac
 
     teacher.lm_head.register_forward_hook(rule_out)
     windows = torch.randint(20, 250, (2, 9), generator=torch.Generator().manual_seed(0))
-    _, kd = window_losses(student, windows, LmConfig(corpus="none", kd_ratio=1.0), teacher, VOCAB)
-    kd.sum().backward()
-    assert kd.isfinite().all()
+    total, parts = window_loss(student, windows, LmConfig(corpus="none", kd_ratio=1.0), OnlineTeacher(teacher, VOCAB), VOCAB)
+    total.backward()
+    assert parts["kd"].isfinite().all()
     assert all(p.grad.isfinite().all() for p in student.lm.parameters() if p.grad is not None)

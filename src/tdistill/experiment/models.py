@@ -16,13 +16,13 @@ from tdistill.experiment.experiment import Experiment, once
 from tdistill.models.attention import check_training_attention
 from tdistill.models.find import ModelSource, find_model
 from tdistill.models.fingerprint import model_identity, weights_fingerprint
-from tdistill.models.head import VALUES
 from tdistill.models.load import compute_device, load_model
 from tdistill.models.lora import add_lora
 from tdistill.models.probe import probe
 from tdistill.models.prune import check_layer_count, outer_layers, prune_layers
 from tdistill.models.templates import pin_clock
 from tdistill.models.tokenizer import check_same_vocabulary, eos_token_ids, load_tokenizer, tokenizer_fingerprint
+from tdistill.models.value_head import VALUES
 from tdistill.models.vocabulary import vocabulary_size
 from tdistill.objectives import bind
 from tdistill.recipe.schema import Recipe

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from tdistill.models.head.contract import check_head
 from tdistill.models.lora import check_lora
 from tdistill.objectives import BoundObjective, bind
 from tdistill.recipe.read import load_recipe
@@ -92,6 +93,7 @@ def _check_objectives(train: TrainConfig) -> None:
         try:
             objective = bind(method.objective)
             _check_has_other(objective, method)
+            check_head(method.head, objective.needs, objective.describe(), method.teacher_top_p == 1.0)
             if own is not None:
                 _check_value(objective, own)
         except ConfigError as error:

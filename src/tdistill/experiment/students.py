@@ -116,6 +116,7 @@ def shaping(experiment: Experiment, method: MethodConfig) -> dict[str, Any]:
         "online_teacher": _online_teacher(experiment, method, bound, p),
         # Most implementations differ by rounding. Falcon's with ALiBi differ by far more, and dropout in the attention draws other noise.
         **({"attn_implementation": attention} if attention else {}),
+        **({"head": method.head.shaping()} if method.head.shaping() else {}),
     }
 
 

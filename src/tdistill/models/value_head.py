@@ -1,10 +1,13 @@
 """Define the value head: the value of a state and, if an objective needs it, the value of each token in that state."""
 
-import torch.nn.functional as F
+from collections.abc import Callable
+
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from tdistill.models.precision import FullPrecisionLinear, at_least_float32, no_autocast
+from tdistill.models.precision import FullPrecisionLinear, no_autocast
+
+VALUES = frozenset({"value", "action_value"})  # needs that the value head answers
 
 
 class ValueHead(nn.Module):
@@ -25,10 +28,10 @@ class ValueHead(nn.Module):
         """Return v(s), in at least float32."""
         return self.state(hidden).squeeze(-1)
 
-    def of_actions(self, hidden: Float[Tensor, "B T D"], embeddings: Float[Tensor, "V D"]) -> Float[Tensor, "B T V"]:
-        """Return w(s,a) of every token, in at least float32; the embeddings get no gradient."""
+    def of_actions(self, hidden: Float[Tensor, "B T D"], product: Callable[[Tensor], Tensor]) -> Float[Tensor, "B T K"]:
+        """Return w(s,a) of some tokens, in at least float32. ``product`` gives ⟨x, e_a⟩ of these tokens for x = W h [B, T, D]."""
         assert self.action is not None
         read = self.action(hidden)
         with no_autocast(read):
-            advantage = F.linear(read, at_least_float32(embeddings.detach()).to(read.dtype))
-        return self(hidden).unsqueeze(-1) + advantage / embeddings.shape[-1]
+            advantage = product(read)
+        return self(hidden).unsqueeze(-1) + advantage / read.shape[-1]

@@ -94,4 +94,4 @@ def _check(*, alpha: float, beta: float, **rest: Any) -> None:
         )
 
 
-OBJECTIVE = Objective(fn=alpha_beta, needs=support_needs, check=_check)
+OBJECTIVE = Objective(fn=alpha_beta, needs=support_needs, check=_check, scope="step")

@@ -5,12 +5,12 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, get_args
 
 import pydantic
 
 from tdistill.mdp.steps import Steps
-from tdistill.objectives.contract import NEEDS, BoundObjective, Objective, ObjectiveOutput
+from tdistill.objectives.contract import NEEDS, BoundObjective, Objective, ObjectiveOutput, Scope
 from tdistill.objectives.registry import OBJECTIVES
 from tdistill.runtime.errors import ConfigError, brief, nearest
 
@@ -57,6 +57,7 @@ def bind(objective: str | Term | Sequence[Term], **arguments: Any) -> BoundObjec
         needs=frozenset().union(*(b.needs for b in bound)),
         call=partial(weighted_sum, summands=summands),
         terms=tuple(term | {"weight": weight} for weight, b in zip(weights, bound, strict=True) for term in b.terms),
+        scope=max((b.scope for b in bound), key=get_args(Scope).index),
     )
 
 
@@ -102,16 +103,17 @@ def _bind_one(name: str, arguments: Mapping[str, Any]) -> BoundObjective:
     full = entry.defaults() | given
     own = {k: full[k] for k in entry.own_defaults()}
     entry.check(**own)
-    needs, call, anchor = entry.needs(**own), partial(entry.fn, **own), None
+    needs, call, anchor, scope = entry.needs(**own), partial(entry.fn, **own), None, entry.scope
     if full.get("anchor", "none") != "none":
         bound = _bind_one(full["anchor"], {})
         needs, anchor = needs | bound.needs, bound.terms[0] | {"weight": full["anchor_weight"]}
         call = partial(weighted_sum, summands=[Summand(1.0, call), Summand(full["anchor_weight"], bound.call)])
+        scope = max(scope, bound.scope, key=get_args(Scope).index)
     if not needs <= NEEDS:
         raise ConfigError(f"Objective {name!r} needs {sorted(needs - NEEDS)}, which no head offers: {sorted(NEEDS)}.")
     first_name = next(k for k, other in OBJECTIVES.items() if other is entry)
     term = {"name": first_name, "version": entry.version, "weight": 1.0, "arguments": _for_json(own), "anchor": anchor}
-    return BoundObjective(name=name, arguments=given, needs=needs, call=call, terms=(term,))
+    return BoundObjective(name=name, arguments=given, needs=needs, call=call, terms=(term,), scope=scope)
 
 
 def _checked(name: str, entry: Objective, arguments: Mapping[str, Any]) -> dict[str, Any]:

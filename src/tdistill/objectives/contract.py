@@ -24,6 +24,9 @@ Finite = Annotated[float, Field(allow_inf_nan=False)]
 # The objective that holds the student's mass outside A_p, which a loss on A_p alone never sees.
 Anchor = Literal["none", "tail", "nll"]
 
+# The steps that the loss of a step reads, from narrow to wide.
+Scope = Literal["step", "response", "batch"]
+
 # Need → the field of ``Steps`` that answers it.
 FIELDS: dict[str, str] = {f.metadata["need"]: f.name for f in dataclasses.fields(Steps) if "need" in f.metadata}
 # Needs that may be answered by None.
@@ -50,6 +53,8 @@ class Objective:
     ``check(**bound)`` raises ``ConfigError`` for combinations that no annotation can forbid.
     ``anchor`` is the default of the argument ``anchor``. That argument and ``anchor_weight`` add another objective as a second term;
     ``fn``, ``needs`` and ``check`` do not see them. None: the objective does not have these arguments.
+    ``scope``: the steps that the loss of a step reads: the ``step`` alone, its ``response``, or the whole ``batch``. A head computes logits
+    for as many steps at once.
     ``version``: raise it when the same arguments give another loss. Students of the version before are then trained anew.
     """
 
@@ -57,6 +62,7 @@ class Objective:
     needs: Callable[..., frozenset[str]]
     check: Callable[..., None] = lambda **_: None
     anchor: Anchor | None = None
+    scope: Scope = "response"
     version: int = 1
 
     def own_defaults(self) -> dict[str, Any]:
@@ -81,6 +87,7 @@ class BoundObjective:
     needs: frozenset[str]
     call: Callable[[Steps], ObjectiveOutput]
     terms: tuple[dict[str, Any], ...]  # see ``identity``
+    scope: Scope = "response"  # the widest of its terms
 
     def __call__(self, steps: Steps) -> ObjectiveOutput:
         """Return the loss of each step of a batch, and the metrics without gradient.

@@ -21,4 +21,4 @@ def forward_kl(steps: Steps, *, support: Support = "tail", loss_temperature: Fin
     return ObjectiveOutput(kl(p, q, legal))
 
 
-OBJECTIVE = Objective(fn=forward_kl, needs=support_needs, check=check_temperature)
+OBJECTIVE = Objective(fn=forward_kl, needs=support_needs, check=check_temperature, scope="step")

@@ -31,4 +31,4 @@ def _check(*, beta: float, **rest: Any) -> None:
         raise ConfigError(f"beta of jsd must lie in [0, 1], got {beta}: 0 is KL(teacher‖student), 1 is KL(student‖teacher).")
 
 
-OBJECTIVE = Objective(fn=jsd, needs=support_needs, check=_check)
+OBJECTIVE = Objective(fn=jsd, needs=support_needs, check=_check, scope="step")

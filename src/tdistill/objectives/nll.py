@@ -20,4 +20,4 @@ def nll(steps: Steps) -> ObjectiveOutput:
     return ObjectiveOutput(torch.where(expert_flags(steps), steps.log_z_t - steps.taken_logit_t, 0.0))
 
 
-OBJECTIVE = Objective(fn=nll, needs=lambda: frozenset({"log_z", "taken", "expert"}))
+OBJECTIVE = Objective(fn=nll, needs=lambda: frozenset({"log_z", "taken", "expert"}), scope="step")

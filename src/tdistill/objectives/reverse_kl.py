@@ -19,4 +19,4 @@ def reverse_kl(steps: Steps, *, support: Support = "tail", loss_temperature: Fin
     return ObjectiveOutput(kl(q, p, legal))
 
 
-OBJECTIVE = Objective(fn=reverse_kl, needs=support_needs, check=check_temperature)
+OBJECTIVE = Objective(fn=reverse_kl, needs=support_needs, check=check_temperature, scope="step")

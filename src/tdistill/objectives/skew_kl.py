@@ -21,4 +21,4 @@ def skew_kl(steps: Steps, *, skew: Finite = SKEW, support: Support = "tail", los
     return ObjectiveOutput(kl(*distributions(steps, support, loss_temperature), skew))
 
 
-OBJECTIVE = Objective(fn=skew_kl, needs=support_needs, check=check_skew)
+OBJECTIVE = Objective(fn=skew_kl, needs=support_needs, check=check_skew, scope="step")

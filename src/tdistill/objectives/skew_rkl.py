@@ -22,4 +22,4 @@ def skew_rkl(steps: Steps, *, skew: Finite = SKEW, support: Support = "tail", lo
     return ObjectiveOutput(kl(q, p, legal, skew))
 
 
-OBJECTIVE = Objective(fn=skew_rkl, needs=support_needs, check=check_skew)
+OBJECTIVE = Objective(fn=skew_rkl, needs=support_needs, check=check_skew, scope="step")

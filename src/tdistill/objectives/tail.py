@@ -24,4 +24,4 @@ def tail(steps: Steps) -> ObjectiveOutput:
     return ObjectiveOutput(kl(p, q, legal=exists.unsqueeze(-1).expand(*exists.shape, 2)))
 
 
-OBJECTIVE = Objective(fn=tail, needs=lambda: frozenset({"log_z"}))
+OBJECTIVE = Objective(fn=tail, needs=lambda: frozenset({"log_z"}), scope="step")

@@ -22,4 +22,4 @@ def tvd(steps: Steps, *, support: Support = "tail", loss_temperature: FinitePosi
     return ObjectiveOutput(0.5 * torch.where(legal, (p.exp() - q.exp()).abs(), 0.0).sum(-1))
 
 
-OBJECTIVE = Objective(fn=tvd, needs=support_needs, check=check_temperature)
+OBJECTIVE = Objective(fn=tvd, needs=support_needs, check=check_temperature, scope="step")

@@ -178,6 +178,30 @@ class PeftConfig(Section):
     merge: bool = Field(False, description="save a whole model with the adapters merged into it, not the adapters alone")
 
 
+class HeadConfig(Section):
+    """Set how the student's logits are computed. In a recipe the name may stand alone."""
+
+    name: Literal["auto", "full", "chunked", "candidates", "sampled"] = Field(
+        "auto",
+        description="full: all logits at once; chunked: a block at a time, exact; candidates: those of candidates alone, exact for objectives "
+        "without log-partition; sampled: candidates and random tokens, an estimate; auto: the cheapest exact one",
+    )
+    samples: Count | None = Field(None, description="sampled: number of random tokens that stand for all others in a step; null: 4096")
+
+    @model_validator(mode="after")
+    def _own(self) -> Self:
+        if self.samples is not None and self.name != "sampled":
+            raise ValueError(f"samples is a setting of head: sampled, not of {self.name}: leave it out")
+        return self
+
+    def shaping(self) -> dict[str, Any] | None:
+        """Return the settings that shape a student: those of an estimate. The exact heads give the same student but for rounding."""
+        return self.model_dump() if self.name == "sampled" else None
+
+
+HeadChoice = Annotated[HeadConfig, BeforeValidator(lambda value: {"name": value} if isinstance(value, str) else value)]
+
+
 class MonitorConfig(Section):
     """Set what is logged while a student trains, when training stops early, and which checkpoints are kept."""
 
@@ -197,6 +221,7 @@ class BaselineConfig(Section):
     arguments: dict[str, Any] = Field(default={}, description="arguments that differ from train.arguments, such as another learning rate")
     on_policy: OnPolicyConfig | None = Field(None, description="student roll-outs of this baseline; null: train.on_policy")
     value: ValueConfig | None = Field(None, description="value head of this baseline; null: train.value")
+    head: HeadChoice | None = Field(None, description="how this baseline's logits are computed; null: train.head")
 
 
 class MethodConfig(Section):
@@ -214,6 +239,7 @@ class MethodConfig(Section):
     on_policy: OnPolicyConfig | None = Field(None, description="student roll-outs among the training data; null: none")
     lm: LmConfig | None = Field(None, description="language-modelling term on a corpus; null: none")
     value: ValueConfig = Field(ValueConfig(), description="value head and target network, for objectives that have them")
+    head: HeadChoice = Field(HeadConfig(), description="how the student's logits are computed while it is trained")
     peft: PeftConfig | None = Field(None, description="LoRA adapters to train instead of all weights; null: all weights")
     monitor: MonitorConfig = Field(MonitorConfig(), description="what is logged and kept while a student trains")
     arguments: dict[str, Any] = Field(default={}, description="arguments of transformers.TrainingArguments")
@@ -228,7 +254,7 @@ class TrainConfig(MethodConfig):
     """Set distillation by an objective, and baselines from the same start on the same data, each with every seed."""
 
     baselines: dict[str, BaselineConfig] = Field(
-        default={}, description="students trained for comparison: name → objective, or objective with arguments, on_policy and value"
+        default={}, description="students trained for comparison: name → objective, or objective with arguments, on_policy, value and head"
     )
     seeds: list[Seed] = Field(
         default=[0], min_length=1, description="training seeds: every method is trained once with each; by default the recipe's seed"
@@ -259,7 +285,7 @@ class TrainConfig(MethodConfig):
         found = {}
         for name, own in self.baselines.items():
             changed = {"objective": own.objective, "arguments": {**self.arguments, **own.arguments}}
-            changed |= {key: getattr(own, key) for key in ("on_policy", "value") if getattr(own, key) is not None}
+            changed |= {key: getattr(own, key) for key in ("on_policy", "value", "head") if getattr(own, key) is not None}
             found[name] = MethodConfig(**{**shared, **changed})
         return found | {DISTILLED: MethodConfig(**shared)}
 

@@ -1,6 +1,7 @@
 """Turn a batch and the student's outputs into ``Steps``."""
 
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -11,23 +12,104 @@ from transformers import PreTrainedModel
 from tdistill.data.collate import IGNORED_LABEL
 from tdistill.mdp.candidates import spread_tail
 from tdistill.mdp.steps import Steps
-from tdistill.models.forward import step_logp
+from tdistill.models.forward import check_finite, step_logp, step_outputs
+from tdistill.models.head.blocks import Block, LossOfBlock
+from tdistill.models.head.full import WIDE
+from tdistill.models.head.readout import After, Readout, find_after, first_column, product_type, replaced_head
+from tdistill.objectives import BoundObjective
 from tdistill.objectives.contract import FIELDS
+from tdistill.runtime.errors import ModelError
+from tdistill.training.metrics import diagnostics, support_metrics
 
 # Keys of a batch that the student's forward reads.
-STUDENT_INPUTS = ("input_ids", "attention_mask", "taken_ids", "candidate_ids")
+STUDENT_INPUTS = ("input_ids", "attention_mask", "taken_ids", "candidate_ids", "legal")
+# Keys of a batch that are no field of its steps.
+TEXTS = ("input_ids", "attention_mask", "window_ids")
 
 
 def student_inputs(batch: dict[str, Tensor]) -> dict[str, Tensor]:
     """Return the part of a batch that goes through the student (and through DDP's and FSDP's wrappers)."""
-    return {k: batch[k] for k in STUDENT_INPUTS if k in batch}
+    return {k: batch[k] for k in STUDENT_INPUTS if k in batch} | {"valid": batch["labels"] != IGNORED_LABEL}
 
 
-def teacher_online(teacher: PreTrainedModel, batch: dict[str, Tensor], vocab_size: int) -> Float[Tensor, "B T V"]:
-    """Return the teacher's log-probs over the vocabulary at every step, without autograd."""
-    steps = batch["taken_ids"].shape[1]
-    # clone: tensors made in inference mode can't be saved for the backward of the loss
-    return step_logp(teacher, batch["input_ids"], batch["attention_mask"], steps, vocab_size).clone()
+class OnlineTeacher:
+    """Read every logit of a teacher, without autograd, a block at a time: only its hidden states are kept for a whole batch.
+
+    Args:
+        model: the teacher. If its head can't be read, the logits of the whole batch are kept.
+        vocab_size: V.
+    """
+
+    def __init__(self, model: PreTrainedModel, vocab_size: int):
+        self.model, self.vocab_size = model, vocab_size
+        try:
+            self._after: After | None = find_after(model)
+        except ModelError:
+            self._after = None
+
+    @torch.no_grad()
+    def read(self, input_ids: Tensor, attention_mask: Tensor, steps: int) -> Callable[[Block], Float[Tensor, "b t V"]]:
+        """Read texts. Returns a function from a block to the log-probs of its steps, which are the last ``steps`` columns.
+
+        Raises:
+            ModelError: logits at a real token are not finite.
+        """
+        if self._after is None:
+            logp = step_logp(self.model, input_ids, attention_mask, steps, self.vocab_size).clone()
+            return lambda block: block.tokens(logp)
+        with replaced_head(self.model, first_column) as seen:
+            step_outputs(self.model, input_ids, attention_mask, steps)
+        hidden, head, real = seen[0][:, -steps:], self.model.get_output_embeddings(), attention_mask[:, -steps:].bool()
+        readout = Readout(head.weight, head.bias, self._after, self.vocab_size).cast(product_type(hidden, head.weight))
+
+        def logp_of(block: Block) -> Tensor:
+            with torch.no_grad():
+                logits = readout.logits(block.tokens(hidden).to(readout.weight.dtype))
+                check_finite(logits, (), block.take(real))
+                return logits.log_softmax(-1)
+
+        return logp_of
+
+
+@dataclass(frozen=True)
+class BatchSteps:
+    """Build the ``Steps`` of each block of a batch.
+
+    Args:
+        batch: from ``DistillCollator``, on the student's device.
+        vocab_size: V.
+        needs: the objective's.
+        teacher: what ``OnlineTeacher.read`` returned, where the teacher is online.
+        target: the fields of the batch under the target network.
+    """
+
+    batch: dict[str, Tensor]
+    vocab_size: int
+    needs: frozenset[str]
+    teacher: Callable[[Block], Tensor] | None = None
+    target: dict[str, Tensor] | None = None
+
+    def __call__(self, block: Block, fields: dict[str, Tensor]) -> Steps:
+        """Return the steps of a block, of the student's fields there."""
+        part = {name: block.take(x) for name, x in self.batch.items() if name not in TEXTS}
+        logp = None if self.teacher is None else self.teacher(block)
+        steps = build_steps(part, fields, self.vocab_size, logp, self.needs)
+        if self.target is None:
+            return steps
+        target = {name: block.take(x) for name, x in self.target.items()}
+        return replace(steps, target=build_steps(part, target, self.vocab_size, logp, self.needs - WIDE))
+
+
+def objective_loss(objective: BoundObjective, steps_of: BatchSteps, count: Tensor | int, watched: bool = False) -> LossOfBlock:
+    """Return Σ loss_t·mask_t ÷ ``count`` of a block, as a head calls it, with the metrics, and with the diagnostics if they are watched."""
+
+    def loss(block: Block, fields: dict[str, Tensor], exact: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        steps = steps_of(block, fields)
+        output = objective(steps)
+        seen = output.metrics | support_metrics(steps) | (diagnostics(steps, exact) if watched else {})
+        return torch.where(steps.mask_t, output.loss_t, 0.0).sum() / count, seen
+
+    return loss
 
 
 def build_steps(

@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from transformers import EarlyStoppingCallback, TrainerCallback, TrainingArguments
+from transformers import EarlyStoppingCallback, PreTrainedModel, TrainerCallback, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 
 from tdistill.data.dataset import RolloutDataset
 from tdistill.data.mixed import MixedDataset
-from tdistill.models.head import VALUES
 from tdistill.models.student import StudentModel
+from tdistill.models.value_head import VALUES
 from tdistill.objectives import BoundObjective
 from tdistill.recipe.schema import LmConfig, ValueConfig
 from tdistill.runtime.errors import ConfigError, TrainingError
@@ -81,7 +81,12 @@ def check_constructor(given: Mapping[str, Any]) -> None:
 
 def reads_every_logit(objective: BoundObjective, *datasets: RolloutDataset | MixedDataset | None) -> bool:
     """Return whether the teacher must run while the student trains: the objective is dense, or a data set has p = 1."""
-    return "dense" in objective.needs or any(data is not None and data.teacher_top_p >= 1.0 for data in datasets)
+    return "dense" in objective.needs or reads_every_token(*datasets)
+
+
+def reads_every_token(*datasets: RolloutDataset | MixedDataset | None) -> bool:
+    """Return whether a data set has p = 1, so that every token of the vocabulary is a candidate."""
+    return any(data is not None and data.teacher_top_p >= 1.0 for data in datasets)
 
 
 def check_student(student: StudentModel, objective: BoundObjective, value: ValueConfig | None) -> None:
@@ -103,6 +108,12 @@ def check_student(student: StudentModel, objective: BoundObjective, value: Value
     if value is not None and student.detach_value != value.detach:
         raise ConfigError(f"value.detach is {value.detach}, but the StudentModel was made with {student.detach_value}: make them equal.")
     check_start(student, "student")
+
+
+def check_teacher(objective: BoundObjective, online: bool, teacher: PreTrainedModel | None) -> None:
+    """Raise ``ConfigError`` where the teacher must run while the student trains, and there is none."""
+    if online and teacher is None:
+        raise ConfigError(f"{objective.name} on this data needs the teacher online: pass teacher_model.")
 
 
 def check_training_data(objective: BoundObjective, lm: LmConfig | None, train_dataset: RolloutDataset | MixedDataset | None) -> None:

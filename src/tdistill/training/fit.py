@@ -125,7 +125,8 @@ def _rollouts(inputs: FitInputs, method: MethodConfig, student: StudentModel, se
 
 def _digest(start: Path, method: MethodConfig) -> str:
     """Return 16 hex digits over what makes the student that writes: rounds of another student in the same directory are not its own."""
-    made_by = [weights_fingerprint(find_model(str(start))), bind(method.objective).describe(), method.model_dump(exclude={"monitor"})]
+    settings = method.model_dump(exclude={"monitor", "head"}) | ({"head": method.head.shaping()} if method.head.shaping() else {})
+    made_by = [weights_fingerprint(find_model(str(start))), bind(method.objective).describe(), settings]
     return hashlib.sha256(json.dumps(made_by, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
@@ -158,6 +159,7 @@ def _trainer(
         teacher_model=inputs.load_teacher() if online and inputs.load_teacher else None,
         value=method.value,
         lm=method.lm,
+        head=method.head,
         vocab_size=inputs.vocab_size,
         data_collator=DistillCollator(padded=False),
         callbacks=[Clock()],

@@ -1,29 +1,42 @@
 """Define ``DistillTrainer``: a ``transformers.Trainer`` that knows batches and ``Steps``, and no algorithm."""
 
+import hashlib
+import json
 import math
-from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 from transformers import PreTrainedModel, TrainerControl, TrainingArguments
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.trainer_utils import IntervalStrategy
 
-from tdistill.data.collate import DistillCollator
+from tdistill.data.collate import IGNORED_LABEL, DistillCollator
 from tdistill.data.dataset import RolloutDataset
 from tdistill.data.mixed import MixedDataset
-from tdistill.mdp.steps import Steps
+from tdistill.models.head.blocks import Block
+from tdistill.models.head.contract import check_head
+from tdistill.models.head.full import WIDE
+from tdistill.models.head.run import HeadCall
 from tdistill.models.student import StudentModel
 from tdistill.models.vocabulary import vocabulary_size
 from tdistill.objectives import BoundObjective, bind
-from tdistill.recipe.schema import LmConfig, ValueConfig
+from tdistill.recipe.schema import HeadConfig, LmConfig, ValueConfig
 from tdistill.runtime.errors import ConfigError, NonFiniteLossError
-from tdistill.training.batch import build_steps, student_inputs, teacher_online
-from tdistill.training.checks import check_constructor, check_student, check_training_data, own_arguments, reads_every_logit
+from tdistill.training.batch import BatchSteps, OnlineTeacher, objective_loss, student_inputs
+from tdistill.training.checks import (
+    check_constructor,
+    check_student,
+    check_teacher,
+    check_training_data,
+    own_arguments,
+    reads_every_logit,
+    reads_every_token,
+)
 from tdistill.training.finite import non_finite_metric
-from tdistill.training.language_modelling import window_losses
-from tdistill.training.metrics import DIAGNOSTICS, MetricSums, diagnostics, support_metrics
+from tdistill.training.language_modelling import window_loss
+from tdistill.training.metrics import DIAGNOSTICS, MetricSums, diagnostics
 from tdistill.training.resumable import ResumableTrainer
 from tdistill.training.schedule import InOrder, steps_per_epoch
 from tdistill.training.sharding import check_devices, check_sharding, check_whole_weights, keep_float32, shard_value_head
@@ -48,6 +61,7 @@ class DistillTrainer(ResumableTrainer):
         teacher_model: needed if the objective or a data set with p = 1 reads every logit of the teacher. It runs without gradient.
         lm: the language-modelling term, on the windows that a ``MixedDataset`` with a corpus adds.
         value: how the value head learns, and how fast a target network follows.
+        head: how the student's logits are computed; None: by the cheapest exact way.
         vocab_size: V of the roll-outs; by default from ``models.vocabulary.vocabulary_size``.
 
     Raises:
@@ -71,6 +85,7 @@ class DistillTrainer(ResumableTrainer):
         teacher_model: PreTrainedModel | None = None,
         value: ValueConfig | None = None,
         lm: LmConfig | None = None,
+        head: HeadConfig | None = None,
         vocab_size: int | None = None,
         **kwargs: Any,
     ):
@@ -81,14 +96,22 @@ class DistillTrainer(ResumableTrainer):
         check_student(student, objective, value)
         self._online = reads_every_logit(objective, train_dataset, eval_dataset)
         check_training_data(objective, lm, train_dataset)
-        if (self._online or (lm is not None and lm.reads_teacher)) and teacher_model is None:
-            raise ConfigError(f"{objective.name} on this data needs the teacher online: pass teacher_model.")
-        models = {"student": student.lm} | ({"teacher": teacher_model} if teacher_model is not None else {})
+        check_teacher(objective, self._online or (lm is not None and lm.reads_teacher), teacher_model)
+        models = {name: lm for name, lm in (("student", student.lm), ("teacher", teacher_model)) if lm is not None}
         self.vocab_size = vocab_size or vocabulary_size(processing_class, models)
-        self._metrics = MetricSums()
-        collator = kwargs.pop("data_collator", DistillCollator())
-        super().__init__(student, args, collator, train_dataset, eval_dataset, processing_class, **kwargs)
+        self._use_head(student, head or HeadConfig(), reads_every_token(train_dataset, eval_dataset))
+        kwargs.setdefault("data_collator", DistillCollator())
+        super().__init__(student, args, train_dataset=train_dataset, eval_dataset=eval_dataset, processing_class=processing_class, **kwargs)
         self._set_up(student, teacher_model)
+
+    def _use_head(self, student: StudentModel, head: HeadConfig, every_token: bool) -> None:
+        """Choose how the student's logits are computed. DeepSpeed ZeRO-3 shows a weight to its own module alone, so there it is ``full``."""
+        check_head(head, self.objective.needs, self.objective.name, every_token)
+        if is_deepspeed_zero3_enabled():
+            if head.name not in ("auto", "full"):
+                raise ConfigError(f"head: {head.name} reads the weight of the student's head, which DeepSpeed ZeRO-3 shards: use head: full.")
+            head = HeadConfig(name="full")
+        student.use_head(head)
 
     def _set_up(self, student: StudentModel, teacher: PreTrainedModel | None) -> None:
         """Check how processes share the student, and place the networks beside it."""
@@ -100,9 +123,11 @@ class DistillTrainer(ResumableTrainer):
             raise ConfigError("value.warmup_steps needs gradients that DeepSpeed keeps to itself: set it to 0, or use DDP or FSDP.")
         # Makes the Trainer count the labels over all micro-batches and processes of a step.
         self.model_accepts_loss_kwargs = True
+        self._metrics = MetricSums()
         self._head_groups: list[dict[str, Any]] = []  # of the optimizer, while accelerate shards the student
         self.target = self._make_target(self.value.target_tau) if "target" in self.objective.needs else None
         self.teacher_model = teacher.to(self.args.device).requires_grad_(False).eval() if teacher is not None else None
+        self._teacher = None if self.teacher_model is None else OnlineTeacher(self.teacher_model, self.vocab_size)
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
         data = train_dataset if train_dataset is not None else self.train_dataset
@@ -158,16 +183,21 @@ class DistillTrainer(ResumableTrainer):
         DDP averages gradients over processes. So where the count is over all of them (``average_tokens_across_devices``), this part is
         multiplied by their number; where it is each process's own, the processes' means are averaged as they are.
         """
-        steps, out = self._steps(model, inputs, self.objective.needs | (DIAGNOSTICS if self._logs_this_step() else frozenset()))
-        output = self.objective(steps)
-        count = steps.mask_t.sum() if num_items_in_batch is None else num_items_in_batch
-        loss = torch.where(steps.mask_t, output.loss_t, 0.0).sum() / count
+        count = (inputs["labels"] != IGNORED_LABEL).sum() if num_items_in_batch is None else num_items_in_batch
+        out = self._pass(model, inputs, count, DIAGNOSTICS if self._logs_this_step() else frozenset())
+        loss = out["loss"]
         if self.args.average_tokens_across_devices and num_items_in_batch is not None:
             loss = loss * self.accelerator.num_processes
+        self._record(inputs, out["metrics"])
         if self.lm is not None:
             loss = loss + self._lm_loss(model, inputs["window_ids"])
-        self._record(steps, output.metrics)
-        return (loss, out) if return_outputs else loss
+        return (loss, out["metrics"]) if return_outputs else loss
+
+    def _pass(self, model: nn.Module, inputs: dict[str, Tensor], count: Tensor | int, watched: frozenset[str]) -> dict[str, Any]:
+        """Return ``loss``, Σ loss_t·mask_t ÷ ``count``, and ``metrics`` at each step, with the diagnostics if they are watched."""
+        loss_of = objective_loss(self.objective, self._steps_of(inputs), count, bool(watched))
+        call = HeadCall(loss_of, self.objective.scope, watched, self._seed(inputs))
+        return model(**self._given(inputs), needs=self.objective.needs, call=call)
 
     def _lm_loss(self, model: nn.Module, windows: Tensor) -> Tensor:
         """Return this micro-batch's part of the mean over the windows that this process reads in the optimizer step.
@@ -175,11 +205,11 @@ class DistillTrainer(ResumableTrainer):
         All windows are equally long and all processes read equally many, so the average that DDP takes over processes is the mean of all.
         """
         assert self.lm is not None
-        ce, kd = window_losses(model, windows, self.lm, self.teacher_model, self.vocab_size)
-        self._metrics.add({"lm/cross_entropy": ce} | ({"lm/kd": kd} if self.lm.reads_teacher else {}), torch.ones_like(ce, dtype=torch.bool))
-        mixed = (1.0 - self.lm.kd_ratio) * ce + self.lm.kd_ratio * kd
+        total, parts = window_loss(model, windows, self.lm, self._teacher, self.vocab_size)
+        everywhere = torch.ones_like(windows[:, 1:], dtype=torch.bool)
+        self._metrics.add({f"lm/{name}": part for name, part in parts.items()}, everywhere)
         windows_per_step = self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps
-        return self.lm.lm_coef * mixed.mean(-1).sum() / windows_per_step
+        return self.lm.lm_coef * total / (everywhere.shape[1] * windows_per_step)
 
     def _logs_this_step(self) -> bool:
         """Return whether the Trainer logs after the optimizer step of this micro-batch: only then diagnostics are computed."""
@@ -193,25 +223,31 @@ class DistillTrainer(ResumableTrainer):
             return step == self.state.max_steps or step % math.ceil(batches / self.args.gradient_accumulation_steps) == 0
         return False
 
-    def _steps(self, model: nn.Module, inputs: dict[str, Tensor], needs: frozenset[str]) -> tuple[Steps, dict[str, Tensor]]:
-        teacher_logp = None
+    def _given(self, inputs: dict[str, Tensor]) -> dict[str, Any]:
+        """Return what the student's forward reads of a batch."""
+        return {**student_inputs(inputs), "vocab_size": self.vocab_size}
+
+    def _steps_of(self, inputs: dict[str, Tensor], needs: frozenset[str] | None = None) -> BatchSteps:
+        """Return what builds the steps of a batch: it has read the online teacher and the target network."""
+        teacher = target = None
         if self._online:
-            assert self.teacher_model is not None
-            teacher_logp = teacher_online(self.teacher_model, inputs, self.vocab_size)
-        given = {**student_inputs(inputs), "vocab_size": self.vocab_size}
-        out = model(**given, needs=needs)
-        steps = build_steps(inputs, out, self.vocab_size, teacher_logp, needs)
+            assert self._teacher is not None
+            teacher = self._teacher.read(inputs["input_ids"], inputs["attention_mask"], inputs["taken_ids"].shape[1])
         if self.target is not None:
             with self.accelerator.autocast():
-                averaged = self.target(**given, needs=self.objective.needs)
-            steps = replace(steps, target=build_steps(inputs, averaged, self.vocab_size, teacher_logp, self.objective.needs))
-        return steps, out
+                target = self.target(**self._given(inputs), needs=self.objective.needs - WIDE)
+        return BatchSteps(inputs, self.vocab_size, needs or self.objective.needs, teacher, target)
+
+    def _seed(self, inputs: dict[str, Tensor]) -> int:
+        """Return a seed for what the head draws: another one for every batch, and the same in a run that was resumed."""
+        made_of = [self.args.seed, self.state.global_step, inputs["row"].tolist()]
+        return int.from_bytes(hashlib.sha256(json.dumps(made_of).encode()).digest()[:6], "big")
 
     @torch.no_grad()
-    def _record(self, steps: Steps, metrics: dict[str, Tensor]) -> None:
-        seen = {**metrics, **support_metrics(steps)} | (diagnostics(steps) if steps.entropy_t is not None else {})
-        self._metrics.add(seen, steps.mask_t)
-        lengths = steps.mask_t.sum(-1, keepdim=True)
+    def _record(self, inputs: dict[str, Tensor], metrics: dict[str, Tensor]) -> None:
+        mask = inputs["labels"] != IGNORED_LABEL
+        self._metrics.add(metrics, mask)
+        lengths = mask.sum(-1, keepdim=True)
         self._metrics.add({"completions/mean_length": lengths.float()}, lengths > 0)
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
@@ -268,20 +304,17 @@ class DistillTrainer(ResumableTrainer):
     def evaluate(self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval") -> dict[str, float]:
         """Return the mean per valid step of the objective's own loss, NLL, both KLs on candidates + tail, and the student's mass on A_p."""
         loader = self.get_eval_dataloader(eval_dataset)
-        needs = self.objective.needs.union(DIAGNOSTICS, *(o.needs for o in VALIDATION.values()))
+        needs = self.objective.needs.union(*(o.needs for o in VALIDATION.values()))
         model = self._wrap_model(self.model, training=False)
         was_training = model.training
         model.eval()
         totals: dict[str, Tensor] = {}
         for inputs in loader:
             inputs = self._prepare_inputs(inputs)
-            with self.compute_loss_context_manager():
-                steps, _ = self._steps(model, inputs, needs)
-            values = {name: objective(steps).loss_t for name, objective in VALIDATION.items()}
-            seen = diagnostics(steps)
-            values |= {"loss": self.objective(steps).loss_t, "student_mass": seen["student_mass"], "entropy": seen["entropy"]}
-            table = torch.stack([torch.where(steps.mask_t, v, 0.0).sum(-1).double() for v in values.values()], -1)
-            table = torch.cat([table, steps.mask_t.sum(-1, keepdim=True)], -1)
+            values = self._measured(model, inputs, needs)
+            mask = inputs["labels"] != IGNORED_LABEL
+            table = torch.stack([torch.where(mask, v, 0.0).sum(-1).double() for v in values.values()], -1)
+            table = torch.cat([table, mask.sum(-1, keepdim=True)], -1)
             gathered = self.accelerator.gather_for_metrics(table).sum(0)
             for name, total in zip([*values, "steps"], gathered, strict=True):
                 totals[name] = totals.get(name, torch.zeros_like(total)) + total
@@ -297,6 +330,21 @@ class DistillTrainer(ResumableTrainer):
         self.control: TrainerControl = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
+    def _measured(self, model: nn.Module, inputs: dict[str, Tensor], needs: frozenset[str]) -> dict[str, Tensor]:
+        """Return what a validation measures at each step of a batch [B, T]."""
+        steps_of = self._steps_of(inputs, needs)
+
+        def measure(block: Block, fields: dict[str, Tensor], exact: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+            steps = steps_of(block, fields)
+            values = {name: objective(steps).loss_t for name, objective in VALIDATION.items()}
+            seen = diagnostics(steps, exact)
+            values |= {"loss": self.objective(steps).loss_t, "student_mass": seen["student_mass"], "entropy": seen["entropy"]}
+            return values["loss"].sum(), values
+
+        with self.compute_loss_context_manager():
+            call = HeadCall(measure, self.objective.scope, DIAGNOSTICS, exact=True)
+            return model(**self._given(inputs), needs=needs, call=call)["metrics"]
+
     @torch.no_grad()
     def _check_student(self) -> None:
         """Check the weights, and the loss that they give on the last batch: after the last step nothing else reads either."""
@@ -307,8 +355,7 @@ class DistillTrainer(ResumableTrainer):
         was_training = model.training
         model.eval()
         with self.compute_loss_context_manager():
-            steps, _ = self._steps(model, self._prepare_inputs(self._last_batch), self.objective.needs)
-            loss = torch.where(steps.mask_t, self.objective(steps).loss_t, 0.0).sum()
+            loss = self._pass(model, self._prepare_inputs(self._last_batch), 1, frozenset())["loss"]
         model.train(was_training)
         if not torch.isfinite(loss):
             self._refuse_to_save(f"The loss ({loss.item()})")

@@ -1,0 +1,1 @@
+"""Answer what an objective needs of the student's logits. One contract, four heads: full, chunked, candidates and sampled."""
