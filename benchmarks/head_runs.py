@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from head_inputs import Size, bare_model, batch_of
 from head_meter import largest_memory, timed
-from tdistill.models.head.contract import check_head
-from tdistill.models.head.run import HeadCall
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
+from tdistill.models.head.contract import check_head
+from tdistill.models.head.run import HeadCall
 from tdistill.models.student import StudentModel
 from tdistill.objectives import BoundObjective, bind
 from tdistill.recipe.schema import HeadConfig
