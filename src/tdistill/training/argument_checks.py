@@ -16,6 +16,7 @@ from transformers.trainer_utils import SchedulerType
 from tdistill.runtime.errors import ConfigError, brief, nearest
 from tdistill.runtime.hints import describe_hint, fits, hints_of
 from tdistill.training.arguments import METRICS, OWNED_ARGUMENTS, REFUSED_IN_RECIPES, training_arguments
+from tdistill.training.compiled import compile_once
 
 # The optimizer steps inside the backward pass: an update by a gradient that is no number could not be stopped.
 _STEPS_IN_BACKWARD = ("lomo", "adalomo")
@@ -146,6 +147,11 @@ def _build(args: TrainingArguments, place: str) -> None:
         )
     except FOREIGN_ERRORS as error:
         raise ConfigError(f"'{place}': the data loader can't be built: {error!s:.300}") from None
+    if args.torch_compile:
+        try:
+            compile_once(args)
+        except FOREIGN_ERRORS as error:
+            raise ConfigError(f"'{place}.torch_compile': {args.torch_compile_backend} can't be used here: {error!s:.300}") from None
     try:
         optimizer = _step_once(args)
     except FOREIGN_ERRORS as error:

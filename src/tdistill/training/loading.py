@@ -1,4 +1,4 @@
-"""Load batches: candidates travel without padding, and responses of about one length come together where that is asked."""
+"""Load batches and compile the student: how data and model come to the trainer."""
 
 from typing import Any
 
@@ -8,11 +8,22 @@ from transformers import Trainer
 
 from tdistill.data.collate import with_padding
 from tdistill.data.dataset import RolloutDataset
+from tdistill.training.compiled import compile_layers
 from tdistill.training.schedule import ByLength, examples_per_step, steps_per_epoch
 
 
 class LoadingTrainer(Trainer):
-    """Pad the candidates of a batch on the device, and group the examples of a ``RolloutDataset`` by their whole length."""
+    """Pad the candidates of a batch on the device, group the examples of a ``RolloutDataset`` by their whole length, and compile layers."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        if self.args.torch_compile:
+            compile_layers(self.model, self.args.torch_compile_backend, self.args.torch_compile_mode)
+
+    def _build_accelerator_args(self, **kwargs: Any) -> dict[str, Any]:
+        found = super()._build_accelerator_args(**kwargs)
+        found.pop("dynamo_plugin", None)  # accelerate would compile the whole student, its head and objective included
+        return found
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
         data = train_dataset if train_dataset is not None else self.train_dataset
