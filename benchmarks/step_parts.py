@@ -4,7 +4,8 @@
 and grouped by length, and times reading and collation. `lengths PROMPTS` counts padded columns of prompts with answers (two keys of
 `data.md`) under SmolLM2's tokenizer. `loader CACHE` times how long a step waits for its batch. `step CACHE STUDENT` times whole steps of
 `DistillTrainer` and of transformers' `Trainer` on the same tokens, one after the other on every batch, so that a machine's drift is in
-both; `--vocab N` takes the same body with N tokens. Rows are appended to FILE.
+both; `--vocab N` takes the same body with N tokens. `attention STUDENT` and `compile CACHE STUDENT` time these
+two settings. Times of steps are those of this process alone. Rows are appended to FILE.
 """
 
 import argparse
@@ -17,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from step_kernels import attention_rows, compile_rows
 from step_whole import whole_steps
 from told import script
 from torch import Tensor
@@ -166,7 +168,7 @@ def made_by() -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("padding", "lengths", "loader", "step"))
+    parser.add_argument("what", choices=("padding", "lengths", "loader", "step", "attention", "compile"))
     parser.add_argument("inputs", nargs="+")
     parser.add_argument("--rows", type=Path, help="append the rows here")
     parser.add_argument("--only", type=int, default=24, help="number of batches that are timed")
@@ -182,6 +184,10 @@ def main() -> None:
         rows = length_rows(first, 3000, 512)
     elif options.what == "loader":
         rows = loader_rows(Path(first), options.only)
+    elif options.what == "attention":
+        rows = attention_rows(Path(first))
+    elif options.what == "compile":
+        rows = compile_rows(Path(first), Path(options.inputs[1]), options)
     else:
         rows = whole_steps(Path(first), Path(options.inputs[1]), options)
     for row in rows:

@@ -22,14 +22,14 @@ from tdistill.training.schedule import ByLength
 from tdistill.training.trainer import DistillTrainer
 
 BATCH, SEED, WARMUP, IGNORED = 8, 0, 1, -100
-ARGUMENTS = {
-    "per_device_train_batch_size": BATCH,
-    "optim": "adamw_torch_fused",
-    "eval_strategy": "no",
-    "save_strategy": "no",
-    "learning_rate": 1e-6,
+ARGUMENTS: dict[str, Any] = {
+    "per_device_train_batch_size": BATCH, "optim": "adamw_torch_fused", "learning_rate": 1e-6, "save_strategy": "no", "eval_strategy": "no",
+}  # fmt: skip
+OBJECTIVES: dict[str, dict[str, str]] = {
+    "nll": {"name": "nll"},
+    "reverse_kl": {"name": "reverse_kl"},
+    "forward_kl, projected": {"name": "forward_kl", "support": "proj"},  # no partition function
 }
-OBJECTIVES = ("nll", "reverse_kl", "forward_kl", "proj")
 
 
 def sft_batch(examples: list[dict[str, Any]]) -> dict[str, Tensor]:
@@ -72,7 +72,7 @@ class Stepper:
 
 def steppers(data: RolloutDataset, directory: Path, work: str, options: argparse.Namespace) -> dict[str, Stepper]:
     """Return what is timed: the plain Trainer first, then every objective, with one model among them all."""
-    given: dict[str, Any] = ARGUMENTS | {"bf16": options.bf16, "eval_strategy": "no"}
+    given = ARGUMENTS | {"bf16": options.bf16}
     lm = student(directory, options.vocab)
     rows = lm.get_output_embeddings().weight.shape[0]
     plain = Trainer(lm, TrainingArguments(output_dir=work, use_cpu=True, report_to="none", disable_tqdm=True, **given))
