@@ -41,6 +41,7 @@ from quickstart_tables import (
     stages_table,
     steps_table,
 )
+from step_tables import TABLES as STEP_TABLES
 from turn_tables import kinds_table, turns_plot, turns_table
 
 from tdistill.compare.frontier import frontier_plot
@@ -162,6 +163,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "steps-arithmetic-knobs-T1": lambda: check_pages.knob_table(arithmetic_settings(), "right_sampled"),
     "steps-arithmetic-p-1": lambda: check_pages.methods_table(rows_of("steps-arithmetic-p-1.jsonl.xz")),
     **ring_pages.tables(partial(rows_of, RING)),
+    **{name: lambda made=made: made(rows_of("step-parts.jsonl")) for name, made in STEP_TABLES.items()},
     **{key: made for task in CHECKED for key, made in check_pages.tables(task, partial(rows_of, f"steps-{task}.jsonl.xz")).items()},
 }
 REAL_EXPOSED = ("reverse_kl", "ac_gamma_09", "jsd", "reverse_kl_uniform", "ac_uniform_gamma_09")

@@ -43,6 +43,14 @@ def test_a_run_does_not_depend_on_where_candidates_are_padded(world: small_runs.
     assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
 
 
+def test_a_worker_that_collates_ahead_changes_nothing(world: small_runs.World, tmp_path: Path) -> None:
+    runs = [trainer_of(world, tmp_path, padded=False, dataloader_num_workers=workers) for workers in (0, 1)]
+    for trainer in runs:
+        trainer.train()
+    mine, theirs = (dict(t.model.named_parameters()) for t in runs)
+    assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
+
+
 def test_batches_travel_without_padding_and_arrive_with_it(world: small_runs.World, tmp_path: Path) -> None:
     trainer = trainer_of(world, tmp_path, padded=False)
     loader = trainer.get_train_dataloader()
