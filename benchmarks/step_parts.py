@@ -175,7 +175,6 @@ def main() -> None:
     parser.add_argument("--vocab", type=int, help="step: tokens of the student")
     parser.add_argument("--bf16", action="store_true", help="step: autocast to bfloat16")
     parser.add_argument("--grouped", action="store_true", help="step: batches of about one length")
-    parser.add_argument("--heads", default="", help="step: heads, as in train.head, separated by commas")
     options = parser.parse_args()
     first = options.inputs[0]
     if options.what == "padding":

@@ -69,8 +69,16 @@ def loader_table(rows: Rows) -> str:
 
 def whole_table(rows: Rows) -> str:
     """Return whole steps ÷ those of the plain Trainer."""
-    lines = [[f"{r['name']}", f"{r['vocab'] or 49152:,}", _middle(r["ratio"]), _middle(r["seconds_of_trainer"])] for r in of_kind(rows, "step")]
-    return table(["objective", "V", "step ÷ SFT step", "seconds of the SFT step"], lines)
+    lines = [
+        [
+            f"`{r['name'].split(', ')[0]}`, {', '.join(r['name'].split(', ')[1:])}",
+            f"{r['vocab'] or 49152:,}",
+            _middle(r["ratio"]),
+            _middle(r["seconds_of_trainer"]),
+        ]
+        for r in of_kind(rows, "step")
+    ]
+    return table(["objective, head", "V", "step ÷ SFT step", "seconds of the SFT step"], lines)
 
 
 def _middle(quarters: Sequence[float]) -> str:

@@ -17,6 +17,7 @@ from tdistill.data.dataset import RolloutDataset
 from tdistill.models.find import find_model
 from tdistill.models.load import load_model
 from tdistill.objectives import bind
+from tdistill.recipe.schema import HeadConfig
 from tdistill.training.arguments import training_arguments
 from tdistill.training.schedule import ByLength
 from tdistill.training.trainer import DistillTrainer
@@ -25,10 +26,11 @@ BATCH, SEED, WARMUP, IGNORED = 8, 0, 1, -100
 ARGUMENTS: dict[str, Any] = {
     "per_device_train_batch_size": BATCH, "optim": "adamw_torch_fused", "learning_rate": 1e-6, "save_strategy": "no", "eval_strategy": "no",
 }  # fmt: skip
-OBJECTIVES: dict[str, dict[str, str]] = {
-    "nll": {"name": "nll"},
-    "reverse_kl": {"name": "reverse_kl"},
-    "forward_kl, projected": {"name": "forward_kl", "support": "proj"},  # no partition function
+# Objective → its term, and the heads that it is timed with.
+OBJECTIVES: dict[str, tuple[dict[str, str], tuple[str, ...]]] = {
+    "nll": ({"name": "nll"}, ("full", "chunked")),
+    "reverse_kl": ({"name": "reverse_kl"}, ("full", "chunked", "sampled")),
+    "forward_kl, projected": ({"name": "forward_kl", "support": "proj"}, ("candidates",)),  # no partition function
 }
 
 
@@ -53,11 +55,10 @@ def student(directory: Path, vocab: int | None, attention: str | None = None) ->
 
 
 class Stepper:
-    """Take whole steps: forward, backward, clipping and the optimizer."""
+    """Take whole steps: forward, backward, clipping and the optimizer, which all share: they train one language model."""
 
-    def __init__(self, trainer: Trainer, model: Any):
-        self.trainer, self.model = trainer, model
-        trainer.create_optimizer()
+    def __init__(self, trainer: Trainer, model: Any, optimizer: torch.optim.Optimizer):
+        self.trainer, self.model, self.optimizer = trainer, model, optimizer
 
     def seconds(self, batch: dict[str, Tensor]) -> float:
         """Take one step and return its time: that of this process, so that other work on the machine does not count."""
@@ -65,7 +66,7 @@ class Stepper:
         started = time.process_time()
         self.trainer.training_step(self.model, dict(batch), count)
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        self.trainer.optimizer.step()
+        self.optimizer.step()
         self.model.zero_grad()
         return time.process_time() - started
 
@@ -76,12 +77,13 @@ def steppers(data: RolloutDataset, directory: Path, work: str, options: argparse
     lm = student(directory, options.vocab)
     rows = lm.get_output_embeddings().weight.shape[0]
     plain = Trainer(lm, TrainingArguments(output_dir=work, use_cpu=True, report_to="none", disable_tqdm=True, **given))
-    found = {"Trainer": Stepper(plain, lm)}
-    for name, term in OBJECTIVES.items():
-        for head in options.heads.split(",") if options.heads else [None]:
-            more = {} if head is None else {"head": head}
-            trainer = DistillTrainer(lm, training_arguments(given, work, SEED), bind(term), data, vocab_size=rows, **more)
-            found[name if head is None else f"{name}, {head}"] = Stepper(trainer, trainer.model)
+    optimizer = plain.create_optimizer()
+    found = {"Trainer": Stepper(plain, lm, optimizer)}
+    for name, (term, heads) in OBJECTIVES.items():
+        for head in heads:
+            args = training_arguments(given, work, SEED)
+            trainer = DistillTrainer(lm, args, bind(term), data, vocab_size=rows, head=HeadConfig(name=head))
+            found[f"{name}, {head}"] = Stepper(trainer, trainer.model, optimizer)
     return found
 
 
