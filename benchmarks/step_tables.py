@@ -6,7 +6,7 @@ from typing import Any
 from doc_tables import number, table
 
 Rows = Sequence[dict[str, Any]]
-MEGA = 1e6
+MEGA, SMOLLM2_VOCAB = 1e6, 49_152
 
 
 def of_kind(rows: Rows, kind: str) -> list[dict[str, Any]]:
@@ -69,16 +69,12 @@ def loader_table(rows: Rows) -> str:
 
 def whole_table(rows: Rows) -> str:
     """Return whole steps ÷ those of the plain Trainer."""
-    lines = [
-        [
-            f"`{r['name'].split(', ')[0]}`, {', '.join(r['name'].split(', ')[1:])}",
-            f"{r['vocab'] or 49152:,}",
-            _middle(r["ratio"]),
-            _middle(r["seconds_of_trainer"]),
-        ]
-        for r in of_kind(rows, "step")
-    ]
-    return table(["objective, head", "V", "step ÷ SFT step", "seconds of the SFT step"], lines)
+    lines = []
+    for r in of_kind(rows, "step"):
+        *objective, head = r["name"].split(", ")
+        vocab = SMOLLM2_VOCAB if r["vocab"] is None else r["vocab"]
+        lines.append([", ".join(objective), head, f"{vocab:,}", _middle(r["ratio"]), _middle(r["seconds_of_trainer"])])
+    return table(["objective", "head", "V", "step ÷ SFT step", "seconds of the SFT step"], lines)
 
 
 def _middle(quarters: Sequence[float]) -> str:

@@ -10,7 +10,7 @@ MOST_LINES, MOST_INIT, MOST_FILE, MOST_ARGUMENTS = 50, 30, 400, 6
 # A docstring begins with one of these verbs.
 _VERBS = """
 Add Advance Align Allow Answer Append Apply Ask Assert Assign Attach Average Bind Build Call Carry Cast Check Choose Claim Clean Clear Clip
-Close Collate Collect Combine Compare Compose Compute Concatenate Configure Connect Convert Coordinate Copy Count Create Cut Decide Declare
+Close Collate Collect Combine Compare Compile Compose Compute Concatenate Configure Connect Convert Coordinate Copy Count Create Cut Decide Declare
 Decode Define Delete Derive Describe Detach Discard Distil Divide Download Draw Drive Drop Embed Encode End Enforce Ensure Escape Estimate
 Evaluate Exchange Execute Expand Explain Express Extend Extract Fetch Fill Filter Find Fine-tune Fingerprint Finish Fit Flatten Follow
 Forget Format Free Freeze Gather Generate Get Give Go Group Handle Hash Help Hide Hold Import Initialise Insert Inspect Invert Iterate Join
