@@ -31,8 +31,8 @@ class Size:
     theta: float = 10000.0  # base of the wavelengths of rotary positions
 
 
-def new_model(tokenizer: PreTrainedTokenizerFast, size: Size, seed: int) -> LlamaForCausalLM:
-    """Return a model with random weights."""
+def new_model(tokenizer: PreTrainedTokenizerFast, size: Size, seed: int, *, tied: bool = True) -> LlamaForCausalLM:
+    """Return a model with random weights. Its head is its embedding, unless ``tied`` is false."""
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
@@ -42,7 +42,7 @@ def new_model(tokenizer: PreTrainedTokenizerFast, size: Size, seed: int) -> Llam
         num_attention_heads=size.heads,
         num_key_value_heads=size.heads,
         max_position_embeddings=size.positions,
-        tie_word_embeddings=True,
+        tie_word_embeddings=tied,
         initializer_range=size.init,
         rope_parameters={"rope_type": "default", "rope_theta": size.theta},
         bos_token_id=None,

@@ -8,7 +8,7 @@ from house import SRC, imports, sources
 # From the bottom to the top: a room may import what stands before it.
 LAYERS = (
     *("runtime", "recipe", "mdp", "objectives", "models", "cache", "data", "teachers", "training", "statistics", "evaluation"),
-    *("pages", "judge", "report", "theory", "experiment", "compare", "cli", "__main__"),
+    *("pages", "judge", "report", "theory", "experiment", "planning", "compare", "cli", "__main__"),
 )
 NOT_ALGORITHMS = {"bind", "contract", "registry", "parts"}
 

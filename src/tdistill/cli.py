@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from tdistill.experiment.experiment import Experiment
 
 TASK_SEEDS = 5  # answers to every prompt of the tasks
-EXIT_USAGE, EXIT_BROKEN_PIPE = 2, 141  # 128 + SIGPIPE, as for other programs
+EXIT_UNFIT, EXIT_USAGE, EXIT_BROKEN_PIPE = 1, 2, 141  # the last is 128 + SIGPIPE, as for other programs
 
 app = typer.Typer(
     help="Distil a language model: prompts → teacher roll-outs → student → evaluation → report.\n\n"
@@ -42,6 +42,40 @@ def run(recipe: RecipeArgument, overrides: Overrides = None, *, workers: Workers
 
     current = _stages(recipe, overrides, *WAY, workers=workers)
     _show(current)
+
+
+@app.command()
+def plan(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    *,
+    device: Annotated[
+        str | None, typer.Option(help="Plan for this device: h100, h200, a100, l40s, rtx4090, cpu. Default: this machine, measured.")
+    ] = None,
+    response_length: Annotated[
+        float | None, typer.Option(min=1, help="Mean length of a response in tokens. Default: the recipe's limit.")
+    ] = None,
+    candidates: Annotated[
+        float | None, typer.Option(min=1, help="Mean number of candidates of a token. Default: typical for the recipe's p.")
+    ] = None,
+    json: Annotated[Path | None, typer.Option(help="Also write the plan to this file, as JSON.")] = None,
+) -> None:
+    """Say what each stage will take: memory, disk, tokens and time; and what does not fit. No weight is loaded. Status 1: it does not fit."""
+    from rich.console import Console
+
+    from tdistill.pages.terminal import print_document
+
+    current = _open(recipe, overrides, claims=False)
+    from tdistill.planning.pages import plan_document
+    from tdistill.planning.planner import Expected, write_plan
+    from tdistill.planning.planner import plan as plan_recipe
+
+    planned = plan_recipe(current, device, Expected(response_length, candidates))
+    print_document(Console(), plan_document(planned))
+    if json is not None:
+        write_plan(_output(json), planned)
+    if planned.unfit:
+        raise typer.Exit(EXIT_UNFIT)
 
 
 @app.command()
@@ -259,7 +293,7 @@ def _output(path: Path) -> Path:
     return local_path(str(path), OutputError)
 
 
-def _open(recipe: Path, overrides: list[str] | None, *stages: str) -> "Experiment":
+def _open(recipe: Path, overrides: list[str] | None, *stages: str, claims: bool = True) -> "Experiment":
     """Read a recipe, check what can be checked before long work, and claim its output directory."""
     from tdistill.experiment.recipe_checks import open_recipe
 
@@ -272,7 +306,8 @@ def _open(recipe: Path, overrides: list[str] | None, *stages: str) -> "Experimen
 
     current = Experiment(loaded)
     preflight(current, stages)
-    current.prepare()
+    if claims:
+        current.prepare()
     return current
 
 

@@ -1,0 +1,201 @@
+"""Compute what the training of one student takes: memory at the largest moments, work, and what it leaves on the disk."""
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+from transformers import TrainingArguments
+
+from tdistill.models.head import VALUES
+from tdistill.objectives import BoundObjective, bind
+from tdistill.planning import disk, head, memory
+from tdistill.planning.activations import Activations, activations
+from tdistill.planning.facts import Facts
+from tdistill.planning.memory import FLOAT32, Generation, Moment, Training
+from tdistill.planning.sizes import ModelSize, size_of
+from tdistill.planning.time import Step, Work, scoring, training, writing
+from tdistill.recipe.schema import MethodConfig, Recipe
+from tdistill.training.arguments import training_arguments
+from tdistill.training.schedule import examples_per_step, total_steps
+
+MOMENTS = {"adam": 8, "8bit": 2, "adafactor": 0, "sgd": 0}  # bytes a parameter of an optimizer's state, by a part of its name
+
+
+@dataclass(frozen=True)
+class StudentPlan:
+    """Compute what the training of one student takes."""
+
+    recipe: Recipe
+    method: MethodConfig
+    facts: Facts
+    root: Path
+
+    @cached_property
+    def args(self) -> TrainingArguments:
+        """Return the arguments as the trainer gets them."""
+        return training_arguments(self.method.arguments, self.root, self.recipe.seed)
+
+    @cached_property
+    def objective(self) -> BoundObjective:
+        """Return the objective."""
+        return bind(self.method.objective)
+
+    @cached_property
+    def needs(self) -> frozenset[str]:
+        """Return the objective's needs; with p = 1 every token is a candidate."""
+        return self.objective.needs | (frozenset({"dense"}) if self.method.teacher_top_p == 1.0 else frozenset())
+
+    @cached_property
+    def size(self) -> ModelSize:
+        """Return the numbers of the student, with its adapters and its value head."""
+        own = size_of(self.facts.student.build(self.method.peft.lora if self.method.peft else None))
+        extra = (own.width + 1 if VALUES & self.needs else 0) + (own.width**2 if "action_value" in self.needs else 0)
+        return replace(own, parameters=own.parameters + extra, trainable=own.trainable + extra)
+
+    @property
+    def checkpointing(self) -> bool:
+        """Return whether activations are computed again in the backward pass."""
+        return bool(self.args.activation_checkpointing or self.args.gradient_checkpointing)
+
+    @property
+    def rows(self) -> int:
+        """Return the rows of the student's head."""
+        return self.size.rows
+
+    @cached_property
+    def steps(self) -> int:
+        """Return the optimizer steps of the run."""
+        return total_steps(self.args, self.facts.lengths["train"].responses)
+
+    def tokens(self, texts: int) -> int:
+        """Return N = B·T, padded slots included: the longest answer that the recipe allows."""
+        return texts * self.facts.lengths["train"].longest_response
+
+    def activations(self, texts: int, length: int) -> Activations:
+        """Return what the body keeps for the backward pass."""
+        lm = self.facts.student.build(self.method.peft.lora if self.method.peft else None)
+        return activations(lm, texts, length, bfloat16=bool(self.args.bf16), checkpointing=self.checkpointing)
+
+    @cached_property
+    def body(self) -> Activations:
+        """Return what the body keeps of a micro-batch."""
+        train = self.facts.lengths["train"]
+        return self.activations(self.args.train_batch_size, train.longest_prompt + train.longest_response - 1)
+
+    @property
+    def teacher_online(self) -> bool:
+        """Return whether the teacher reads every batch."""
+        return "dense" in self.needs or (self.method.lm is not None and self.method.lm.reads_teacher)
+
+    def moments(self) -> list[Moment]:
+        """Return the largest moments of training, and of the student's own roll-outs where it has some."""
+        found = memory.train_stage(self._sizes())
+        found = [replace(m, host=m.host | {"process": memory.process(self.facts.tokenizer)}) for m in found]
+        if self.method.own_text is None:
+            return found
+        student, teacher = self._writing(), memory.weights(self.facts.teacher.size, self.recipe.teacher.dtype)
+        parts = found[2].device | {"gradients": 0, "teacher": teacher, **student.parts()}
+        parts["activations"] = memory.weights(self.facts.student.size, self.recipe.teacher.dtype)  # the copy that writes
+        return [*found, Moment("the student's own answers", parts, found[0].host)]
+
+    def _sizes(self) -> Training:
+        size, bf16, texts = self.size, bool(self.args.bf16), self.args.train_batch_size
+        lengths, optimizer = self.facts.lengths, self._optimizer()
+        held, valid = (self.tokens(n) for n in (texts, self.args.eval_batch_size))
+        teacher = self.teacher_online or self.method.own_text is not None
+        frozen = size.trainable < self.facts.student.size.parameters
+        return Training(
+            student=size,
+            adam=optimizer,
+            activations=self.body.kept,
+            head=head.full(held, self.rows, self.needs, bf16),
+            head_gradient=0 if frozen else FLOAT32 * size.rows * size.width,
+            logits=head.gradient(held, self.rows, bf16),
+            validation=head.validation(valid, self.rows, self.needs, bf16),
+            accumulates=self.args.gradient_accumulation_steps > 1,
+            teacher=memory.weights(self.facts.teacher.size, self.recipe.teacher.dtype) if teacher else 0,
+            teacher_logits=FLOAT32 * held * self.facts.vocabulary if self.teacher_online else 0,
+            target=FLOAT32 * size.parameters if "target" in self.needs else 0,
+            windows=self._windows(),
+            data=sum(memory.cached(lengths[split].tokens, lengths[split].candidates, False) for split in ("train", "valid")),
+        )
+
+    def _optimizer(self) -> int:
+        name = str(getattr(self.args.optim, "value", self.args.optim))
+        each = next((MOMENTS[key] for key in ("8bit", "adafactor", "sgd", "adam") if key in name), MOMENTS["adam"])
+        return each * self.size.trainable
+
+    def _windows(self) -> int:
+        """Return the bytes of the language-modelling term: activations and all logits of its windows."""
+        lm = self.method.lm
+        if lm is None:
+            return 0
+        texts = self.args.train_batch_size
+        logits = head.full(texts * (lm.window - 1), self.rows, frozenset({"taken", "dense"} if lm.reads_teacher else {"taken"}))
+        return self.activations(texts, lm.window - 1).kept + logits
+
+    def _writing(self) -> Generation:
+        train, rollout = self.facts.lengths["train"], self.recipe.rollout
+        dtype, batch = self.recipe.teacher.dtype, min(rollout.batch_size, train.responses)
+        shape = (train.mean_prompt, train.mean_response, self.facts.vocabulary)
+        return Generation(self.facts.student.size, self.facts.student_cache, dtype, batch, *shape)
+
+    def work(self) -> Work:
+        """Return the tokens, operations and seconds of the whole run, validations included."""
+        train, valid, machine = self.facts.lengths["train"], self.facts.lengths["valid"], self.facts.machine
+        dtype, examples = "bfloat16" if self.args.bf16 else "float32", examples_per_step(self.args)
+        examples = min(examples, train.responses)
+        units = head.units(self.needs)
+        step = training(Step(self.size, dtype, examples, train.mean_prompt, train.mean_response, units, self.checkpointing), machine)
+        if self.teacher_online:
+            read = scoring(self.facts.teacher.size, self.recipe.teacher.dtype, examples, train.mean_prompt, train.mean_response, machine)
+            step = step + replace(read, tokens=0)
+        once = scoring(self.size, dtype, valid.responses, valid.mean_prompt, valid.mean_response, machine)
+        found = step * self.steps + replace(once * (self.validations + 1), tokens=0)
+        own = self.own_responses
+        if not own:
+            return found
+        answers = writing(self._writing(), own, machine)
+        scored = scoring(self.facts.teacher.size, self.recipe.teacher.dtype, own, train.mean_prompt, train.mean_response, machine)
+        return found + replace(answers + scored, tokens=0)
+
+    @property
+    def validations(self) -> int:
+        """Return how often the run is validated before its end."""
+        if str(getattr(self.args.eval_strategy, "value", self.args.eval_strategy)) == "no":
+            return 0
+        return self._times(self.args.eval_steps)
+
+    @property
+    def saves(self) -> int:
+        """Return how many checkpoints the run writes."""
+        strategy = str(getattr(self.args.save_strategy, "value", self.args.save_strategy))
+        if strategy == "no":
+            return 0
+        return max(1, self._times(self.args.save_steps))
+
+    def _times(self, every: float | None) -> int:
+        if not every:
+            return 1
+        return self.steps // int(every) if every >= 1 else int(1 / every)
+
+    @property
+    def own_responses(self) -> float:
+        """Return how many answers the student writes while it trains."""
+        own = self.method.own_text
+        return 0.0 if own is None else own.lmbda * self.steps * examples_per_step(self.args) / own.replay * own.best_of
+
+    def disk(self) -> tuple[int, int]:
+        """Return the bytes that stay, and those of checkpoints that go when the student is saved."""
+        adapters = self.method.peft is not None and not self.method.peft.merge
+        saved = self.size.trainable if adapters else self.size.parameters
+        tokenizer = self.facts.tokenizer_bytes
+        weights = self.size.trainable if self.method.peft else saved
+        one = disk.checkpoint_bytes(self.size, weights, "target" in self.needs) + tokenizer
+        limit = self.args.save_total_limit
+        checkpoints = one * disk.checkpoints_kept(self.saves, limit)
+        train, own = self.facts.lengths["train"], self.own_responses
+        rounds = disk.cache_bytes(replace(train, responses=int(own))) if own else 0
+        stays = disk.student_bytes(saved) + tokenizer + rounds
+        kept = self.method.monitor.keep_checkpoints
+        return (stays + checkpoints, 0) if kept else (stays, checkpoints)
