@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from tdistill.planning import disk, head, memory
+from tdistill.planning.head import Shape
 from tdistill.planning.lengths import Lengths
 from tdistill.planning.memory import Generation, Moment, Training
 from tdistill.planning.sizes import ModelSize
@@ -16,11 +17,11 @@ RUN = Training(
     activations=700,
     head=900,
     head_gradient=1600,
+    gradient_in_loss=0,
     logits=100,
     validation=300,
     accumulates=False,
     teacher=0,
-    teacher_logits=0,
     target=0,
     windows=0,
     data=0,
@@ -45,8 +46,9 @@ def test_training_holds_weights_moments_activations_and_the_head():
 
 def test_gradients_of_earlier_micro_batches_are_there_during_the_loss():
     found = moments(replace(RUN, accumulates=True))
-    assert found["the loss and its gradient"] == moments(RUN)["the loss and its gradient"] + 4000
-    assert found["the head's gradient"] == 4000 + 8000 + 700 + 100 + 4000, "the head's is among them"
+    before = moments(RUN)
+    for name in ("the loss and its gradient", "the head's gradient"):
+        assert found[name] == before[name] + 4000
 
 
 def test_adapters_have_the_only_gradients_and_moments():
@@ -60,8 +62,12 @@ def test_shards_share_weights_gradients_and_moments_only():
 
 
 def test_a_target_network_and_an_online_teacher_stay_in_memory():
-    run = replace(RUN, target=4000, teacher=2000, teacher_logits=50)
-    assert moments(run)["validation"] == moments(RUN)["validation"] + 4000 + 2000 + 50
+    run = replace(RUN, target=4000, teacher=2000)
+    assert moments(run)["validation"] == moments(RUN)["validation"] + 4000 + 2000
+
+
+def test_a_head_that_takes_its_gradient_beside_the_loss_holds_it_there():
+    assert moments(replace(RUN, gradient_in_loss=1600))["the loss and its gradient"] == moments(RUN)["the loss and its gradient"] + 1600
 
 
 def test_the_key_value_cache_grows_with_batch_length_and_bytes():
@@ -91,13 +97,26 @@ def test_scored_references_hold_logits_of_all_their_tokens():
     [((), 2.2), (("max",), 4.4), (("log_z",), 4.4), (("log_z", "taken"), 5.4), (("dense",), 6.6), (("uniform", "taken"), 6.6)],
 )
 def test_the_full_head_takes_units_by_what_is_needed(needs, units):
-    assert head.full(10, 1000, frozenset(needs)) == pytest.approx(units * 4 * 10 * 1000)
-    assert head.full(10, 1000, frozenset(needs), bfloat16=True) == pytest.approx((units + 1) * 4 * 10 * 1000)
+    shape = Shape(10, 5, 1000, 8)
+    assert head.full(shape, frozenset(needs)) == pytest.approx(units * 4 * 10 * 1000)
+    assert head.full(replace(shape, bfloat16=True), frozenset(needs)) == pytest.approx((units + 1) * 4 * 10 * 1000)
 
 
-def test_the_chunked_head_does_not_grow_with_the_tokens_and_candidates_not_with_the_vocabulary():
-    assert head.chunked(1 << 20, 1000, 8) == 4 * (1 << 20) + 4 * 1000 * 8
-    assert head.candidates(10, 100, 28, 8) == 4 * 4 * 10 * 128 + 8 * 128 * 8
+def test_a_block_holds_whole_responses_where_the_loss_couples_their_steps():
+    shape = Shape(tokens=60, longest=20, rows=100, width=8)
+    assert head.block(shape, 50, "step", wide=False) == 4 * 50 * 100
+    assert head.block(shape, 50, "response", wide=False) == 4 * 40 * 100
+    assert head.block(shape, 5, "response", wide=False) == 4 * 20 * 100, "one response at least"
+    assert head.block(shape, 1000, "response", wide=False) == shape.unit
+    assert head.block(shape, 5, "batch", wide=True) == shape.unit
+
+
+def test_the_chunked_head_grows_with_the_block_and_candidates_not_with_the_vocabulary():
+    shape = Shape(tokens=60, longest=20, rows=100, width=8)
+    assert head.chunked(shape, 1000, wide=False) == 3 * 1000 + 12 * 60 * 8
+    assert head.chunked(shape, 1000, wide=True) == 6600 + 12 * 60 * 8
+    assert head.candidates(shape, 500) == head.candidates(replace(shape, rows=10**6), 500) == 60 * 500 + 12 * 60 * 8
+    assert head.sampled(shape, 500, 32, 40) - head.candidates(shape, 500) == 3 * 4 * 40 * 32 + 8 * 32 * 8
 
 
 def test_a_checkpoint_has_weights_moments_and_the_target_network():

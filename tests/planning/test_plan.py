@@ -57,14 +57,14 @@ def test_this_machine_is_measured_and_its_free_memory_counts(tiny_recipe, tmp_pa
 
 
 def test_what_does_not_fit_has_status_1_and_a_setting_that_makes_it_fit(tiny_recipe, monkeypatch, capsys):
-    big = ["train.arguments.per_device_train_batch_size=4096", "rollout.max_completion_length=100"]
+    big = ["train.head=full", "train.arguments.per_device_train_batch_size=4096", "rollout.max_completion_length=100"]
     assert command("plan", tiny_recipe, "--device", "h100", *big) == 0
     monkeypatch.setitem(DEVICES, "h100", replace(DEVICES["h100"], memory=1 << 30))
     capsys.readouterr()
     assert command("plan", tiny_recipe, "--device", "h100", *big) == 1
     out = " ".join(capsys.readouterr().out.split())
     assert "train distilled does not fit: it takes" in out
-    assert "of GPU memory, and 1.0 GiB are free. This makes it fit: train.arguments.per_device_train_batch_size=" in out
+    assert "of GPU memory, and 1.0 GiB are free. This makes it fit: train." in out
 
 
 def test_the_advice_fits_when_it_is_planned_again(tiny_recipe, facts):
@@ -109,6 +109,7 @@ def moved(recipe_file, facts, *overrides: str) -> dict[str, int]:
         ("train.objective={name: ls_iq, target_network: true}", "target network"),
         ("train.objective={name: reverse_kl, support: dense}", "teacher"),
         ("train.objective={name: reverse_kl, support: dense}", "head"),
+        ("train.head=full", "head"),
         ("train.teacher_top_p=1.0", "teacher"),
         ("train.on_policy={lmbda: 0.5}", "teacher"),
     ],
@@ -124,11 +125,19 @@ def test_a_setting_that_costs_memory_shows_where(override, part, tiny_recipe, fa
         ("train.arguments.activation_checkpointing=true", "activations"),
         ("train.peft={lora: {r: 2, target_modules: all-linear}}", "optimizer"),
         ("train.arguments.optim=sgd", "optimizer"),
+        ("train.objective={name: sqil}", "head"),
+        ("train.head={name: sampled, samples: 8}", "head"),
     ],
 )
 def test_a_setting_that_saves_memory_shows_where(override, part, tiny_recipe, facts):
     before, after = moved(tiny_recipe, facts), moved(tiny_recipe, facts, override)
     assert after[part] < before[part]
+
+
+@pytest.mark.parametrize(("head", "name"), [("auto", "chunked"), ("full", "full"), ("sampled", "sampled")])
+def test_the_head_is_the_one_that_the_trainer_takes(head, name, tiny_recipe, facts):
+    recipe = places.experiment(tiny_recipe, [f"train.head={head}"]).recipe
+    assert StudentPlan(recipe, recipe.train.methods()["distilled"], facts, tiny_recipe.parent).head_name == name
 
 
 def test_seeds_multiply_disk_and_time_but_not_memory(tiny_recipe, facts):
@@ -171,6 +180,7 @@ def test_what_the_user_knows_replaces_the_bounds(tiny_recipe):
         (["student={init: pretrained, student_model_name_or_path: ./nowhere}"], "'student.student_model_name_or_path': No model at"),
         (["student.num_hidden_layers=9"], "the teacher has 4 layers: ask for 1 to 4"),
         (["data.train=nowhere.jsonl"], "No prompt file at nowhere.jsonl"),
+        (["train.head=candidates"], "head: candidates can't serve nll"),
         (["--device", "h10"], "--device 'h10' is not known. Did you mean 'h100'?"),
         (["train.peft={lora: {r: 2, target_modules: [nothing]}}"], "train.peft.lora does not fit the student"),
     ],

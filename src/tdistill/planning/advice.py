@@ -52,6 +52,8 @@ def remedies(recipe: Recipe, misfit: Misfit) -> Iterator[list[str]]:
         yield from _in_bfloat16("evaluation.dtype", recipe.evaluation.dtype)
     elif stage in ("sft", "train"):
         own = recipe.sft.arguments if stage == "sft" and recipe.sft is not None else recipe.train.arguments
+        if misfit.place != "disk" and recipe.train.head.name == "full":
+            yield ["train.head=auto"]
         yield from _of_training(stage, {**DEFAULT_ARGUMENTS, **own}, misfit.place)
         yield from _in_bfloat16("teacher.dtype", recipe.teacher.dtype)
 

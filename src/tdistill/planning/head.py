@@ -1,57 +1,101 @@
-"""Compute the memory of the student's head while it trains: logits, what the loss makes of them, and their gradients.
+"""Compute the memory of each head while a student trains: logits, what the loss makes of them, and the gradient of the head's weight.
 
-N tokens, V rows of the head, D its width, U candidates in the union of a batch, S tokens drawn beside them. A unit is N·V·4 bytes: the logits
-in float32.
+N tokens, V rows of the head, D its width, P pairs of a token and a candidate, S tokens drawn. A unit is four bytes a logit: float32.
 """
 
-# Units of a forward and backward pass, by what the objective needs; measured with 1,024 tokens, V = 151,665, D = 512.
+from dataclasses import dataclass
+
+from tdistill.models.head.full import WIDE
+from tdistill.objectives.contract import Scope
+
+# Units of a forward and backward pass of the full head, by what the objective needs; measured with 1,024 tokens, V = 151,665, D = 512.
 TAIL, FULL_ROWS, DENSE = 4.4, 5.4, 6.6
 LOGITS_ONLY = 2.2  # no need of the whole vocabulary
-IN_BFLOAT16 = 1.0  # more units under autocast: logits and their gradient in bfloat16 too
-VALIDATION = 3.0  # units of a validation: logits, and two steps of the entropy
-BLOCK_UNITS = 4.0  # copies of a block's logits that a chunked head holds
-FEW = 4.0  # copies of the candidates' logits
-OVER_VOCABULARY = frozenset({"dense", "uniform"})
+TEACHER = 3.0  # more of an online teacher: its logits, and their log-softmax
+IN_BFLOAT16 = 1.0  # more under autocast: logits and their gradient in bfloat16 too
+VALIDATION = 3.0  # of the full head: logits, and two steps of the entropy
+NARROW = 3.0  # of a block, without a vocabulary axis in the loss: logits that are used again, and two steps of the entropy
+PAIR_BYTES = 60  # of a token and a candidate: ids, places, logits, and the gradients of all of these
 WHOLE = frozenset({"log_z", "max"})
 
 
-def units(needs: frozenset[str]) -> float:
-    """Return how many units a training step holds at once, from what an objective needs."""
-    if needs & OVER_VOCABULARY:
-        return DENSE
+@dataclass(frozen=True)
+class Shape:
+    """Hold the shape of what a head computes at once."""
+
+    tokens: int  # N
+    longest: int  # tokens of one response
+    rows: int  # V
+    width: int  # D
+    bfloat16: bool = False
+
+    @property
+    def unit(self) -> int:
+        """Return the bytes of all logits in float32."""
+        return 4 * self.tokens * self.rows
+
+    @property
+    def weight(self) -> int:
+        """Return the bytes of a gradient of the head's weight."""
+        return 4 * self.rows * self.width
+
+
+def units(needs: frozenset[str], online: bool = False) -> float:
+    """Return how many units a training step of the full head holds at once, from what an objective needs."""
+    if needs & WIDE:
+        return DENSE + (TEACHER if online else 0.0)
     if "taken" in needs:
         return FULL_ROWS
     return TAIL if needs & WHOLE else LOGITS_ONLY
 
 
-def full(tokens: int, rows: int, needs: frozenset[str], bfloat16: bool = False) -> int:
+def full(shape: Shape, needs: frozenset[str], online: bool = False) -> int:
     """Return u·4·N·V bytes: all logits at once.
 
     Examples:
-        >>> full(8192, 152_000, frozenset({"log_z"})) / 2**30
+        >>> full(Shape(8192, 512, 152_000, 4096), frozenset({"log_z"})) / 2**30
         20.411...
     """
-    return int((units(needs) + (IN_BFLOAT16 if bfloat16 else 0.0)) * 4 * tokens * rows)
+    return int((units(needs, online) + (IN_BFLOAT16 if shape.bfloat16 else 0.0)) * shape.unit)
 
 
-def gradient(tokens: int, rows: int, bfloat16: bool = False) -> int:
-    """Return 4·N·V bytes (2·N·V more in bfloat16): the logits' gradient, from which that of the head's weight is computed."""
-    return (6 if bfloat16 else 4) * tokens * rows
+def block(shape: Shape, budget: int, scope: Scope, wide: bool) -> int:
+    """Return the bytes of a block's logits in float32: ``budget`` tokens, but no less than one response where the loss couples its steps.
 
-
-def chunked(block_bytes: int, rows: int, width: int) -> int:
-    """Return 4·block + 4·V·D bytes: some copies of a block's logits, and the gradient of the head's weight, which is there from the first
-    block on.
+    A loss that couples the responses of a batch reads it whole, if it reads every logit.
     """
-    return int(BLOCK_UNITS * block_bytes) + 4 * rows * width
+    if scope == "batch" and wide:
+        return shape.unit
+    least = 1 if scope == "step" else shape.longest
+    return 4 * min(max(budget // least * least, least), shape.tokens) * shape.rows
 
 
-def candidates(tokens: int, union: int, sampled: int, width: int) -> int:
-    """Return 4·N·(U + S)·4 + 8·(U + S)·D bytes: logits of the candidates and of the drawn tokens, their rows, and the rows' gradient."""
-    return int(FEW * 4 * tokens * (union + sampled)) + 8 * (union + sampled) * width
+def chunked(shape: Shape, one: int, wide: bool, online: bool = False) -> int:
+    """Return u·block + 12·N·D bytes: copies of a block's logits, and hidden states with their gradients.
+
+    Args:
+        shape: of the whole batch.
+        one: from ``block``.
+        wide: the loss has a vocabulary axis.
+        online: it reads the teacher's logits too.
+    """
+    count = (DENSE if wide else NARROW) + (TEACHER if online else 0.0) + (IN_BFLOAT16 if shape.bfloat16 else 0.0)
+    return int(count * one) + 12 * shape.tokens * shape.width
 
 
-def validation(tokens: int, rows: int, needs: frozenset[str], bfloat16: bool = False) -> int:
-    """Return the bytes of one batch of a validation, which measures the entropy and both KLs over all rows, without gradient."""
-    more = (2.0 if needs & OVER_VOCABULARY else 0.0) + (0.5 if bfloat16 else 0.0)
-    return int((VALIDATION + more) * 4 * tokens * rows)
+def candidates(shape: Shape, pairs: float) -> int:
+    """Return 60·P + 12·N·D bytes: logits of the candidates alone."""
+    return int(PAIR_BYTES * pairs) + 12 * shape.tokens * shape.width
+
+
+def sampled(shape: Shape, pairs: float, drawn: int, budget: int) -> int:
+    """Return 60·P + 12·N·D + 3·block + 8·S·D bytes: the candidates, a block of the drawn tokens' logits, and their rows with a gradient.
+
+    Args:
+        shape: of the whole batch.
+        pairs: P.
+        drawn: S.
+        budget: tokens of a block whose logits have S columns.
+    """
+    of_drawn = int(NARROW * 4 * min(shape.tokens, budget) * drawn) + 8 * drawn * shape.width
+    return candidates(shape, pairs) + of_drawn

@@ -11,7 +11,7 @@ BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 FLOAT32 = 4
 MIB = 1 << 20
 # Of a process beside models: tokenizer, prompts, Arrow, and the libraries' own objects.
-PROCESS, PER_TOKEN_NAME = 20 * MIB, 400
+PROCESS, PER_TOKEN_NAME = 20 * MIB, 300
 # A cached token and candidate in a training process, while it is read and afterwards.
 CACHED_TOKEN, CACHED_CANDIDATE, READING = 141, 7.3, 3
 # A candidate of a shard that is not written yet: Python's numbers and Arrow's.
@@ -51,7 +51,7 @@ def key_values(numbers: int, batch: int, length: float, dtype: str, layers: int)
 
 
 def process(vocabulary: int) -> int:
-    """Return 20 MiB + 400·V bytes: a process and its tokenizer."""
+    """Return 20 MiB + 300·V bytes: a process and its tokenizer."""
     return PROCESS + PER_TOKEN_NAME * vocabulary
 
 
@@ -119,12 +119,12 @@ class Training:
     adam: int  # the optimizer's state
     activations: int
     head: int  # logits and their gradients
-    head_gradient: int  # of the head's weight, which follows the logits' gradients; 0 where the head is frozen
+    head_gradient: int  # of the head's weight, all that are there at once in the backward pass; 0 where the head is frozen
+    gradient_in_loss: int  # of the head's weight, where the head takes it beside the loss
     logits: int  # the logits' gradient alone, from which that of the head's weight is computed
     validation: int  # of the head while it validates
     accumulates: bool  # gradients of earlier micro-batches are there during the forward pass
     teacher: int  # its weights, where it runs online
-    teacher_logits: int  # [B, T, V] in float32, likewise
     target: int  # weights of the target network
     windows: int  # activations and logits of the language-modelling term
     data: int  # the caches
@@ -133,8 +133,10 @@ class Training:
 def train_stage(run: Training, shards: int = 1) -> list[Moment]:
     """Return the moments of training.
 
-    Always 4·P + 8·P_trainable, and 4·P_trainable for gradients where they accumulate. The loss: activations + head. The head's gradient:
-    activations + logits + 4·V·D. The optimizer's step: 4·P_trainable. Validation: its own logits.
+    Always 4·P + 8·P_trainable, and 4·P_trainable for gradients where they accumulate.
+    The loss: activations + head, and 4·V·D where the head takes its weight's gradient there.
+    The head's gradient: activations + logits + 4·V·D, as often as it is there at once.
+    The optimizer's step: 4·P_trainable. Validation: its own logits.
 
     Args:
         run: the sizes.
@@ -143,16 +145,15 @@ def train_stage(run: Training, shards: int = 1) -> list[Moment]:
     size = run.student
     weight, gradient, adam = (n // shards for n in (FLOAT32 * size.parameters, FLOAT32 * size.trainable, run.adam))
     always = {"weights": weight, "optimizer": adam, "teacher": run.teacher, "target network": run.target}
-    before = gradient if run.accumulates else 0
-    body = run.activations + run.windows
-    loss = {"gradients": before, "activations": body, "head": run.head + run.teacher_logits}
-    head = {"gradients": max(before, run.head_gradient), "activations": body, "head": run.logits + run.teacher_logits}
+    before, body = gradient if run.accumulates else 0, run.activations + run.windows
+    loss = {"gradients": before + run.gradient_in_loss, "activations": body, "head": run.head}
+    head = {"gradients": before + run.head_gradient, "activations": body, "head": run.logits}
     kept = {"cache": run.data}
     return [
         Moment("the loss and its gradient", always | loss, kept),
         Moment("the head's gradient", always | head, kept),
         Moment("optimizer's step", always | {"gradients": gradient}, kept),
-        Moment("validation", always | {"head": run.validation + run.teacher_logits}, kept),
+        Moment("validation", always | {"head": run.validation}, kept),
     ]
 
 

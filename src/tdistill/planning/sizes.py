@@ -1,6 +1,6 @@
 """Build teacher and student on the meta device, where a parameter has a shape and takes no memory, and count."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -23,6 +23,7 @@ class ModelShape:
     config: PreTrainedConfig
     auto_class: Any
     trust_remote_code: bool = False
+    attention: str | None = None  # what computes the attention; None: transformers' default
 
     def build(self, lora: dict[str, Any] | None = None) -> Any:
         """Return the model on the meta device, with adapters where ``lora`` has their arguments.
@@ -31,8 +32,11 @@ class ModelShape:
             ModelError: transformers can't build it.
             ConfigError: the adapters do not fit.
         """
+        given: dict[str, Any] = {"dtype": torch.float32, "trust_remote_code": self.trust_remote_code}
+        if self.attention is not None:
+            given["attn_implementation"] = self.attention
         with foreign(f"Can't build {self.name!r} from its configuration"), torch.device("meta"):
-            model = self.auto_class.from_config(self.config, dtype=torch.float32, trust_remote_code=self.trust_remote_code)
+            model = self.auto_class.from_config(self.config, **given)
         if lora is None:
             return model
         with torch.device("meta"):
@@ -98,11 +102,12 @@ def student_shape(recipe: Recipe, teacher: ModelShape, pretrained: ModelSource |
     """
     student = recipe.student
     if pretrained is not None:
-        return shape_of(pretrained, student.trust_remote_code)
+        return replace(shape_of(pretrained, student.trust_remote_code), attention=student.attn_implementation)
     total = teacher.config.get_text_config().num_hidden_layers
     layers = student.keep_layers or outer_layers(total, int(student.num_hidden_layers or 0))
     check_layer_count(total, len(layers))
-    return ModelShape("student", pruned_config(teacher.config, layers), teacher.auto_class, teacher.trust_remote_code)
+    config = pruned_config(teacher.config, layers)
+    return ModelShape("student", config, teacher.auto_class, teacher.trust_remote_code, student.attn_implementation)
 
 
 def key_value_numbers(model: PreTrainedModel) -> int:

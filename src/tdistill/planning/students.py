@@ -4,13 +4,17 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
+import torch
 from transformers import TrainingArguments
 
-from tdistill.models.head import VALUES
+from tdistill.models.head.blocks import block_tokens
+from tdistill.models.head.contract import Head, check_head, name_for
+from tdistill.models.head.full import WIDE
 from tdistill.objectives import BoundObjective, bind
 from tdistill.planning import disk, head, memory
 from tdistill.planning.activations import Activations, activations
 from tdistill.planning.facts import Facts
+from tdistill.planning.head import Shape
 from tdistill.planning.memory import FLOAT32, Generation, Moment, Training
 from tdistill.planning.sizes import ModelSize, size_of
 from tdistill.planning.time import Step, Work, scoring, training, writing
@@ -18,6 +22,7 @@ from tdistill.recipe.schema import MethodConfig, Recipe
 from tdistill.training.arguments import training_arguments
 from tdistill.training.schedule import examples_per_step, total_steps
 
+DRAWN = 4096  # by the head `sampled`, unless it says otherwise
 MOMENTS = {"adam": 8, "8bit": 2, "adafactor": 0, "sgd": 0}  # bytes a parameter of an optimizer's state, by a part of its name
 
 
@@ -49,7 +54,7 @@ class StudentPlan:
     def size(self) -> ModelSize:
         """Return the numbers of the student, with its adapters and its value head."""
         own = size_of(self.facts.student.build(self.method.peft.lora if self.method.peft else None))
-        extra = (own.width + 1 if VALUES & self.needs else 0) + (own.width**2 if "action_value" in self.needs else 0)
+        extra = (own.width + 1 if {"value", "action_value"} & self.needs else 0) + (own.width**2 if "action_value" in self.needs else 0)
         return replace(own, parameters=own.parameters + extra, trainable=own.trainable + extra)
 
     @property
@@ -98,23 +103,66 @@ class StudentPlan:
         parts["activations"] = memory.weights(self.facts.student.size, self.recipe.teacher.dtype)  # the copy that writes
         return [*found, Moment("the student's own answers", parts, found[0].host)]
 
+    def shape(self, texts: int) -> Shape:
+        """Return the shape of the logits of a number of texts."""
+        longest = self.facts.lengths["train"].longest_response
+        return Shape(self.tokens(texts), longest, self.rows, self.size.width, bool(self.args.bf16))
+
+    def budget(self, columns: int) -> int:
+        """Return the tokens of a block whose logits have ``columns`` columns."""
+        return block_tokens(columns, torch.device("cuda" if self.facts.machine.device.gpu else "cpu"))
+
+    @cached_property
+    def head_name(self) -> str:
+        """Return the head that a training step uses.
+
+        Raises:
+            ConfigError: the head that was asked for can't serve the objective.
+        """
+        config, every = self.method.head, self.method.teacher_top_p == 1.0
+        check_head(config, self.objective.needs, self.objective.name, every)
+        return name_for(Head(config.name), self.objective.needs, every, exact=False)
+
+    def _head(self, texts: int) -> tuple[int, int]:
+        """Return the bytes of logits and all that is made of them, and how many gradients of the head's weight are there at once."""
+        shape, wide = self.shape(texts), bool(self.needs & WIDE)
+        if self.head_name == "full":
+            return head.full(shape, self.needs, self.teacher_online), 1
+        if self.head_name == "chunked":
+            one = head.block(shape, self.budget(self.rows), self.objective.scope, wide)
+            return head.chunked(shape, one, wide, self.teacher_online), 1
+        pairs = shape.tokens * self.facts.lengths["train"].candidates
+        if self.head_name == "candidates":
+            return head.candidates(shape, pairs), 2
+        drawn = self.method.head.samples or DRAWN
+        return head.sampled(shape, pairs, drawn, self.budget(drawn)), 3
+
+    def _validation(self) -> int:
+        """Return the bytes of logits in a validation, which measures both KLs and the entropy."""
+        shape, wide = self.shape(self.args.eval_batch_size), bool(self.needs & WIDE)
+        if self.head_name == "full":
+            more = head.TEACHER + 2 if self.teacher_online else 0.0
+            return int((head.VALIDATION + more + (0.5 if shape.bfloat16 else 0.0)) * shape.unit)
+        scope = self.objective.scope
+        return head.chunked(shape, head.block(shape, self.budget(self.rows), scope, wide), wide, self.teacher_online)
+
     def _sizes(self) -> Training:
-        size, bf16, texts = self.size, bool(self.args.bf16), self.args.train_batch_size
-        lengths, optimizer = self.facts.lengths, self._optimizer()
-        held, valid = (self.tokens(n) for n in (texts, self.args.eval_batch_size))
+        size, texts, lengths = self.size, self.args.train_batch_size, self.facts.lengths
         teacher = self.teacher_online or self.method.own_text is not None
-        frozen = size.trainable < self.facts.student.size.parameters
+        trains_head = size.trainable >= self.facts.student.size.parameters
+        held, gradients = self._head(texts)
+        weight = self.shape(texts).weight if trains_head else 0
         return Training(
             student=size,
-            adam=optimizer,
+            adam=self._optimizer(),
             activations=self.body.kept,
-            head=head.full(held, self.rows, self.needs, bf16),
-            head_gradient=0 if frozen else FLOAT32 * size.rows * size.width,
-            logits=head.gradient(held, self.rows, bf16),
-            validation=head.validation(valid, self.rows, self.needs, bf16),
+            head=held,
+            head_gradient=gradients * weight,
+            gradient_in_loss=weight if self.head_name == "chunked" else 0,
+            logits=(6 if self.args.bf16 else 4) * self.tokens(texts) * self.rows if self.head_name == "full" else 0,
+            validation=self._validation(),
             accumulates=self.args.gradient_accumulation_steps > 1,
             teacher=memory.weights(self.facts.teacher.size, self.recipe.teacher.dtype) if teacher else 0,
-            teacher_logits=FLOAT32 * held * self.facts.vocabulary if self.teacher_online else 0,
             target=FLOAT32 * size.parameters if "target" in self.needs else 0,
             windows=self._windows(),
             data=sum(memory.cached(lengths[split].tokens, lengths[split].candidates, False) for split in ("train", "valid")),
@@ -131,8 +179,12 @@ class StudentPlan:
         if lm is None:
             return 0
         texts = self.args.train_batch_size
-        logits = head.full(texts * (lm.window - 1), self.rows, frozenset({"taken", "dense"} if lm.reads_teacher else {"taken"}))
-        return self.activations(texts, lm.window - 1).kept + logits
+        shape = Shape(texts * (lm.window - 1), lm.window - 1, self.rows, self.size.width, bool(self.args.bf16))
+        kept = self.activations(texts, lm.window - 1).kept
+        wide = lm.reads_teacher
+        if self.head_name == "full":
+            return kept + head.full(shape, frozenset({"taken", "dense"} if wide else {"taken"}), wide)
+        return kept + head.chunked(shape, head.block(shape, self.budget(self.rows), "step", wide), wide, wide)
 
     def _writing(self) -> Generation:
         train, rollout = self.facts.lengths["train"], self.recipe.rollout
@@ -145,7 +197,7 @@ class StudentPlan:
         train, valid, machine = self.facts.lengths["train"], self.facts.lengths["valid"], self.facts.machine
         dtype, examples = "bfloat16" if self.args.bf16 else "float32", examples_per_step(self.args)
         examples = min(examples, train.responses)
-        units = head.units(self.needs)
+        units = head.units(self.needs, self.teacher_online)
         step = training(Step(self.size, dtype, examples, train.mean_prompt, train.mean_response, units, self.checkpointing), machine)
         if self.teacher_online:
             read = scoring(self.facts.teacher.size, self.recipe.teacher.dtype, examples, train.mean_prompt, train.mean_response, machine)

@@ -8,6 +8,7 @@ from tdistill.planning.sizes import ModelSize
 
 BACKWARD, FROZEN_BACKWARD, AGAIN = 2, 1, 1  # forward passes that a backward pass, one of adapters, and recomputed activations cost
 ADAM_TRAFFIC = 28  # bytes a parameter that AdamW reads and writes
+LAYER_SECONDS = 5e-4  # that a layer takes at least when one token is written: Python and the launch of its operations
 PASSES = 2  # every copy of the logits is written and read
 
 
@@ -55,7 +56,8 @@ def writing(one: Generation, texts: float, machine: Machine) -> Work:
     cache = BYTES[one.dtype] * one.numbers * one.batch * (one.prompt + one.response / 2)
     logits = PASSES * SAMPLING * FLOAT32 * one.batch * one.rows
     read = batches * one.response * (weights + cache + logits) / machine.bandwidth
-    return Work(texts * one.response, flops, max(flops / machine.rate(one.dtype), read))
+    launched = batches * one.response * one.size.layers * LAYER_SECONDS
+    return Work(texts * one.response, flops, max(flops / machine.rate(one.dtype), read) + launched)
 
 
 @dataclass(frozen=True)
