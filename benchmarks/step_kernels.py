@@ -20,7 +20,7 @@ from tdistill.training.batch import build_steps, student_inputs
 from tdistill.training.compiled import compile_layers
 from tdistill.training.schedule import ByLength
 
-LENGTHS, PAIRS = ((4, 128), (1, 512), (1, 1024)), 4
+LENGTHS, PAIRS = ((4, 128), (1, 512)), 4
 KL = bind("reverse_kl")
 
 
