@@ -73,7 +73,8 @@ def whole_table(rows: Rows) -> str:
     for r in of_kind(rows, "step"):
         *objective, head = r["name"].split(", ")
         vocab = SMOLLM2_VOCAB if r["vocab"] is None else r["vocab"]
-        lines.append([", ".join(objective), head, f"{vocab:,}", _middle(r["ratio"]), _middle(r["seconds_of_trainer"])])
+        objective[0] = f"`{objective[0]}`"
+        lines.append([", ".join(objective), f"`{head}`", f"{vocab:,}", _middle(r["ratio"]), _middle(r["seconds_of_trainer"])])
     return table(["objective", "head", "V", "step ÷ SFT step", "seconds of the SFT step"], lines)
 
 
