@@ -10,16 +10,17 @@ MOST_LINES, MOST_INIT, MOST_FILE, MOST_ARGUMENTS = 50, 30, 400, 6
 # A docstring begins with one of these verbs.
 _VERBS = """
 Add Advance Align Allow Answer Append Apply Ask Assert Assign Attach Average Bind Build Call Carry Cast Check Choose Claim Clean Clear Clip
-Close Collate Collect Combine Compare Compile Compose Compute Concatenate Configure Connect Convert Coordinate Copy Count Create Cut Decide Declare
-Decode Define Delete Derive Describe Detach Discard Distil Divide Download Draw Drive Drop Embed Encode End Enforce Ensure Escape Estimate
-Evaluate Exchange Execute Expand Explain Express Extend Extract Fetch Fill Filter Find Fine-tune Fingerprint Finish Fit Flatten Follow
-Forget Format Free Freeze Gather Generate Get Give Go Group Handle Hash Help Hide Hold Import Initialise Insert Inspect Invert Iterate Join
-Judge Keep Learn Leave Let Limit Link List Load Lock Log Look Make Map Mark Mask Match Measure Merge Minimise Mix Move Multiply Name Normalise
-Note Open Order Pack Pad Pair Parse Pass Pick Pin Place Plot Pool Predict Prepare Present Print Probe Process Produce Project Prove Provide
-Prune Push Put Quote Raise Rank Read Rebuild Recompute Record Reduce Refuse Register Regress Release Remove Render Repeat Replace Report
-Represent Require Rescale Reset Resolve Restore Resume Retry Return Reuse Roll Run Sample Save Say Scale Score Seed Select Send Serve Set
-Shift Show Solve Sort Split Stack Start Stop Store Stream Subtract Suggest Sum Summarise Switch Synchronise Take Tell Test Tie Time Tokenise
-Track Train Transform Translate Truncate Try Turn Unpack Update Use Validate Visit Wait Walk Warn Watch Weight Wrap Write Yield
+Close Collate Collect Combine Compare Compile Compose Compute Concatenate Configure Connect Convert Coordinate Copy Count Create Cut Decide
+Declare Decode Define Delete Derive Describe Detach Discard Distil Divide Download Draw Drive Drop Embed Encode End Enforce Ensure Escape
+Estimate Evaluate Exchange Execute Expand Explain Express Extend Extract Fetch Fill Filter Find Fine-tune Fingerprint Finish Fit Flatten
+Follow Forget Format Free Freeze Gather Generate Get Give Go Group Handle Hash Help Hide Hold Import Initialise Insert Inspect Invert
+Iterate Join Judge Keep Learn Leave Let Limit Link List Load Lock Log Look Make Map Mark Mask Match Measure Merge Minimise Mix Move Multiply
+Name Normalise Note Open Order Pack Pad Pair Parse Pass Pick Pin Place Plot Pool Predict Prepare Present Print Probe Process Produce Project
+Prove Provide Prune Push Put Quote Raise Rank Read Rebuild Recompute Record Reduce Refuse Register Regress Release Remove Render Repeat
+Replace Report Represent Require Rescale Reset Resolve Restore Resume Retry Return Reuse Roll Run Sample Save Say Scale Score Seed Select
+Send Serve Set Shift Show Solve Sort Split Stack Start Stop Store Stream Subtract Suggest Sum Summarise Switch Synchronise Take Tell Test
+Tie Time Tokenise Track Train Transform Translate Truncate Try Turn Unpack Update Use Validate Visit Wait Walk Warn Watch Weight Wrap Write
+Yield
 """
 VERBS = frozenset(_VERBS.split())
 NOT_PLAIN = re.compile(r"\bso (?:many|much)\b(?! (?:that|as))|\bwhat is there\b|\bsuch\b(?! as)", re.IGNORECASE)
