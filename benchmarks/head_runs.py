@@ -5,7 +5,7 @@ import subprocess
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -62,8 +62,17 @@ class Own:
     def __init__(self, size: Size, device: str = "cpu"):
         self.device, self.vocab = device, size.vocab
         self.batch = {name: x.to(device) for name, x in batch_of(size).items()}
-        self.lm, self.teacher = (bare_model(size, seed).to(device) for seed in (0, 1))
-        self.online = OnlineTeacher(self.teacher, size.vocab)
+        self.lm = bare_model(size, 0).to(device)
+        self._size = size
+
+    @cached_property
+    def teacher(self) -> LlamaForCausalLM:
+        """Return the model that objectives over the whole vocabulary learn from."""
+        return bare_model(self._size, 1).to(self.device)
+
+    @cached_property
+    def _online(self) -> OnlineTeacher:
+        return OnlineTeacher(self.teacher, self.vocab)
 
     def run(self, key: Key, memory: bool) -> dict[str, float]:
         """Run once, forward and backward, and return its time or its memory. Gradients are made anew, and counted as memory."""
@@ -83,16 +92,17 @@ class Own:
         objective = bind(OBJECTIVES[name])
         student = StudentModel.for_needs(self.lm, objective.needs).to(self.device)
         student.use_head(HeadConfig(name=head))
-        return partial(self._objective, student, objective)
+        online = self._online if "dense" in objective.needs else None  # built here, so that a run does not pay for it
+        return partial(self._objective, student, objective, online)
 
     def _cross_entropy(self) -> Tensor:
         logits = self.lm(input_ids=self.batch["input_ids"], attention_mask=self.batch["attention_mask"], use_cache=False).logits
         return self.lm.loss_function(logits, None, self.vocab, shift_labels=self.batch["labels"])
 
-    def _objective(self, student: StudentModel, objective: BoundObjective) -> Tensor:
+    def _objective(self, student: StudentModel, objective: BoundObjective, online: OnlineTeacher | None) -> Tensor:
         teacher = None
-        if "dense" in objective.needs:
-            teacher = self.online.read(self.batch["input_ids"], self.batch["attention_mask"], self.batch["taken_ids"].shape[1])
+        if online is not None:
+            teacher = online.read(self.batch["input_ids"], self.batch["attention_mask"], self.batch["taken_ids"].shape[1])
         steps = BatchSteps(self.batch, self.vocab, objective.needs, teacher)
         call = HeadCall(objective_loss(objective, steps, self.batch["labels"].numel()), objective.scope)
         return student(**student_inputs(self.batch), vocab_size=self.vocab, needs=objective.needs, call=call)["loss"]

@@ -16,6 +16,7 @@ from typing import Any
 from algorithm_tables import algorithm_table
 from decoding import ahead_table, at_equal_entropy, curves, decoding_table, equal_entropy_table, one_temperature_table, written_by_compare
 from gains import gains_table, lookahead_plot, noise_table
+from head_tables import costs_table, libraries_table, sizes_table, vocabulary_plot, ways_table
 from pooled_methods import (
     CLONING,
     ablations_table,
@@ -59,6 +60,7 @@ PAGES, DATA, IMAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))], DOCS / 
 BLOCK = re.compile(r"(<!-- table (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
+HEAD = "head.jsonl"
 RING, CHECKED = "steps-ring.jsonl.xz", ("arithmetic", "prices")
 DEMO, REAL, FAST, OBJECTIVES_ROWS = "quickstart.jsonl", "real.jsonl.xz", "fast.jsonl.xz", "quickstart-objectives.jsonl"
 
@@ -118,6 +120,11 @@ TABLES: dict[str, Callable[[], str]] = {
     "objectives-against": lambda: against_table(rows_of(OBJECTIVES_ROWS), ("teacher_nll", "forward_kl", "rouge_l", "distinct_2")),
     "selection": lambda: selection_table(rows_of("quickstart-selection.jsonl")),
     "step-times": lambda: steps_table(rows_of("step-times.jsonl")),
+    "head": lambda: costs_table(rows_of(HEAD)),
+    "head-narrow": lambda: costs_table(rows_of(HEAD), width=64),
+    "head-sizes": lambda: sizes_table(rows_of(HEAD)),
+    "head-libraries": lambda: libraries_table(rows_of(HEAD)),
+    "candidate-rows": lambda: ways_table(rows_of("candidate-rows.jsonl")),
     "batch-plan": lambda: batches_table(rows_of("batch_plan.jsonl")),
     "real": lambda: methods_table(rows_of(REAL), "jsd", READ_FIRST),
     "real-more": lambda: methods_table(rows_of(REAL), "jsd", ("forward_kl", "distinct_2", "mean_length"), ("rouge_l",)),
@@ -186,6 +193,7 @@ FIGURES = {
     "fast-exposure": lambda: exposure_plot("fast-exposure", rows_of("fast-exposure.jsonl"), EXPOSED),
     "real-exposure": lambda: exposure_plot("real-exposure", rows_of("real-exposure.jsonl"), REAL_EXPOSED, block=16),
     "lookahead": lambda: lookahead_plot(rows_of("lookahead.jsonl")),
+    "head": lambda: vocabulary_plot(rows_of(HEAD)),
     "turns": lambda: turns_plot({pair: rows for pair, rows in turns().items() if pair != "word problems"}),  # nothing to gain there
     "fast-methods": lambda: dots(
         "fast-methods",
