@@ -101,12 +101,11 @@ class StudentModel(nn.Module):
         """Make the language model recompute its activations. The Trainer calls it."""
         self.lm.activation_checkpointing_enable(**kwargs)
 
-    def use_head(self, config: HeadConfig, proposal: Tensor | None = None) -> None:
+    def use_head(self, config: HeadConfig) -> None:
         """Choose how logits are computed. What the language model does to the output of its head is measured, on a few tokens.
 
         Args:
             config: which head. ``auto`` is ``full`` for a model whose head can't be read.
-            proposal: [V] how likely each token is drawn, up to a factor, for ``sampled``; None: all equally.
 
         Raises:
             ModelError: another head than ``full`` was asked for, and this model's head can't be read.
@@ -121,7 +120,7 @@ class StudentModel(nn.Module):
                 raise
             self.head = Head()
             return
-        self.head = Head(config.name, after, config.samples or SAMPLES, proposal)
+        self.head = Head(config.name, after, config.samples or SAMPLES)
 
     def forward(
         self,

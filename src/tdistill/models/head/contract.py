@@ -2,8 +2,6 @@
 
 from dataclasses import dataclass
 
-from torch import Tensor
-
 from tdistill.models.head.full import WIDE
 from tdistill.models.head.readout import After
 from tdistill.recipe.schema import HeadConfig
@@ -22,13 +20,11 @@ class Head:
         name: auto, full, chunked, candidates or sampled.
         after: what the model does to the output of its head; None for ``full``, which runs the model's own code.
         samples: number of tokens drawn, for ``sampled``.
-        proposal: [V] how likely each token is drawn, up to a factor, for ``sampled``; None: all equally.
     """
 
     name: str = "full"
     after: After | None = None
     samples: int = 0
-    proposal: Tensor | None = None
 
 
 def check_head(config: HeadConfig, needs: frozenset[str], objective: str, every_token: bool = False) -> None:

@@ -128,8 +128,7 @@ def _estimated_log_z(head: Head, given: Given, call: HeadCall, known: _Known) ->
     states, tokens, _ = _pairs(given)
     taken, count = given.taken[given.valid], int(given.valid.sum())
     every = torch.arange(count, device=taken.device)
-    size = given.vocab_size or len(given.weight)
-    proposal = proposal_of(tokens, size) if head.proposal is None else head.proposal.to(taken.device)
+    proposal = proposal_of(tokens, given.vocab_size or len(given.weight))
     drawn = draw(proposal, head.samples, call.seed, (torch.cat([states, every]), torch.cat([tokens, taken])))
     bias = None if given.bias is None else given.bias[drawn.ids]
     plan = Plan(Asked(frozenset({"log_z"}), None, taken, drawn), _after(head), None, block_tokens(len(drawn.ids), taken.device))
