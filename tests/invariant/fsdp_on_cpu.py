@@ -4,6 +4,7 @@ accelerate selects FSDP for GPU types only, and makes DDP of it on a CPU. Here i
 in production. What came out of ``Accelerator.prepare`` is written to $SHARDING_FACTS, a JSON line for every model and process.
 """
 
+import atexit
 import functools
 import json
 import os
@@ -15,9 +16,12 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType
 from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp._fully_shard import _fsdp_param_group
 from torch.distributed.tensor import DTensor
 
-FACTS = "SHARDING_FACTS"
+from tdistill.models.head import blocks
+
+FACTS, BLOCK_BYTES, GATHERS = "SHARDING_FACTS", "BLOCK_BYTES", "GATHERS"
 
 
 def shard_on_cpu() -> None:
@@ -70,9 +74,26 @@ def note_sharding(path: Path) -> None:
     Accelerator.prepare = noted  # type: ignore[method-assign]
 
 
+def count_gathers(path: Path) -> None:
+    """Write how often FSDP2 gathers the weights of a unit, when the process ends."""
+    gather, counted = _fsdp_param_group.foreach_all_gather, [0]
+
+    @functools.wraps(gather)
+    def noted(*args: Any, **kwargs: Any) -> Any:
+        counted[0] += 1
+        return gather(*args, **kwargs)
+
+    _fsdp_param_group.foreach_all_gather = noted  # type: ignore[assignment]
+    if os.environ["RANK"] == "0":
+        atexit.register(lambda: path.write_text(str(counted[0])))
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
     shard_on_cpu()
+    if BLOCK_BYTES in os.environ:
+        blocks.BLOCK_BYTES["cpu"] = blocks.LARGEST_BLOCK_BYTES["cpu"] = int(os.environ[BLOCK_BYTES])
+        count_gathers(Path(os.environ[GATHERS]))
     if FACTS in os.environ:
         note_sharding(Path(os.environ[FACTS]))
     from tdistill.cli import main

@@ -104,6 +104,20 @@ def test_fsdp2_shards_layer_by_layer_and_trains_as_one_process_does(recipe: Path
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("objective", [STATE_VALUE, "train.objective={name: reverse_kl}", "train.objective={name: csil}"])
+def test_the_heads_weight_is_gathered_once_a_step_however_many_blocks_it_has(objective: str, recipe: Path, tmp_path: Path) -> None:
+    reference, gathers = in_one_process(recipe, objective), []
+    for size in (2**27, 2**14):  # all at once; fifteen tokens of the tiny vocabulary, so that whole responses are computed twice
+        count = tmp_path / f"gathers-{size}"
+        found, facts = sharded(recipe, tmp_path, objective, BLOCK_BYTES=str(size), GATHERS=str(count))
+        assert all(fact["fsdp2"] for fact in facts)
+        assert_same(found, reference)
+        gathers.append(int(count.read_text()))
+        (tmp_path / "facts.jsonl").unlink()
+    assert gathers[0] == gathers[1] > 0
+
+
+@pytest.mark.slow
 def test_under_fsdp2_the_best_checkpoint_is_saved_and_early_stopping_stops_as_in_one_process(recipe: Path, tmp_path: Path) -> None:
     # The rate is so high that the first validation is the best: what is loaded at the end is not what was trained last.
     overrides = [

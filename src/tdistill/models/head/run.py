@@ -58,10 +58,10 @@ def fields(head: Head, given: Given, call: HeadCall) -> dict[str, Tensor]:
     name = _name(head, given, call)
     if name == "chunked":
         return _chunked_fields(head, given, given.needs) | given.values
-    raw = _known_logits(head, given)
-    out = {"q_t": raw.candidates} | ({"taken_logit_t": raw.taken} if "taken" in given.needs else {})
+    known = _known_logits(head, given, with_taken=name == "sampled" or "taken" in given.needs)
+    out = {"q_t": known.candidates} | ({} if known.taken is None else {"taken_logit_t": known.taken})
     if name == "sampled":
-        out["log_z_t"] = _estimated_log_z(head, given, call, raw)
+        out["log_z_t"] = _estimated_log_z(head, given, call, known)
     return out | given.values
 
 
@@ -93,23 +93,24 @@ def at_candidates(given: Given, read: Float[Tensor, "B T D"]) -> Float[Tensor, "
 
 @dataclass(frozen=True)
 class _Known:
-    """Hold the logits of the candidates, 0 at other slots, and of the tokens taken, 0 at steps that do not exist."""
+    """Hold the logits of the candidates, 0 at other slots, and of the tokens taken, 0 at steps that do not exist, where they are needed."""
 
     candidates: Float[Tensor, "B T K"]
-    taken: Float[Tensor, "B T"]
+    taken: Float[Tensor, "B T"] | None
 
 
-def _known_logits(head: Head, given: Given) -> _Known:
+def _known_logits(head: Head, given: Given, with_taken: bool) -> _Known:
     states, tokens, legal = _pairs(given)
-    taken = given.taken[given.valid]
-    hidden = given.hidden[given.valid].to(given.weight.dtype)
-    every = torch.arange(len(taken), device=taken.device)
-    parts = []
-    for where, which in ((states, tokens), (every, taken)):
-        raw = PairLogits.apply(hidden, given.weight, where, which)
-        parts.append(_after(head)(raw if given.bias is None else raw + given.bias[which]))
-    of_candidates, of_taken = parts
-    return _Known(of_candidates.new_zeros(legal.shape).masked_scatter(legal, of_candidates), spread(of_taken, given.valid))
+    count = len(states)
+    if with_taken:
+        taken = given.taken[given.valid]
+        states, tokens = torch.cat([states, torch.arange(len(taken), device=taken.device)]), torch.cat([tokens, taken])
+    order = states.argsort(stable=True)
+    sorted_raw = PairLogits.apply(given.hidden[given.valid].to(given.weight.dtype), given.weight, states[order], tokens[order])
+    raw = torch.zeros_like(sorted_raw).index_copy(0, order, sorted_raw)
+    logits = _after(head)(raw if given.bias is None else raw + given.bias[tokens])
+    of_candidates = logits.new_zeros(legal.shape).masked_scatter(legal, logits[:count])
+    return _Known(of_candidates, spread(logits[count:], given.valid) if with_taken else None)
 
 
 def _pairs(given: Given) -> tuple[Int[Tensor, " P"], Int[Tensor, " P"], Bool[Tensor, "B T K"]]:
@@ -125,6 +126,7 @@ def _estimated_log_z(head: Head, given: Given, call: HeadCall, known: _Known) ->
     """Return the log-partition, with drawn tokens in place of those whose logits are not known."""
     assert given.candidates is not None
     assert given.legal is not None
+    assert known.taken is not None
     states, tokens, _ = _pairs(given)
     taken, count = given.taken[given.valid], int(given.valid.sum())
     every = torch.arange(count, device=taken.device)
