@@ -25,7 +25,8 @@ from tdistill.runtime.files import read_jsonl, write_jsonl
 
 FEW = ("nll", "reverse_kl, tail", "reverse_kl, proj")
 FLAT = ("reverse_kl, tail", "reverse_kl, proj")  # with a partition function, and without
-SEVERAL = (*FEW, "reverse_kl, dense", "jsd, dense")
+ALIKE = ("nll", "reverse_kl, dense", "jsd, dense", "forward_kl, tail", "jsd, tail")  # what other libraries compute too
+SEVERAL = (*FEW, "reverse_kl, dense")
 
 
 @dataclass(frozen=True)
@@ -39,10 +40,11 @@ class Group:
 
 BASE = Size()
 GROUPS = {
-    "base": Group([BASE], tuple(OBJECTIVES), peers=True),
-    "narrow": Group([replace(BASE, width=64)], SEVERAL, peers=True),
+    "base": Group([BASE], tuple(OBJECTIVES)),
+    "libraries": Group([Size(256, 32768, 512)], ALIKE, peers=True),
+    "narrow": Group([replace(BASE, width=64)], SEVERAL),
     "vocab": Group([replace(BASE, vocab=v) for v in (8192, 32768, 65536, 131072, 262144)], FLAT),
-    "bfloat16": Group([replace(BASE, dtype="bfloat16")], SEVERAL, peers=True),
+    "bfloat16": Group([replace(BASE, dtype="bfloat16")], SEVERAL),
     "wide": Group([replace(BASE, width=1024)]),
     "tokens": Group([replace(BASE, tokens=2048)]),
     "tiny": Group([Size(128, 1000, 16)], tuple(OBJECTIVES), peers=True),

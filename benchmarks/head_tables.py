@@ -19,6 +19,7 @@ SIZES: dict[str, dict[str, Any]] = {
     "bfloat16": {"dtype": "bfloat16"},
 }
 SHOWN = ("nll", "reverse_kl, tail", "reverse_kl, proj", "reverse_kl, dense")
+LIBRARIES: dict[str, Any] = {"tokens": 256, "vocab": 32768}
 ALIKE = ("nll", "reverse_kl, dense", "jsd, dense", "forward_kl, tail", "jsd, tail")  # what other libraries compute too
 CURVES = {  # line of the figure → head, objective
     "transformers' cross-entropy": ("transformers", "nll"),
@@ -63,31 +64,31 @@ def costs_table(rows: Rows, **changed: Any) -> str:
 
 
 def sizes_table(rows: Rows) -> str:
-    """Return a table of some objectives and heads by sizes."""
-    keys = [(head, name) for name in SHOWN for head in HEADS]
+    """Return a table of some objectives and heads by the sizes that were measured."""
+    sizes = {title: changed for title, changed in SIZES.items() if find(rows, ("transformers", "nll"), **changed)}
     lines = []
-    for head, name in keys:
-        cells = [cost(find(rows, (head, name), **changed)) for changed in SIZES.values()]
-        if set(cells) != {MISSING}:
-            lines.append([f"`{name}`, `{head}`", *cells])
-    return table(["objective, head", *SIZES], lines)
+    for name in SHOWN:
+        for head in HEADS:
+            cells = [cost(find(rows, (head, name), **changed)) for changed in sizes.values()]
+            if set(cells) != {MISSING}:
+                lines.append([f"`{name}`, `{head}`", *cells])
+    return table(["objective, head", *sizes], lines)
+
+
+def _both(row: Mapping[str, Any]) -> tuple[str, str]:
+    return (MISSING, MISSING) if "error" in row else (f"{_digits(row['ratio'])}x", _digits(row["allocated"]))
 
 
 def libraries_table(rows: Rows) -> str:
-    """Return a table of other libraries' losses beside ours of the same objective, by sizes at which both were measured."""
-    sizes = {"H = 512": {}, "H = 64": {"width": 64}, "H = 512, bfloat16": {"dtype": "bfloat16"}}
+    """Return a table of other libraries' losses beside ours of the same objective."""
     lines = []
     for name in ALIKE:
-        own = [("tdistill", head) for head in HEADS if find(rows, (head, name))]
-        others = [
-            ("peer", row["head"])
-            for row in rows
-            if row["by"] == "peer" and row["objective"] == name and find([row], (row["head"], name), "peer")
-        ]
-        for by, head in [*own, *(x for x in others if x[1] != "transformers")]:
-            title = f"tdistill `{head}`" if by == "tdistill" else head
-            lines.append([name, title, *(cost(find(rows, (head, name), by, **changed)) for changed in sizes.values())])
-    return table(["objective", "computed by", *sizes], lines)
+        found = [row for row in rows if row["objective"] == name and find([row], (row["head"], name), row["by"], **LIBRARIES)]
+        for row in found:
+            if (row["head"], row["by"]) != ("transformers", "peer"):  # it is ours too
+                title = f"tdistill, `{row['head']}`" if row["head"] in HEADS else row["head"]
+                lines.append([f"`{name}`", title, *_both(row)])
+    return table(["objective", "computed by", "time ÷ cross-entropy", "memory, copies"], lines)
 
 
 def ways_table(rows: Rows) -> str:
