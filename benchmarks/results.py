@@ -42,6 +42,7 @@ from quickstart_tables import (
     stages_table,
     steps_table,
 )
+from sampled_tables import estimate_table, noise_by_objective_table
 from step_tables import TABLES as STEP_TABLES
 from turn_tables import kinds_table, turns_plot, turns_table
 
@@ -108,6 +109,7 @@ LONGER = {"jsd_long": "jsd", "ac_uniform_gamma_09_long": "ac_uniform_gamma_09"}
 TESTED, VALIDATED, FAST_TESTED = "real-temperatures-test.jsonl.xz", "real-temperatures.jsonl.xz", "fast-temperatures.jsonl.xz"
 READ_FIRST = ("teacher_nll", "rouge_l", "reverse_kl")
 THEN = ("forward_kl", "reverse_kl", "distinct_2", "mean_length")
+REAL_HEADS = "real-heads.jsonl.xz"
 TABLES: dict[str, Callable[[], str]] = {
     "demo": lambda: demo_table(rows_of(DEMO), ("teacher_nll", "reverse_kl", "rouge_l", "distinct_2")),
     "demo-more": lambda: demo_table(rows_of(DEMO), ("forward_kl", "student_mass", "entropy", "mean_length")),
@@ -125,6 +127,10 @@ TABLES: dict[str, Callable[[], str]] = {
     "head-sizes": lambda: sizes_table(rows_of(HEAD)),
     "head-libraries": lambda: libraries_table(rows_of(HEAD)),
     "candidate-rows": lambda: ways_table(rows_of("candidate-rows.jsonl")),
+    "sampled-head": lambda: estimate_table(rows_of("sampled-head.jsonl"), "reverse_kl"),
+    "sampled-head-noise": lambda: noise_by_objective_table(rows_of("sampled-head.jsonl")),
+    "real-heads": lambda: methods_table(rows_of(REAL_HEADS), "reverse_kl", ("forward_kl", "reverse_kl", "teacher_nll")),
+    "real-heads-more": lambda: methods_table(rows_of(REAL_HEADS), "reverse_kl", ("student_mass", "entropy", "rouge_l"), ("forward_kl",)),
     "batch-plan": lambda: batches_table(rows_of("batch_plan.jsonl")),
     "real": lambda: methods_table(rows_of(REAL), "jsd", READ_FIRST),
     "real-more": lambda: methods_table(rows_of(REAL), "jsd", ("forward_kl", "distinct_2", "mean_length"), ("rouge_l",)),
