@@ -130,7 +130,6 @@ TABLES: dict[str, Callable[[], str]] = {
     "sampled-head": lambda: estimate_table(rows_of("sampled-head.jsonl"), "reverse_kl"),
     "sampled-head-noise": lambda: noise_by_objective_table(rows_of("sampled-head.jsonl")),
     "real-heads": lambda: methods_table(rows_of(REAL_HEADS), "reverse_kl", ("forward_kl", "reverse_kl", "teacher_nll")),
-    "real-heads-more": lambda: methods_table(rows_of(REAL_HEADS), "reverse_kl", ("student_mass", "entropy", "rouge_l"), ("forward_kl",)),
     "batch-plan": lambda: batches_table(rows_of("batch_plan.jsonl")),
     "real": lambda: methods_table(rows_of(REAL), "jsd", READ_FIRST),
     "real-more": lambda: methods_table(rows_of(REAL), "jsd", ("forward_kl", "distinct_2", "mean_length"), ("rouge_l",)),
