@@ -29,7 +29,7 @@ class Peak:
     seconds: float = 0.0
 
 
-def measure(recipe: Path, stage: str, output: Path, returning: bool = False) -> Peak:
+def measure(recipe: Path, stage: str, output: Path, returning: bool) -> Peak:
     """Run a stage and return its peaks.
 
     Args:
@@ -90,17 +90,24 @@ def size_of(directory: Path) -> int:
 
 
 def measure_all(recipe: Path, output: Path, file: Path) -> dict[str, dict[str, float]]:
-    """Measure every stage twice, with freed memory returned at once and with glibc's defaults, and keep what a file holds already.
+    """Measure every stage with freed memory returned at once, and training with glibc's defaults too, and keep what a file holds already.
 
     Returns:
-        "STAGE returned" and "STAGE kept" → peaks.
+        "STAGE returned", and "train kept" → peaks.
     """
-    found: dict[str, dict[str, float]] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-    for ending, returning in (("returned", True), ("kept", False)):
-        todo = [stage for stage in STAGES if f"{stage} {ending}" not in found]
-        if todo:
-            shutil.rmtree(output, ignore_errors=True)
-        for stage in STAGES if todo else ():
-            found[f"{stage} {ending}"] = asdict(measure(recipe, stage, output, returning))
+    found = read_measured(file)
+    if any(f"{stage} returned" not in found for stage in STAGES):
+        shutil.rmtree(output, ignore_errors=True)
+        for stage in STAGES:
+            found[f"{stage} returned"] = asdict(measure(recipe, stage, output, returning=True))
             write_json(file, found)
+    if "train kept" not in found:
+        shutil.rmtree(output / "students", ignore_errors=True)
+        found["train kept"] = asdict(measure(recipe, "train", output, returning=False))
+        write_json(file, found)
     return found
+
+
+def read_measured(file: Path) -> dict[str, dict[str, float]]:
+    """Read what was measured; nothing where there is no file."""
+    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}

@@ -36,7 +36,7 @@ def _size(hidden: int, layers: int, heads: int = 8) -> Size:
 FULL, OBJECTIVE = {"train.head": "full"}, "train.objective"
 SAMPLED = {"name": "sampled", "samples": 2048}
 LORA = {"lora": {"r": 16, "target_modules": "all-linear"}}
-# Without a head of its own a recipe has the cheapest exact one. The formulas were fitted on the first four, with the full head.
+# Without a head of its own a recipe has the cheapest exact one. docs/plan.md says on which of them the formulas were adjusted.
 CASES: dict[str, Case] = {
     "8k vocabulary": Case(8_000, _size(512, 10), 8, 64, 16, changes=FULL),
     "150k vocabulary": Case(150_000, _size(256, 4), 2, 64, 4, changes={OBJECTIVE: "forward_kl"}),
@@ -44,7 +44,7 @@ CASES: dict[str, Case] = {
     "accumulation": Case(16_000, _size(640, 8), 6, 96, 4, changes={"train.arguments.gradient_accumulation_steps": 2, **FULL}),
     "target network": Case(32_000, _size(512, 8), 4, 96, 4, changes={OBJECTIVE: {"name": "ls_iq", "target_network": True}}),
     "teacher online": Case(24_000, _size(512, 8), 5, 96, 6, changes={OBJECTIVE: {"name": "reverse_kl", "support": "dense"}}),
-    "LoRA, sampled": Case(32_000, _size(768, 6), 6, 96, 8, changes={"train.peft": LORA, "train.head": SAMPLED}),
+    "LoRA and sampled": Case(32_000, _size(768, 6), 6, 96, 8, changes={"train.peft": LORA, "train.head": SAMPLED}),
     "candidates": Case(64_000, _size(384, 6), 4, 96, 8, changes={OBJECTIVE: "sqil"}),
     "checkpointing": Case(16_000, _size(640, 10), 8, 192, 8, changes={"train.arguments.activation_checkpointing": True, **FULL}),
 }

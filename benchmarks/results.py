@@ -17,6 +17,7 @@ from algorithm_tables import algorithm_table
 from decoding import ahead_table, at_equal_entropy, curves, decoding_table, equal_entropy_table, one_temperature_table, written_by_compare
 from gains import gains_table, lookahead_plot, noise_table
 from head_tables import costs_table, libraries_table, sizes_table, vocabulary_plot, ways_table
+from plan_table import errors_table, plan_table
 from pooled_methods import (
     CLONING,
     ablations_table,
@@ -130,6 +131,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "sampled-head": lambda: estimate_table(rows_of("sampled-head.jsonl"), "reverse_kl"),
     "sampled-head-noise": lambda: noise_by_objective_table(rows_of("sampled-head.jsonl")),
     "real-heads": lambda: methods_table(rows_of(REAL_HEADS), "reverse_kl", ("forward_kl", "reverse_kl", "teacher_nll")),
+    "plan-errors": lambda: errors_table(rows_of("plan.jsonl")),
+    "plan-train": lambda: plan_table(rows_of("plan.jsonl"), "train"),
     "batch-plan": lambda: batches_table(rows_of("batch_plan.jsonl")),
     "real": lambda: methods_table(rows_of(REAL), "jsd", READ_FIRST),
     "real-more": lambda: methods_table(rows_of(REAL), "jsd", ("forward_kl", "distinct_2", "mean_length"), ("rouge_l",)),

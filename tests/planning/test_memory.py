@@ -113,10 +113,11 @@ def test_a_block_holds_whole_responses_where_the_loss_couples_their_steps():
 
 def test_the_chunked_head_grows_with_the_block_and_candidates_not_with_the_vocabulary():
     shape = Shape(tokens=60, longest=20, rows=100, width=8)
-    assert head.chunked(shape, 1000, wide=False) == 3 * 1000 + 12 * 60 * 8
-    assert head.chunked(shape, 1000, wide=True) == 6600 + 12 * 60 * 8
+    assert head.chunked(shape, 1000, wide=False) == 2600 + 12 * 60 * 8
+    assert head.chunked(shape, 1000, wide=True) == 4800 + 12 * 60 * 8
     assert head.candidates(shape, 500) == head.candidates(replace(shape, rows=10**6), 500) == 60 * 500 + 12 * 60 * 8
-    assert head.sampled(shape, 500, 32, 40) - head.candidates(shape, 500) == 3 * 4 * 40 * 32 + 8 * 32 * 8
+    assert head.watched(shape, 40) == 3 * 4 * 40 * 100, "the diagnostics of a logged step read all logits, a block at a time"
+    assert head.sampled(shape, 500, 32, 40) - head.candidates(shape, 500) == int(2.6 * 4 * 40 * 32) + 8 * 32 * 8
 
 
 def test_a_checkpoint_has_weights_moments_and_the_target_network():

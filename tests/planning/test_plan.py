@@ -125,8 +125,6 @@ def test_a_setting_that_costs_memory_shows_where(override, part, tiny_recipe, fa
         ("train.arguments.activation_checkpointing=true", "activations"),
         ("train.peft={lora: {r: 2, target_modules: all-linear}}", "optimizer"),
         ("train.arguments.optim=sgd", "optimizer"),
-        ("train.objective={name: sqil}", "head"),
-        ("train.head={name: sampled, samples: 8}", "head"),
     ],
 )
 def test_a_setting_that_saves_memory_shows_where(override, part, tiny_recipe, facts):

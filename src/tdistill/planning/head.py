@@ -11,10 +11,12 @@ from tdistill.objectives.contract import Scope
 # Units of a forward and backward pass of the full head, by what the objective needs; measured with 1,024 tokens, V = 151,665, D = 512.
 TAIL, FULL_ROWS, DENSE = 4.4, 5.4, 6.6
 LOGITS_ONLY = 2.2  # no need of the whole vocabulary
-TEACHER = 3.0  # more of an online teacher: its logits, and their log-softmax
+TEACHER = 1.0  # more of an online teacher: its log-probs
 IN_BFLOAT16 = 1.0  # more under autocast: logits and their gradient in bfloat16 too
 VALIDATION = 3.0  # of the full head: logits, and two steps of the entropy
-NARROW = 3.0  # of a block, without a vocabulary axis in the loss: logits that are used again, and two steps of the entropy
+# Units of a block: its logits, which are used again, and the entropy of logged steps; more where the loss has a vocabulary axis.
+NARROW, BLOCK_DENSE, BLOCK_IN_BFLOAT16 = 2.6, 4.8, 0.5
+WATCHED = 3.0  # of a block of the diagnostics, which `candidates` and `sampled` compute apart at logged steps
 PAIR_BYTES = 60  # of a token and a candidate: ids, places, logits, and the gradients of all of these
 WHOLE = frozenset({"log_z", "max"})
 
@@ -79,7 +81,7 @@ def chunked(shape: Shape, one: int, wide: bool, online: bool = False) -> int:
         wide: the loss has a vocabulary axis.
         online: it reads the teacher's logits too.
     """
-    count = (DENSE if wide else NARROW) + (TEACHER if online else 0.0) + (IN_BFLOAT16 if shape.bfloat16 else 0.0)
+    count = (BLOCK_DENSE if wide else NARROW) + (TEACHER if online else 0.0) + (BLOCK_IN_BFLOAT16 if shape.bfloat16 else 0.0)
     return int(count * one) + 12 * shape.tokens * shape.width
 
 
@@ -89,7 +91,7 @@ def candidates(shape: Shape, pairs: float) -> int:
 
 
 def sampled(shape: Shape, pairs: float, drawn: int, budget: int) -> int:
-    """Return 60·P + 12·N·D + 3·block + 8·S·D bytes: the candidates, a block of the drawn tokens' logits, and their rows with a gradient.
+    """Return 60·P + 12·N·D + 2.6·block + 8·S·D bytes: the candidates, a block of the drawn tokens' logits, and their rows with a gradient.
 
     Args:
         shape: of the whole batch.
@@ -99,3 +101,8 @@ def sampled(shape: Shape, pairs: float, drawn: int, budget: int) -> int:
     """
     of_drawn = int(NARROW * 4 * min(shape.tokens, budget) * drawn) + 8 * drawn * shape.width
     return candidates(shape, pairs) + of_drawn
+
+
+def watched(shape: Shape, budget: int) -> int:
+    """Return 3·block bytes: the diagnostics of a logged step, computed from all logits, ``budget`` tokens at a time."""
+    return int(WATCHED * 4 * min(shape.tokens, budget) * shape.rows)

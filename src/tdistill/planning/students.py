@@ -132,16 +132,17 @@ class StudentPlan:
             one = head.block(shape, self.budget(self.rows), self.objective.scope, wide)
             return head.chunked(shape, one, wide, self.teacher_online), 1
         pairs = shape.tokens * self.facts.lengths["train"].candidates
+        logged = head.watched(shape, self.budget(self.rows))
         if self.head_name == "candidates":
-            return head.candidates(shape, pairs), 2
+            return max(head.candidates(shape, pairs), logged), 2
         drawn = self.method.head.samples or DRAWN
-        return head.sampled(shape, pairs, drawn, self.budget(drawn)), 3
+        return max(head.sampled(shape, pairs, drawn, self.budget(drawn)), logged), 3
 
     def _validation(self) -> int:
         """Return the bytes of logits in a validation, which measures both KLs and the entropy."""
         shape, wide = self.shape(self.args.eval_batch_size), bool(self.needs & WIDE)
         if self.head_name == "full":
-            more = head.TEACHER + 2 if self.teacher_online else 0.0
+            more = head.TEACHER + 2 if self.teacher_online else 0.0  # the teacher's log-probs, and a divergence of both
             return int((head.VALIDATION + more + (0.5 if shape.bfloat16 else 0.0)) * shape.unit)
         scope = self.objective.scope
         return head.chunked(shape, head.block(shape, self.budget(self.rows), scope, wide), wide, self.teacher_online)
