@@ -199,7 +199,8 @@ class StudentPlan:
         dtype, examples = "bfloat16" if self.args.bf16 else "float32", examples_per_step(self.args)
         examples = min(examples, train.responses)
         units = head.units(self.needs, self.teacher_online)
-        step = training(Step(self.size, dtype, examples, train.mean_prompt, train.mean_response, units, self.checkpointing), machine)
+        shape = (examples, train.mean_prompt, train.mean_response, units, self.checkpointing, self.args.gradient_accumulation_steps)
+        step = training(Step(self.size, dtype, *shape), machine)
         if self.teacher_online:
             read = scoring(self.facts.teacher.size, self.recipe.teacher.dtype, examples, train.mean_prompt, train.mean_response, machine)
             step = step + replace(read, tokens=0)

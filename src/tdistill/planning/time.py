@@ -8,7 +8,7 @@ from tdistill.planning.sizes import ModelSize
 
 BACKWARD, FROZEN_BACKWARD, AGAIN = 2, 1, 1  # forward passes that a backward pass, one of adapters, and recomputed activations cost
 ADAM_TRAFFIC = 28  # bytes a parameter that AdamW reads and writes
-LAYER_SECONDS = 5e-4  # that a layer takes at least when one token is written: Python and the launch of its operations
+LAYER_SECONDS = 5e-4  # that a layer takes at least in a forward pass, as when one token is written: Python and the launch of its operations
 PASSES = 2  # every copy of the logits is written and read
 
 
@@ -71,6 +71,7 @@ class Step:
     response: float
     units: float  # copies of the logits in float32
     checkpointing: bool
+    micro_batches: int = 1
 
 
 def training(step: Step, machine: Machine) -> Work:
@@ -80,4 +81,5 @@ def training(step: Step, machine: Machine) -> Work:
     backward = BACKWARD if size.trainable == size.parameters else FROZEN_BACKWARD
     flops = forward * (1 + backward + (AGAIN if step.checkpointing else 0))
     moved = PASSES * step.units * FLOAT32 * scored * size.rows + ADAM_TRAFFIC * size.trainable
-    return Work(scored, flops, flops / machine.rate(step.dtype) + moved / machine.bandwidth)
+    launched = 3 * step.micro_batches * size.layers * LAYER_SECONDS
+    return Work(scored, flops, max(flops / machine.rate(step.dtype), launched) + moved / machine.bandwidth)
