@@ -43,9 +43,9 @@ def loaded(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """Count the models that an evaluation loads, beside the teacher."""
     names, load = [], systems.load_model
 
-    def count(source, *rest):
+    def count(source, *rest, **named):
         names.append(source.directory)
-        return load(source, *rest)
+        return load(source, *rest, **named)
 
     monkeypatch.setattr(systems, "load_model", count)
     return names
