@@ -194,6 +194,8 @@ EDITS = [
     ("evaluation's nucleus", set_to("evaluation", top_p=0.9), SHOWN),
     ("evaluation's batches", set_to("evaluation", batch_size=2), set()),
     ("samples shown", set_to("evaluation", num_samples_shown=1), {"report"}),
+    ("an exact head", lambda place, _: place.raw["train"].update(head="chunked"), set()),
+    ("an estimate", lambda place, _: place.raw["train"].update(head={"name": "sampled"}), {"sft_continued", "distilled", *SHOWN}),
     ("the title", lambda place, _: place.raw.update(title="another"), {"report"}),
 ]
 

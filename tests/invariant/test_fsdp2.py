@@ -19,6 +19,14 @@ FIVE_DIGITS = 1e-5
 WHOLE, HALF = (f"train.arguments.per_device_train_batch_size={size}" for size in (8, 4))
 EVERY_STEP = ["train.arguments.eval_steps=1", "train.arguments.save_steps=1"]
 STATE_VALUE = "train.objective={name: actor_critic, gamma: 0.9}"
+HEADS = {
+    "full": ["train.objective={name: reverse_kl}", "train.head=full"],
+    "chunked": ["train.objective={name: reverse_kl}"],
+    "chunked, with a value head": [STATE_VALUE],
+    "candidates": ["train.objective={name: csil}"],
+    # Two processes draw other tokens than one, unless they draw all.
+    "sampled": ["train.objective={name: reverse_kl}", "train.head={name: sampled, samples: 4096}"],
+}
 ACTION_VALUE = "train.objective={name: mean_actor_critic, gamma: 0.9}"
 
 
@@ -104,12 +112,13 @@ def test_fsdp2_shards_layer_by_layer_and_trains_as_one_process_does(recipe: Path
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("objective", [STATE_VALUE, "train.objective={name: reverse_kl}", "train.objective={name: csil}"])
-def test_the_heads_weight_is_gathered_once_a_step_however_many_blocks_it_has(objective: str, recipe: Path, tmp_path: Path) -> None:
-    reference, gathers = in_one_process(recipe, objective), []
+@pytest.mark.parametrize("head", HEADS)
+def test_the_heads_weight_is_gathered_once_a_step_however_many_blocks_it_has(head: str, recipe: Path, tmp_path: Path) -> None:
+    overrides = HEADS[head]
+    reference, gathers = in_one_process(recipe, *overrides), []
     for size in (2**27, 2**14):  # all at once; fifteen tokens of the tiny vocabulary, so that whole responses are computed twice
         count = tmp_path / f"gathers-{size}"
-        found, facts = sharded(recipe, tmp_path, objective, BLOCK_BYTES=str(size), GATHERS=str(count))
+        found, facts = sharded(recipe, tmp_path, *overrides, BLOCK_BYTES=str(size), GATHERS=str(count))
         assert all(fact["fsdp2"] for fact in facts)
         assert_same(found, reference)
         gathers.append(int(count.read_text()))

@@ -4,18 +4,21 @@ from typing import Any
 
 import pytest
 import torch
-from architectures import CONFIGS
-from head_worlds import batch, language_model, run
+from accelerate.hooks import ModelHook, add_hook_to_module
+from architectures import CONFIGS, _config
+from head_worlds import VOCAB, batch, language_model, run
 from test_architecture_matrix import REFUSED
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
 from tdistill.models.forward import step_outputs
+from tdistill.models.head.blocks import Block
 from tdistill.models.head.readout import After, Readout, find_after, first_column, replaced_head
 from tdistill.models.student import StudentModel
 from tdistill.objectives import bind
 from tdistill.recipe.schema import HeadConfig
 from tdistill.runtime.errors import ModelError
+from tdistill.training.batch import OnlineTeacher
 
 KNOWN = {
     "gemma2": After(1.0, 30.0),
@@ -50,6 +53,42 @@ def test_hidden_states_times_the_weight_and_what_follows_are_the_models_logits(n
     tolerance = 1e-5 if dtype == torch.float32 else 2e-2
     torch.testing.assert_close(found, want, atol=tolerance, rtol=tolerance)
     assert "forward" not in vars(head), "the head is its own again"
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    ("kind", "change", "after"),
+    [
+        ("granite", {"logits_scaling": 6.0}, After(1 / 6)),
+        ("cohere", {"logit_scale": 0.8333, "tie_word_embeddings": True}, After(0.8333)),
+        ("gemma2", {"final_logit_softcapping": 33.3, "query_pre_attn_scalar": 8}, After(1.0, 33.3)),
+    ],
+)
+def test_scale_and_cap_do_not_take_the_precision_of_the_weights(kind: str, change: dict, after: After, dtype: torch.dtype) -> None:
+    """In bfloat16 a scale of 1/6 would be off by two thousandths, and a cap of 33.3 by .05."""
+    found = find_after(AutoModelForCausalLM.from_config(_config(kind, **change)).to(dtype))
+    assert found.scale == pytest.approx(after.scale, rel=1e-11)
+    assert found.cap == after.cap
+
+
+def test_a_head_that_accelerate_moves_is_left_to_accelerate() -> None:
+    lm = language_model()
+    add_hook_to_module(lm.lm_head, ModelHook())
+    moved = vars(lm.lm_head)["forward"]
+    with pytest.raises(ModelError, match="moved or sharded by another library"):
+        find_after(lm)
+    assert vars(lm.lm_head)["forward"] is moved
+    assert OnlineTeacher(lm, VOCAB).read(torch.tensor([[1, 2, 3]]), torch.ones(1, 3, dtype=torch.long), 2)(Block()).shape == (1, 2, VOCAB)
+    assert vars(lm.lm_head)["forward"] is moved
+
+
+def test_measuring_a_head_leaves_every_module_in_its_mode() -> None:
+    lm = language_model().train()
+    lm.model.layers[0].eval()
+    find_after(lm)
+    assert lm.training
+    assert not lm.model.layers[0].mlp.training
+    assert lm.model.layers[1].mlp.training
 
 
 class Odd(nn.Module):

@@ -15,7 +15,7 @@ from transformers import EarlyStoppingCallback, TrainerCallback
 from tdistill.experiment import artefact
 from tdistill.experiment.graph import make
 from tdistill.experiment.students import sft, students
-from tdistill.recipe.schema import MonitorConfig
+from tdistill.recipe.schema import HeadConfig, MonitorConfig
 from tdistill.runtime.errors import TrainingError
 from tdistill.training.checkpoints import find_checkpoints, last_checkpoint
 from tdistill.training.fit import training_arguments
@@ -74,6 +74,21 @@ def test_a_kill_after_any_checkpoint_changes_nothing(kind: str, lengths: str, wo
         assert losses(killed) == losses(whole)
         assert counted(killed, saved[-1]) == {float(saved[-1])}
         assert find_checkpoints(killed / "checkpoints")[-1].name == f"checkpoint-{saved[-1]}", "there was no step after the last"
+
+
+@pytest.mark.parametrize("accumulated", [1, 2])
+def test_a_resumed_run_draws_the_tokens_that_the_whole_run_drew(accumulated: int, world: small_runs.World, tmp_path: Path) -> None:
+    """The head ``sampled``: bit by bit, although the draw of every batch is another one."""
+    whole, settings = tmp_path / "whole", {"objective": "reverse_kl", "head": HeadConfig(name="sampled", samples=24)}
+    arguments = {"save_total_limit": None, "per_device_train_batch_size": 4 // accumulated, "gradient_accumulation_steps": accumulated}
+    world.train(whole, "plain", arguments, keep_checkpoints=True, **settings)
+    killed = small_runs.left_by_a_kill(whole, tmp_path / "killed", 2)
+    world.train(killed, "plain", arguments, keep_checkpoints=True, **settings)
+    small_runs.assert_same_weights(killed, whole)
+    exact = tmp_path / "exact"
+    world.train(exact, "plain", arguments, **{**settings, "head": HeadConfig()})
+    with pytest.raises(AssertionError):
+        small_runs.assert_same_weights(exact, whole)
 
 
 @pytest.mark.parametrize("best", ["best loaded", "last kept"])

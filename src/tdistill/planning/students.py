@@ -10,6 +10,7 @@ from transformers import TrainingArguments
 from tdistill.models.head.blocks import block_tokens
 from tdistill.models.head.contract import Head, check_head, name_for
 from tdistill.models.head.full import WIDE
+from tdistill.models.head.sampling import SAMPLES
 from tdistill.objectives import BoundObjective, bind
 from tdistill.planning import disk, head, memory
 from tdistill.planning.activations import Activations, activations
@@ -22,7 +23,6 @@ from tdistill.recipe.schema import MethodConfig, Recipe
 from tdistill.training.arguments import training_arguments
 from tdistill.training.schedule import examples_per_step, total_steps
 
-DRAWN = 4096  # by the head `sampled`, unless it says otherwise
 MOMENTS = {"adam": 8, "8bit": 2, "adafactor": 0, "sgd": 0}  # bytes a parameter of an optimizer's state, by a part of its name
 
 
@@ -135,7 +135,7 @@ class StudentPlan:
         logged = head.watched(shape, self.budget(self.rows))
         if self.head_name == "candidates":
             return max(head.candidates(shape, pairs), logged), 2
-        drawn = self.method.head.samples or DRAWN
+        drawn = self.method.head.samples or SAMPLES
         return max(head.sampled(shape, pairs, drawn, self.budget(drawn)), logged), 3
 
     def _validation(self) -> int:

@@ -21,9 +21,10 @@ from tdistill.models.weights import foreign
 from tdistill.runtime.errors import ModelError
 
 # Raw logits that are sent through the model: small ones show the scale, large ones a cap.
-GRID = (-3e4, -300.0, -60.0, -30.0, -7.0, -1.0, -1e-2, 0.0, 1e-2, 1.0, 7.0, 30.0, 60.0, 300.0, 3e4)
+GRID = (-3e4, -300.0, -60.0, -30.0, -7.0, -1.0, -1e-6, 0.0, 1e-6, 1.0, 7.0, 30.0, 60.0, 300.0, 3e4)
 OTHERWISE = "use head: full, which runs the model's own code."
-TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 4e-3}
+# What comes out, by its type: how far it may be off, and the digits that it tells of a scale or cap. Fewer bits tell too few.
+PRECISION = {torch.float64: (1e-9, 12), torch.float32: (1e-5, 6)}
 
 
 @dataclass(frozen=True)
@@ -107,58 +108,70 @@ def first_column(hidden: Tensor) -> Tensor:
 def find_after(lm: PreTrainedModel) -> After:
     """Return what the model does to the output of its head, measured on a few tokens.
 
+    The numbers are sent in float64, whatever the model computes in: bfloat16 would tell a scale of 1/6 to three digits.
+
     Raises:
-        ModelError: the head is not one linear layer, or the model does something else to its output.
+        ModelError: the head is not one linear layer that is whole and its own, or the model does something else to its output.
     """
     what = f"The head of {type(lm).__name__}"
+    head = _plain_head(lm, what)
+    wide = torch.float32 if head.weight.device.type == "mps" else torch.float64
+    sent = torch.tensor(GRID, device=head.weight.device, dtype=wide)
+    modes = {module: module.training for module in lm.modules()}
+    lm.eval()
+    try:
+        with foreign(what), no_autocast(head.weight):
+            with replaced_head(lm, lambda hidden: sent.expand(*hidden.shape[:-1], len(GRID))) as seen:
+                found = _last_logits(lm, 1)
+            if len(seen) != 1 or found.shape[-1] != len(GRID):
+                raise ModelError(f"{what} is not what gives the logits: {OTHERWISE}")
+            after = _fit(sent, found, what)
+            _check_whole(lm, after, what)
+    finally:
+        for module, training in modes.items():
+            module.training = training
+    return after
+
+
+def _plain_head(lm: PreTrainedModel, what: str) -> nn.Linear:
     head = lm.get_output_embeddings()
     if type(head) is not nn.Linear:
         raise ModelError(f"{what} is a {type(head).__name__}, not a linear layer: {OTHERWISE}")
-    weight = head.weight
-    sent = torch.tensor(GRID, device=weight.device, dtype=torch.float32)
+    if "forward" in vars(head) or head.weight.numel() == 0 or head.weight.is_meta:
+        raise ModelError(f"{what} is moved or sharded by another library, which shows its weight to the layer alone: {OTHERWISE}")
+    return head
 
-    def known(hidden: Tensor) -> Tensor:
-        return sent.to(hidden.dtype).expand(*hidden.shape[:-1], len(GRID))
 
-    ids = torch.zeros(1, 1, dtype=torch.long, device=lm.device)
-    was_training = lm.training
-    lm.eval()
-    try:
-        with foreign(what), no_autocast(weight), replaced_head(lm, known) as seen:
-            found = lm(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False, logits_to_keep=1).logits
-            if len(seen) != 1 or found.shape[-1] != len(GRID):
-                raise ModelError(f"{what} is not what gives the logits: {OTHERWISE}")
-        after = _fit(sent.to(seen[0].dtype).double(), found[0, -1].double(), TOLERANCE[seen[0].dtype], what)
-        with no_autocast(weight):
-            _check_whole(lm, after, what)
-    finally:
-        lm.train(was_training)
-    return after
+def _last_logits(lm: PreTrainedModel, tokens: int) -> Tensor:
+    """Return the logits [rows] at the last of a few tokens."""
+    ids = torch.arange(tokens, device=lm.device).unsqueeze(0)
+    return lm(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False, logits_to_keep=1).logits[0, -1]
 
 
 def _check_whole(lm: PreTrainedModel, after: After, what: str) -> None:
     """Check on two tokens that the hidden states times the weight, and what follows, are the model's logits."""
-    head, ids = lm.get_output_embeddings(), torch.arange(2, device=lm.device).unsqueeze(0)
-    given: Any = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "use_cache": False, "logits_to_keep": 1}
+    head = lm.get_output_embeddings()
     with replaced_head(lm, first_column) as seen:
-        lm(**given)
-    mine = Readout(head.weight, head.bias, after).logits(seen[0][:, -1:])
-    size, limit = rounding(mine[0, -1], at_least_float32(lm(**given).logits[0, -1]), head.weight.dtype)
+        _last_logits(lm, 2)
+    mine = Readout(head.weight, head.bias, after).logits(seen[0][0, -1])
+    size, limit = rounding(mine, at_least_float32(_last_logits(lm, 2)), head.weight.dtype)
     if not size <= limit:
         raise ModelError(f"{what} times the hidden states is not the model's logits (off by {size:.2g} of their spread): {OTHERWISE}")
 
 
-def _fit(x: Tensor, y: Tensor, tolerance: float, what: str) -> After:
+def _fit(x: Tensor, y: Tensor, what: str) -> After:
     """Return f with y = f(x)."""
+    tolerance, digits = PRECISION.get(y.dtype, (0.0, 1))
+    x, y = x.double(), y.double()
     small = x.abs() == x[x != 0].abs().min()
-    scale, most = _rounded(float((y[small] / x[small]).mean())), float(y.abs().max())
-    for cap in (None, _rounded(most)):
+    scale, most = _rounded(float((y[small] / x[small]).mean()), digits), _rounded(float(y.abs().max()), digits)
+    for cap in (None, most):
         want = scale * x if cap is None else cap * torch.tanh(scale * x / cap)
         if torch.allclose(y, want, rtol=tolerance, atol=tolerance * 1e-3):
             return After(scale, cap)
     raise ModelError(f"{what} is followed by a function that is neither a scale nor a soft cap: {OTHERWISE}")
 
 
-def _rounded(x: float) -> float:
-    """Return the number that a configuration would hold: 7 significant digits, which float32 does not tell apart."""
-    return float(f"{x:.6g}")
+def _rounded(x: float, digits: int) -> float:
+    """Return a number to some significant digits: those that a configuration would hold, not the rounding errors behind them."""
+    return float(f"{x:.{digits - 1}e}")
