@@ -136,7 +136,7 @@ class StudentPlan:
         if self.head_name == "candidates":
             return max(head.candidates(shape, pairs), logged), 2
         drawn = self.method.head.samples or SAMPLES
-        return max(head.sampled(shape, pairs, drawn, self.budget(drawn)), logged), 3
+        return max(head.sampled(shape, pairs, drawn, self.budget(drawn)), logged), 2
 
     def _validation(self) -> int:
         """Return the bytes of logits in a validation, which measures both KLs and the entropy."""

@@ -58,11 +58,10 @@ def fields(head: Head, given: Given, call: HeadCall) -> dict[str, Tensor]:
     name = _name(head, given, call)
     if name == "chunked":
         return _chunked_fields(head, given, given.needs) | given.values
-    known = _known_logits(head, given, with_taken=name == "sampled" or "taken" in given.needs)
-    out = {"q_t": known.candidates} | ({} if known.taken is None else {"taken_logit_t": known.taken})
     if name == "sampled":
-        out["log_z_t"] = _estimated_log_z(head, given, call, known)
-    return out | given.values
+        return _sampled_fields(head, given, call.seed) | given.values
+    known = _known_logits(head, given, with_taken="taken" in given.needs)
+    return {"q_t": known.candidates} | ({} if known.taken is None else {"taken_logit_t": known.taken}) | given.values
 
 
 def loss(head: Head, given: Given, call: HeadCall) -> tuple[Tensor, dict[str, Tensor]]:
@@ -122,24 +121,31 @@ def _pairs(given: Given) -> tuple[Int[Tensor, " P"], Int[Tensor, " P"], Bool[Ten
     return places.unsqueeze(-1).expand_as(legal)[legal], given.candidates[legal], legal
 
 
-def _estimated_log_z(head: Head, given: Given, call: HeadCall, known: _Known) -> Float[Tensor, "B T"]:
-    """Return the log-partition, with drawn tokens in place of those whose logits are not known."""
+def _sampled_fields(head: Head, given: Given, seed: int) -> dict[str, Tensor]:
+    """Return the logits of candidates and tokens taken, and the log-partition with drawn tokens in place of those that are not known."""
     assert given.candidates is not None
     assert given.legal is not None
-    assert known.taken is not None
     states, tokens, _ = _pairs(given)
-    taken, count = given.taken[given.valid], int(given.valid.sum())
-    every = torch.arange(count, device=taken.device)
+    taken = given.taken[given.valid]
+    every = torch.arange(len(taken), device=taken.device)
     proposal = proposal_of(tokens, given.vocab_size or len(given.weight))
-    drawn = draw(proposal, head.samples, call.seed, (torch.cat([states, every]), torch.cat([tokens, taken])))
-    bias = None if given.bias is None else given.bias[drawn.ids]
-    plan = Plan(Asked(frozenset({"log_z"}), None, taken, drawn), _after(head), None, block_tokens(len(drawn.ids), taken.device))
-    (others,) = Recomputed.apply(_hidden(given), given.weight.index_select(0, drawn.ids), bias, plan)
+    drawn = draw(proposal, head.samples, seed, (torch.cat([states, every]), torch.cat([tokens, taken])))
+    ids = torch.cat([tokens, taken, drawn.ids]).unique()
+    weight, bias = given.weight.index_select(0, ids), None if given.bias is None else given.bias.index_select(0, ids)  # once: one gradient
+
+    def place(token_ids: Tensor) -> Tensor:
+        return torch.searchsorted(ids, token_ids).clamp(max=len(ids) - 1)  # a slot that is no candidate gets some place
+
+    small = replace(given, weight=weight, bias=bias, taken=place(given.taken), candidates=place(given.candidates), vocab_size=None)
+    known, rows = _known_logits(head, small, with_taken=True), place(drawn.ids)
+    assert known.taken is not None
+    plan = Plan(Asked(frozenset({"log_z"}), None, taken, drawn), _after(head), None, block_tokens(len(rows), taken.device))
+    (others,) = Recomputed.apply(_hidden(given), weight[rows], None if bias is None else bias[rows], plan)
     is_candidate = ((given.candidates == given.taken.unsqueeze(-1)) & given.legal).any(-1)
     apart = known.taken.masked_fill(is_candidate, -torch.inf).unsqueeze(-1)
     inside = known.candidates.masked_fill(~given.legal, -torch.inf)
     log_z = torch.cat([inside, apart, spread(others, given.valid).unsqueeze(-1)], -1)[given.valid].logsumexp(-1)
-    return spread(log_z, given.valid)
+    return {"q_t": known.candidates, "taken_logit_t": known.taken, "log_z_t": spread(log_z, given.valid)}
 
 
 def _chunked_fields(head: Head, given: Given, needs: frozenset[str]) -> dict[str, Tensor]:
