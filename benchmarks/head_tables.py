@@ -55,11 +55,11 @@ def find(rows: Rows, key: tuple[str, str], by: str = "tdistill", **changed: Any)
     return next((row for row in rows if all(row[name] == value for name, value in wanted.items())), None)
 
 
-def costs_table(rows: Rows, **changed: Any) -> str:
-    """Return a table of objectives by heads, at one size."""
-    found = [row["objective"] for row in rows if find([row], (row["head"], row["objective"]), **changed) and row["head"] == "full"]
-    lines = [["transformers' cross-entropy", cost(find(rows, ("transformers", "nll"), **changed)), *[""] * (len(HEADS) - 1)]]
-    lines += [[f"`{name}`", *(cost(find(rows, (head, name), **changed)) for head in HEADS)] for name in found]
+def costs_table(rows: Rows) -> str:
+    """Return a table of objectives by heads, at the base size."""
+    found = [row["objective"] for row in rows if find([row], (row["head"], row["objective"])) and row["head"] == "full"]
+    lines = [["transformers' cross-entropy", cost(find(rows, ("transformers", "nll"))), *[""] * (len(HEADS) - 1)]]
+    lines += [[f"`{name}`", *(cost(find(rows, (head, name))) for head in HEADS)] for name in found]
     return table(["objective", *(f"`{head}`" for head in HEADS)], lines)
 
 

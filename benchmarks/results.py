@@ -124,7 +124,6 @@ TABLES: dict[str, Callable[[], str]] = {
     "selection": lambda: selection_table(rows_of("quickstart-selection.jsonl")),
     "step-times": lambda: steps_table(rows_of("step-times.jsonl")),
     "head": lambda: costs_table(rows_of(HEAD)),
-    "head-narrow": lambda: costs_table(rows_of(HEAD), width=64),
     "head-sizes": lambda: sizes_table(rows_of(HEAD)),
     "head-libraries": lambda: libraries_table(rows_of(HEAD)),
     "candidate-rows": lambda: ways_table(rows_of("candidate-rows.jsonl")),
